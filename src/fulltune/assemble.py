@@ -1,0 +1,252 @@
+"""The only place where a Recipe becomes objects. Components never see a Recipe; stages never build."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.log import LOGGER
+from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
+from fulltune.batch import Batch
+from fulltune.data.feed import Feed, Portion, once
+from fulltune.data.lay import Budget
+from fulltune.data.order import Order
+from fulltune.data.prepare import SPLITS
+from fulltune.data.store import Store
+from fulltune.data.template import Template
+from fulltune.engine.contract import Engine, MakeOptimizer, World
+from fulltune.engine.single import SingleEngine
+from fulltune.evaluation.heldout import measure
+from fulltune.exporting.targets import Target
+from fulltune.model.facts import checkpoint_blocks, head, keeps_logits, set_dropout, undecayed
+from fulltune.model.load import base_folder
+from fulltune.model.probe import head_agrees, packing_isolates
+from fulltune.objectives import OBJECTIVES, Objective
+from fulltune.optim.groups import groups
+from fulltune.optim.optimizers import make
+from fulltune.optim.schedules import SCHEDULES, factor
+from fulltune.recipe.schema import (
+    DataSection,
+    ExportSection,
+    ModelSection,
+    OptimSection,
+    Recipe,
+    TrainSection,
+)
+from fulltune.training.acts import Evaluating, Saving, Updating
+from fulltune.training.cadence import Cadence
+from fulltune.training.checkpoint import Checkpoints
+from fulltune.training.journal import Journal
+from fulltune.training.loop import Run
+
+_MEASURED = ("heldout", "retention")
+"""Splits that are looked at while training; the test split is not."""
+
+
+def template(section: ModelSection, tokenizer: Any) -> Template:
+    """The chat template that the recipe names, or the tokenizer's own."""
+    if section.chat_template is None:
+        return Template(tokenizer, None, f"the chat template of {section.path}")
+    path = Path(section.chat_template)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise RecipeError(
+            f"the chat template cannot be read: {fault.strerror}", where=str(path), mend="check the path"
+        ) from fault
+    return Template(tokenizer, source, str(path))
+
+
+def stores(folder: Path, facts: DataFacts) -> dict[str, Store]:
+    """The prepared splits that hold anything."""
+    return {
+        split: Store(folder / split, [source.path for source in facts.sources[split]])
+        for split in SPLITS
+        if facts.splits[split].examples
+    }
+
+
+def order(data: DataSection, train: TrainSection, facts: DataFacts) -> Order:
+    """The order in which training examples come."""
+    shares = [source.share for source in data.train if source.share is not None]
+    sizes = [*facts.splits["train"].by_source]
+    sizes += [0] * (len(data.train) - len(sizes))
+    return Order(sizes, shares=shares or None, seed=train.seed)
+
+
+def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable[[TrainSection, int], int]:
+    """How many updates so many examples make."""
+
+    def count(train: TrainSection, examples: int) -> int:
+        feed = Feed(store, order(data, train, facts), _portion(train), end=examples)
+        if train.batch_tokens is None:
+            return -(-examples // train.batch_examples)
+        updates = position = 0
+        while taken := len(feed.take(position)):
+            updates, position = updates + 1, position + taken
+        return updates
+
+    return count
+
+
+def _portion(train: TrainSection) -> Portion:
+    return Portion(None if train.batch_tokens is not None else train.batch_examples, train.batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data stage's work: its card, and the splits that hold anything."""
+
+    facts: DataFacts
+    stores: Mapping[str, Store]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a run happens: its folder and journal, this process's place, and what its checkpoints belong to."""
+
+    folder: Path
+    journal: Journal
+    world: World
+    identity: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Everything that a run needs, built and bound."""
+
+    model: nn.Module
+    engine: Engine
+    evaluating: Evaluating
+    checkpoints: Checkpoints
+    loop: Callable[[Progress], Run]
+    """The loop's parts, from where the run stands."""
+
+
+def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site: Site) -> Training:
+    """From a recipe and what the earlier stages left, everything the loop calls."""
+    objective = objective_for(recipe.train, model)
+    engine = engine_for(recipe, plan, model, objective, site.world)
+    ordered = order(recipe.data, recipe.train, data.facts)
+    updating = Updating(
+        feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout),
+        engine=engine,
+        objective=objective,
+        rates=_rates(recipe.optim, plan, model),
+        seed=recipe.train.seed,
+        max_skipped=recipe.train.max_skipped,
+        journal=site.journal,
+    )
+    measured = {split: data.stores[split] for split in _MEASURED if split in data.stores}
+    evaluating = Evaluating(
+        measure=measuring(measured, plan, engine, objective),
+        best_by=recipe.checkpoint.best_by,
+        journal=site.journal,
+    )
+    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, identity=site.identity)
+    cadence = Cadence(
+        plan=plan,
+        evaluate=recipe.evaluate.every,
+        save=recipe.checkpoint.every,
+        patience=recipe.checkpoint.patience,
+    )
+    saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
+    return Training(
+        model=model,
+        engine=engine,
+        evaluating=evaluating,
+        checkpoints=checkpoints,
+        loop=lambda progress: Run(
+            progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
+        ),
+    )
+
+
+def objective_for(section: TrainSection, model: nn.Module) -> Objective:
+    """The objective around the model; our own cut of its head is used only if a probe shows that it is exact."""
+    cut = head(model)
+    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if cut is not None and not head_agrees(model, cut, rows):
+        cut = None
+    if cut is None:
+        LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
+    return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
+
+
+def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, world: World) -> Engine:
+    """The one branch over engines in the package, once there are several."""
+    if recipe.model.dropout is not None:
+        set_dropout(model, recipe.model.dropout)
+    if recipe.memory.checkpointing == "full":
+        checkpoint_blocks(model)
+    make_optimizer = _optimizer(recipe.optim, undecayed(model))
+    return SingleEngine(model, objective, make_optimizer, world, clip=recipe.optim.clip, precision=plan.precision)
+
+
+def measuring(
+    splits: Mapping[str, Store], plan: Plan, engine: Engine, objective: Objective
+) -> Callable[[int], EvalReport | None]:
+    """Measures these splits after a given number of updates; None if there are none."""
+    # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
+    budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded")
+    batches: dict[str, Callable[[], Iterable[Batch]]] = {
+        split: partial(once, store, budget) for split, store in splits.items()
+    }
+    return lambda update: measure(batches, engine, objective, step=update) if batches else None
+
+
+def require_layout(plan: Plan, model: nn.Module) -> None:
+    """RecipeError if examples packed into one row would see each other in this model."""
+    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if plan.layout == "packed" and not packing_isolates(model, rows):
+        raise RecipeError(
+            f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
+            where="train.layout",
+            mend="train.layout=padded, or another model.attention",
+        )
+
+
+def target(model: ModelSection, section: ExportSection, facts: DataFacts, shipped: Template, dtype: str) -> Target:
+    """How the result is to be written; `dtype` is that of the base."""
+    own = model.chat_template is None and shipped.exported == shipped.source
+    return Target(
+        base=base_folder(model),
+        dtype=dtype if section.dtype == "base" else section.dtype,
+        template=None if own else shipped.exported,
+        stop_ids=facts.stop_ids,
+    )
+
+
+def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
+    """A maker, since an engine must shape the parameters first."""
+
+    def build(named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        return make(
+            section.name,
+            groups(named, spared),
+            lr=section.lr,
+            weight_decay=section.weight_decay,
+            options=section.options,
+        )
+
+    return build
+
+
+def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int], Sequence[float]]:
+    """The rate of each parameter group at an update."""
+    parts = [group.rate for group in groups(model.named_parameters(), undecayed(model))]
+    floor = 1.0 if section.schedule == "constant" else section.floor
+    at = partial(
+        factor,
+        updates=plan.updates,
+        warmup=plan.warmup_updates,
+        floor=floor,
+        shape=SCHEDULES[section.schedule],
+    )
+    return lambda update: [section.lr * at(update) * part for part in parts]

@@ -1,0 +1,1 @@
+"""The ground: records, errors, tables, files, log. Nothing here imports torch."""

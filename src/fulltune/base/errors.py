@@ -1,0 +1,87 @@
+"""What can go wrong, said so that the reader can mend it. Each kind of fault has its exit code."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+SHOWN_PER_CODE = 50
+"""Faults of one kind that are printed in full; of the rest only the places are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: what, where (`file:line`), how to mend it, and a short code to count it by."""
+
+    what: str
+    where: str = ""
+    mend: str = ""
+    code: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.what}"]
+        lines += [f"where: {self.where}"] if self.where else []
+        lines += [f"mend:  {self.mend}"] if self.mend else []
+        return "\n".join(lines)
+
+
+class FulltuneError(Exception):
+    """One or many faults. The command line prints them and leaves with `exit_code`; no traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, what: str = "", *, where: str = "", mend: str = "", faults: Sequence[Fault] = (), note: str = ""
+    ) -> None:
+        self.faults = tuple(faults) or (Fault(what, where, mend),)
+        self.note = note
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        by_code: dict[str, list[Fault]] = defaultdict(list)
+        for fault in self.faults:
+            by_code[fault.code].append(fault)
+        parts: list[str] = []
+        for code, group in by_code.items():
+            parts += [str(fault) for fault in group[:SHOWN_PER_CODE]]
+            if rest := group[SHOWN_PER_CODE:]:
+                parts.append(f"... and {len(rest)} more of kind {code!r}: " + ", ".join(f.where for f in rest))
+        if self.note:
+            parts.append(self.note)
+        return "\n\n".join(parts)
+
+
+class RecipeError(FulltuneError):
+    """The recipe names something unknown, contradicts itself, or the command was used wrongly."""
+
+    exit_code = 2
+
+
+class DataError(FulltuneError):
+    """A row, a file, a chat template or a model folder cannot be used as it is."""
+
+    exit_code = 3
+
+
+class MachineError(FulltuneError):
+    """The run does not fit this machine."""
+
+    exit_code = 4
+
+
+class DivergedError(FulltuneError):
+    """Loss or gradient stopped being finite, too often."""
+
+    exit_code = 5
+
+
+class CheckpointError(FulltuneError):
+    """A checkpoint is damaged, or the run folder belongs to another recipe."""
+
+    exit_code = 6
+
+
+class DiskError(FulltuneError):
+    """The disk is full or cannot be written."""
+
+    exit_code = 7

@@ -1,0 +1,117 @@
+"""Files that are whole or absent: atomic writes, fingerprints, records as JSON."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fulltune.base.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one, never half of it, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    flush(draft)
+    draft.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file or folder on the disk now (fsync)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A draft folder beside `target` that takes its name in one rename if the block succeeds, or vanishes.
+
+    An existing `target` is replaced; the old one is removed after the new one stands. If the block fails, folders
+    above it that had to be made vanish too.
+    """
+    made = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+    umask = os.umask(0)
+    os.umask(umask)
+    draft.chmod(0o777 & ~umask)  # mkdtemp makes it private, and safetensors its files; others are to read them
+    try:
+        yield draft
+        for file in (p for p in draft.rglob("*") if p.is_file()):
+            file.chmod(0o666 & ~umask)
+            flush(file)
+        flush(draft)
+    except BaseException:
+        shutil.rmtree(draft)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.replace(old)
+    draft.replace(target)
+    flush(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of any JSON-able value, the same on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as plain JSON values; a number that is not finite becomes its name, since JSON has none."""
+    plain: dict[str, Any] = _finite(dataclasses.asdict(record))
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    return value
+
+
+def write_record(path: Path, record: Any) -> None:
+    """A dataclass as indented JSON, whole or absent."""
+    write_whole(path, json.dumps(to_json(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """The record that `write_record` wrote; CheckpointError if the file is not one."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as fault:
+        raise CheckpointError(
+            f"not a {kind.__name__}: {fault.errors()[0]['msg']}",
+            where=str(path),
+            mend="the file was changed by hand or written by another version; use a new run folder",
+        ) from fault

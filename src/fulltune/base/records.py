@@ -1,0 +1,196 @@
+"""The records that travel from stage to stage. Frozen, plain, JSON-able, free of torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+IGNORE = -100
+"""The label of a token that carries no loss."""
+
+Layout = Literal["padded", "packed"]
+Precision = Literal["float32", "bf16-mixed"]
+Unit = Literal["updates", "epochs", "minutes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often something happens: `50` (updates), `0.5 epochs` or `10 min`."""
+
+    amount: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        suffix = {"updates": "", "epochs": " epochs", "minutes": " min"}[self.unit]
+        return f"{self.amount:g}{suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """What became of one file of rows."""
+
+    path: str
+    format: str
+    sha256: str
+    rows: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFacts:
+    """One part of the prepared data: train, heldout, test or retention."""
+
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    lengths: dict[str, int]
+    """Quantiles of the examples' lengths in tokens: min, p50, p90, p99, max."""
+    by_source: tuple[int, ...]
+    """How many examples each source gave, in the order in which they are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """The card of a prepared data set (`data.json`)."""
+
+    fingerprint: str
+    """Over every option and every byte that the store depends on."""
+    rows: int
+    kept: int
+    dropped: dict[str, int]
+    truncated: int
+    splits: dict[str, SplitFacts]
+    sources: dict[str, tuple[SourceFacts, ...]]
+    notes: dict[str, str]
+    template: str
+    """sha256 of the chat template's text."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end a taught turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the other stages need to know about a model without holding it."""
+
+    architecture: str
+    parameters: int
+    layers: int
+    hidden: int
+    vocab: int
+    context: int | None
+    """Longest sequence that the positions allow; None if there is no such limit."""
+    tied_embeddings: bool
+    dtype: str
+    """Number format of the weights on disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the run may use."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    devices: int
+    bytes_per_device: int
+    cores: int
+    bf16: bool
+    """Whether bf16 matrix products are faster than float32 ones here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Every number derived from recipe, data, model and machine. Derived once, here (`plan.json`)."""
+
+    updates: int
+    warmup_updates: int
+    examples: int | None
+    """Training examples to be seen in all, epochs counted; None where updates are what was asked for."""
+    epoch_examples: int
+    micro_examples: int
+    micro_tokens: int
+    layout: Layout
+    precision: Precision
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run has come: all resumable state besides weights and optimizer. Replaced, never edited."""
+
+    position: int = 0
+    """Place in the order of the data: examples consumed, also by skipped updates."""
+    update: int = 0
+    """Optimizer updates made."""
+    skipped: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent on updates, over all resumptions."""
+    best_score: float | None = None
+    best_update: int | None = None
+    stale: int = 0
+    """Evaluations in a row without a new best."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one update did."""
+
+    step: int
+    loss: float
+    """Mean over all supervised tokens of the update, by their weights."""
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens."""
+
+    step: int
+    scores: dict[str, float]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """One saved state and what it was worth."""
+
+    step: int
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One held-out prompt, what was expected, and what the model said before and after."""
+
+    prompt: str
+    expected: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The one paper that explains a run (`record.json`)."""
+
+    recipe: str
+    """Fingerprint of the recipe as resolved."""
+    versions: dict[str, str]
+    data: DataFacts
+    model: ModelFacts
+    machine: Machine
+    plan: Plan
+    progress: Progress
+    baseline: EvalReport | None
+    evaluations: tuple[EvalReport, ...]
+    result_step: int
+    """The update after which the exported weights stood."""
+    result: str
+    """Folder of the exported model."""
+    largest_logit_difference: float
+    """Between the exported folder, loaded anew, and the weights it was written from, on a held-out batch."""
+    samples: tuple[Sample, ...]
+    peak_bytes: int
+    """Most memory that the process held: on the device if there is one, else on the host."""

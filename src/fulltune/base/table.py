@@ -1,0 +1,48 @@
+"""Named things of one kind: the one way in which new things plug in."""
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar, cast
+
+from fulltune.base.errors import RecipeError
+
+T = TypeVar("T")
+
+
+class Table(Generic[T]):
+    """Entries written out where they are made; `package.module:name` reaches code outside the package."""
+
+    def __init__(self, kind: str, entries: Mapping[str, T]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __getitem__(self, name: str) -> T:
+        """The entry; RecipeError with the nearest known name if there is none."""
+        if name in self._entries:
+            return self._entries[name]
+        if ":" in name:
+            return self._foreign(name)
+        near = difflib.get_close_matches(name, self._entries, n=1)
+        known = ", ".join(sorted(self._entries))
+        raise RecipeError(
+            f"no {self.kind} is called {name!r}",
+            mend=f"did you mean {near[0]!r}?" if near else f"one of {known}, or package.module:name",
+        )
+
+    def _foreign(self, name: str) -> T:
+        module, _, attribute = name.partition(":")
+        try:
+            return cast(T, vars(importlib.import_module(module))[attribute])
+        except ImportError as fault:
+            raise RecipeError(
+                f"the {self.kind} {name!r} cannot be imported: {fault}",
+                mend="install the package, or put its folder on PYTHONPATH",
+            ) from fault
+        except KeyError as fault:
+            raise RecipeError(
+                f"module {module!r} has no {attribute!r}", mend=f"check the {self.kind} {name!r}"
+            ) from fault

@@ -1,0 +1,53 @@
+"""What one forward pass sees: the one shape that data makes, engines move and objectives read."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass: `ids`, `labels`, `weights` [rows, tokens]; an empty batch is one unsupervised token.
+
+    Examples lie padded to the right, or several in one row (`packed`). `positions` [rows, tokens] restart at each
+    example if packed, and are None if padded, where plain causal attention needs neither positions nor a mask:
+    padding comes last and is seen by no token before it. `taught`: indices of the supervised tokens in the
+    flattened batch, known on the host so that nobody waits for the device to find them.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    positions: Tensor | None
+    taught: Tensor
+    examples: tuple[int, ...]
+    lengths: tuple[int, ...]
+    weight: float
+    """Sum of the weights of the supervised tokens: the denominator of their mean loss."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(self.lengths)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.taught)
+
+    def to(self, device: str) -> "Batch":
+        """The same batch on a device; the batch itself if that is the host, where it is made."""
+        if device == "cpu":
+            return self
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return replace(
+            self,
+            ids=moved(self.ids),
+            labels=moved(self.labels),
+            weights=moved(self.weights),
+            positions=None if self.positions is None else moved(self.positions),
+            taught=moved(self.taught),
+        )

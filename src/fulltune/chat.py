@@ -1,0 +1,58 @@
+"""A terminal loop over a tuned model, through its own chat template, word by word as it speaks."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from fulltune.base.errors import DataError
+from fulltune.engine.launch import world
+from fulltune.model.load import load_model, load_tokenizer
+from fulltune.recipe.schema import ModelSection
+
+_HELP = "an empty line or Ctrl-D ends, /new begins anew"
+
+
+def chat(run: Path, *, tokens: int) -> None:
+    """Read questions from standard input and stream the answers, keeping the conversation. Greedy, up to a stop token.
+
+    `run` is a run folder with a result, or any model folder. DataError if the model has no chat template.
+    """
+    folder = run / "model" if (run / "model").is_dir() else run
+    section = ModelSection(path=str(folder))
+    tokenizer = load_tokenizer(section)
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "this model has no chat template", where=str(folder), mend="name model.chat_template when tuning"
+        )
+    model = cast(Any, load_model(section)).to(world().device)
+    print(f"{folder}: {_HELP}")
+    turns: list[dict[str, str]] = []
+    while (said := _ask()) is not None:
+        if said == "/new":
+            turns = []
+            continue
+        turns.append({"role": "user", "content": said})
+        turns.append({"role": "assistant", "content": _answer(model, tokenizer, turns, tokens)})
+
+
+def _ask() -> str | None:
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+@torch.no_grad()
+def _answer(model: Any, tokenizer: Any, turns: list[dict[str, str]], tokens: int) -> str:
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    asked = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    stops = model.generation_config.eos_token_id
+    pad = stops[0] if isinstance(stops, list) else stops
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad or 0)
+    made = model.generate(
+        asked["input_ids"], attention_mask=asked["attention_mask"], generation_config=config, streamer=streamer
+    )
+    return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

@@ -1,0 +1,250 @@
+"""Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
+
+import errno
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.version import __version__
+
+if TYPE_CHECKING:
+    from fulltune.base.records import EvalReport, RunRecord
+    from fulltune.training.progress import ProgressLine
+
+app = typer.Typer(
+    name="fulltune",
+    help="Full-parameter fine-tuning of language models, from raw rows to a verified model folder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a run folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe, such as optim.lr=1e-5.")
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<the recipe's stem>.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in place of going on with one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+DType = Literal["base", "float32", "bfloat16", "float16"]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/quickstart")) -> None:
+    """Fine-tune the embedded tiny model on the embedded data, offline, and show what it learned and what it kept."""
+    from fulltune.quickstart import quickstart
+
+    with _progress() as sink:
+        typer.echo(quickstart(out, sink))
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.yaml")) -> None:
+    """Write a commented recipe to begin with."""
+    from fulltune.recipe.write import starter
+
+    if path.exists():
+        raise RecipeError("the file exists", where=str(path), mend="name another, or remove it")
+    path.write_text(starter(), encoding="utf-8")
+    typer.echo(f"{path} is written; name your model and data in it, then: fulltune train {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from fulltune.recipe.write import schema
+
+    typer.echo(schema())
+
+
+@app.command()
+def prepare(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn raw rows into tokens on disk, and name every row that cannot be taught."""
+    from fulltune import stages
+
+    facts = stages.prepare(recipe, out=out, fresh=fresh, **_given(overrides))
+    _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do: updates, warm-up, micro-batches, precision."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    made = stages.plan(recipe, out=out, fresh=fresh, **_given(overrides))
+    _print(made, {name: value for name, value in to_json(made).items() if name != "notes"}, as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="All of it up to one update and a trial save.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, from rows to a verified model folder; the same command goes on where it stopped."""
+    from fulltune import stages
+
+    if dry:
+        figures = stages.dry_run(recipe, out=out, fresh=fresh, **_given(overrides))
+        typer.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
+        return
+    with _progress() as sink:
+        record = stages.train(recipe, out=out, fresh=fresh, sinks=[sink], **_given(overrides))
+    _print(record, _outcome(record), as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    out: Out = None,
+    model: Annotated[Path | None, typer.Option(help="Any model folder, in place of the run's result.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the base and the result on held-out, test and retention data."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    reports = stages.evaluate(recipe, out=out, model=model, **_given(overrides))
+    if as_json:
+        typer.echo(json.dumps({name: to_json(report) for name, report in reports.items()}, indent=2))
+    else:
+        typer.echo(_scores(reports))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the best, or the last.")] = None,
+    dtype: Annotated[DType, typer.Option(help="Number format of the weights.")] = "base",
+) -> None:
+    """Write a checkpoint as a Hugging Face folder, and verify it."""
+    from fulltune import stages
+
+    typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
+
+
+@app.command()
+def chat(
+    run: Annotated[Path, typer.Argument(help="A run folder, or any model folder with a chat template.")],
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+) -> None:
+    """Talk to the tuned model through its own chat template."""
+    from fulltune.chat import chat
+
+    chat(run, tokens=tokens)
+
+
+def _given(overrides: list[str] | None) -> dict[str, Any]:
+    from fulltune.recipe.tree import given
+
+    return given(overrides or [])
+
+
+@contextmanager
+def _progress() -> Iterator["ProgressLine"]:
+    from rich.console import Console
+
+    from fulltune.training.progress import ProgressLine
+
+    sink = ProgressLine(Console(stderr=True))
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
+    from fulltune.base.files import to_json
+
+    typer.echo(json.dumps(to_json(record), indent=2, ensure_ascii=False) if as_json else _table(shown))
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    width = max(map(len, values))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in values.items())
+
+
+def _outcome(record: "RunRecord") -> Mapping[str, Any]:
+    """The few figures that a person wants at the end."""
+    shown: dict[str, Any] = {}
+    after = next((report for report in record.evaluations if report.step == record.result_step), None)
+    if record.baseline is not None and after is not None:
+        for name, score in after.scores.items():
+            shown[name] = f"{record.baseline.scores[name]:.4f} -> {score:.4f}"
+    shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
+    shown["time"] = f"{record.progress.seconds:.1f} s of training"
+    shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
+    shown["model"] = record.result
+    return shown
+
+
+def _scores(reports: Mapping[str, "EvalReport"]) -> str:
+    names = list(next(iter(reports.values())).scores)
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{who:>14}" for who in reports)]
+    for name in names:
+        lines.append(f"{name:<{width}}" + "".join(f"{report.scores[name]:>14.4f}" for report in reports.values()))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run a command; the exit codes are those of docs/architecture.md."""
+    from fulltune.base.log import speak
+
+    speak()
+    try:
+        app(standalone_mode=False)
+    except FulltuneError as fault:
+        return _fail(str(fault), fault.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        mend = "free some space, then run the same command: it goes on from the last checkpoint"
+        full = DiskError(f"{fault.strerror}", where=str(fault.filename or "the disk"), mend=mend)
+        return _fail(str(full), full.exit_code)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except Exception as fault:
+        if type(fault).__module__.startswith(("click", "typer")):  # a wrong option or a missing argument
+            return _fail(f"error: {fault.format_message()}", 2)  # type: ignore[attr-defined]
+        raise
+    return 0
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(text + "\n")
+    return code

@@ -1,0 +1,235 @@
+"""Conducts a training run: load, ask, rehearse the save, begin or go on, loop, write the result, keep the record."""
+
+import platform
+import resource
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import tokenizers
+import torch
+import transformers
+
+from fulltune.assemble import (
+    Prepared,
+    Site,
+    Training,
+    engine_for,
+    measuring,
+    objective_for,
+    require_layout,
+    target,
+    template,
+    training,
+)
+from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.files import to_json, whole_folder, write_record
+from fulltune.base.log import LOGGER
+from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
+from fulltune.base.version import __version__
+from fulltune.engine.launch import machine, world
+from fulltune.evaluation.generate import greedy
+from fulltune.exporting.targets import write
+from fulltune.exporting.verify import probe_ids, verify
+from fulltune.model.facts import facts as model_facts
+from fulltune.model.load import empty_model, load_config, load_model, load_tokenizer, require_rows
+from fulltune.recipe.schema import ExportSection, Recipe
+from fulltune.runs import RunFolder
+from fulltune.training.acts import require_finite
+from fulltune.training.journal import Journal, Sink, read
+from fulltune.training.loop import train
+
+
+def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink]) -> RunRecord:
+    """The training stage, from prepared data and a plan to a verified model folder and the record."""
+    with Journal(run.journal, sinks) as journal:
+        work = _Work.begin(run, plan, data, model, run.path, journal)
+        begun = work.go_on() or work.start()
+        states = deque(train(work.built.loop(begun)), maxlen=1)  # runs the loop; only where it ends matters here
+        return work.finish(states[0] if states else begun)
+
+
+def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
+    """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run-") as scratch:
+        with Journal(Path(scratch) / "journal.jsonl") as journal:
+            work = _Work.begin(run, plan, data, model, Path(scratch), journal)
+            loop = work.built.loop(work.start())
+            progress = loop.save(loop.update(loop.progress))
+        losses = [line["loss"] for line in read(journal.path, "step")]
+        size = sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
+    return {
+        "loss": losses[0] if losses else float("nan"),
+        "seconds_per_update": progress.seconds,
+        "hours": progress.seconds * plan.updates / 3600,
+        "checkpoint_bytes": float(size),
+        "peak_bytes": float(_peak_bytes()),
+    }
+
+
+def score_folder(recipe: Recipe, plan: Plan, data: Prepared, folder: str) -> EvalReport:
+    """Losses of any model folder on held-out, test and retention data."""
+    section = recipe.model.model_copy(update={"path": folder, "revision": None} if Path(folder).is_dir() else {})
+    model = load_model(section)
+    require_rows(model, load_tokenizer(section), folder)
+    objective = objective_for(recipe.train, model)
+    engine = engine_for(recipe, plan, model, objective, world())
+    splits = {split: store for split, store in data.stores.items() if split != "train"}
+    report = measuring(splits, plan, engine, objective)(0)
+    if report is None:
+        raise RecipeError("nothing to measure on", where="data", mend="give data.heldout, data.test or data.retention")
+    require_finite(report)
+    return report
+
+
+def write_checkpoint(run: RunFolder, data: Prepared, folder: Path, step: int | None, section: ExportSection) -> None:
+    """Export one checkpoint of a run: that of `step`, else the best, else the last."""
+    model = model_facts(empty_model(run.recipe.model), load_config(run.recipe.model))
+    with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal.jsonl") as journal:
+        work = _Work.begin(run, run.plan(), data, model, run.path, journal)
+        newest = work.built.checkpoints.newest()
+        if newest is None:
+            raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
+        progress, _, _ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
+        work.built.checkpoints.load(step or progress.best_update or newest, work.built.engine, weights_only=True)
+        with whole_folder(folder) as draft:
+            work.write_model(draft, section)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One training run in this process: what is known, and what was built from it."""
+
+    run: RunFolder
+    plan: Plan
+    data: Prepared
+    model: ModelFacts
+    tokenizer: Any
+    journal: Journal
+    built: Training
+
+    @classmethod
+    def begin(
+        cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, folder: Path, journal: Journal
+    ) -> "_Work":
+        """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
+        section = run.recipe.model
+        tokenizer = load_tokenizer(section)
+        loaded = load_model(section)
+        require_rows(loaded, tokenizer, section.path)
+        require_layout(plan, loaded)
+        identity = {"recipe": run.identity, "data": data.facts.fingerprint}
+        site = Site(folder=folder, journal=journal, world=world(), identity=identity)
+        return cls(run, plan, data, model, tokenizer, journal, training(run.recipe, plan, loaded, data, site))
+
+    def go_on(self) -> Progress | None:
+        """Where the newest checkpoint stands, the journal cut back to it; None if there is none."""
+        newest = self.built.checkpoints.newest()
+        if newest is None:
+            self.journal.cut(0)
+            return None
+        progress, size, _ = self.built.checkpoints.load(newest, self.built.engine)
+        self.journal.cut(size)
+        self.journal.write("checkpoint", {"step": newest, "score": progress.best_score})
+        self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **_versions()})
+        LOGGER.info(f"going on after update {newest}")
+        return progress
+
+    def start(self) -> Progress:
+        """Save once before training, so that nothing can fail at the end; then measure what is to be improved."""
+        facts = {
+            "recipe": self.run.identity,
+            "data": self.data.facts.fingerprint,
+            "updates": self.plan.updates,
+        }
+        self.journal.write("start", {**facts, **_versions()})
+        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal-") as scratch:
+            self.write_model(Path(scratch), self.run.recipe.export)
+        report = self.built.evaluating.measure(0)
+        if report is not None:
+            self.journal.write("evaluation", {**to_json(report), "answers": self._answers()})
+            require_finite(report)
+        return Progress()
+
+    def finish(self, progress: Progress) -> RunRecord:
+        """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""
+        chosen = progress.best_update or progress.update
+        self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
+        with whole_folder(self.run.model) as draft:
+            difference = self.write_model(draft, self.run.recipe.export)
+        lines = list(read(self.journal.path, "evaluation"))
+        before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
+        evaluations = [EvalReport(**_scores(line)) for line in lines]
+        record = RunRecord(
+            recipe=self.run.identity,
+            versions=_versions(),
+            data=self.data.facts,
+            model=self.model,
+            machine=machine(),
+            plan=self.plan,
+            progress=progress,
+            baseline=next((report for report in evaluations if report.step == 0), None),
+            evaluations=tuple(report for report in evaluations if report.step > 0),
+            result_step=chosen,
+            result=str(self.run.model),
+            largest_logit_difference=difference,
+            samples=tuple(self._samples(before, self._answers())),
+            peak_bytes=_peak_bytes(),
+        )
+        self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
+        write_record(self.run.record, record)
+        return record
+
+    def write_model(self, folder: Path, section: ExportSection) -> float:
+        """Write the weights as they are now, and verify the folder; returns the largest difference of logits."""
+        recipe = self.run.recipe
+        shipped = template(recipe.model, self.tokenizer)
+        goal = target(recipe.model, section, self.data.facts, shipped, self.model.dtype)
+        write(self.built.model, goal, folder)
+        asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
+        code = recipe.model.trust_remote_code
+        return verify(folder, self.built.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
+
+    def _answers(self) -> list[str]:
+        """Greedy answers to the first held-out prompts."""
+        if "heldout" not in self.data.stores:
+            return []
+        store, wanted = self.data.stores["heldout"], self.run.recipe.evaluate
+        prompts = [store.prompt_and_answer(i)[0] for i in range(min(wanted.samples, len(store)))]
+        stops = self.data.facts.stop_ids
+        made = greedy(self.built.model, prompts, stop_ids=stops, tokens=wanted.sample_tokens)
+        return [str(self.tokenizer.decode(answer)) for answer in made]
+
+    def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            prompt, expected = self.data.stores["heldout"].prompt_and_answer(index)
+            wanted = [token for token in expected if token not in self.data.facts.stop_ids]
+            asked, answer = str(self.tokenizer.decode(prompt)), str(self.tokenizer.decode(wanted))
+            yield Sample(prompt=asked, expected=answer, before=old, after=new)
+
+
+def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A journal line's evaluation; numbers that are not finite were written by name."""
+    scores = {name: float(score) for name, score in line["scores"].items()}
+    return {"step": line["step"], "scores": scores, "counts": line["counts"]}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "fulltune": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "tokenizers": str(tokenizers.__version__),
+        "numpy": numpy.__version__,
+    }
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,0 +1,1 @@
+"""Raw rows -> Examples -> Encoded -> a store on disk -> Batches."""

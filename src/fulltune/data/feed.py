@@ -1,0 +1,97 @@
+"""The feed: examples of a store -> the batches of an update."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fulltune.base.records import IGNORE
+from fulltune.batch import Batch
+from fulltune.data.lay import Budget, lay
+from fulltune.data.order import Order
+from fulltune.data.store import Store
+
+
+def collate(store: Store, members: Sequence[int], budget: Budget) -> Batch:
+    """Lay examples of a store into one batch."""
+    examples = [store[i] for i in members]
+    lengths = [len(example.ids) for example in examples]
+    packed = budget.layout == "packed"
+    rows = 1 if packed else max(1, len(lengths))
+    width = max(1, sum(lengths)) if packed else budget.width(max(lengths, default=1))
+    ids = np.zeros((rows, width), np.int64)
+    labels = np.full((rows, width), IGNORE, np.int64)
+    weights = np.zeros((rows, width), np.float32)
+    positions = np.zeros((rows, width), np.int64)
+    at = 0
+    for number, example in enumerate(examples):
+        row, start = (0, at) if packed else (number, 0)
+        here = slice(start, start + lengths[number])
+        ids[row, here], labels[row, here], weights[row, here] = example.ids, example.labels, example.weights
+        positions[row, here] = np.arange(lengths[number])
+        at += lengths[number]
+    return Batch(
+        ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        weights=torch.from_numpy(weights),
+        positions=torch.from_numpy(positions) if packed else None,
+        taught=torch.from_numpy(np.flatnonzero(labels != IGNORE)),
+        examples=tuple(int(i) for i in members),
+        lengths=tuple(lengths),
+        weight=float(weights.sum(dtype=np.float64)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What one update takes from the data: examples, or as many whole ones as fit into so many tokens."""
+
+    examples: int | None
+    tokens: int | None
+
+    def count(self, lengths: Sequence[int]) -> int:
+        """How many of the next examples, of these lengths, one update takes; at least one."""
+        if self.tokens is None:
+            return len(lengths)
+        fitting = int(np.searchsorted(np.cumsum(lengths), self.tokens, side="right"))
+        return max(1, fitting)
+
+    @property
+    def most(self) -> int:
+        """No update takes more examples than this: an example has two tokens at least."""
+        return self.examples if self.tokens is None else max(1, self.tokens // 2)  # type: ignore[return-value]
+
+
+class Feed:
+    """The micro-batches of the update that begins at a position of the data; the same whenever it is asked."""
+
+    def __init__(
+        self, store: Store, order: Order, portion: Portion, *, end: int | None, rank: int = 0, size: int = 1
+    ) -> None:
+        """`end`: the position at which the data is used up, None for never."""
+        self._store, self._order, self._portion = store, order, portion
+        self._end, self._rank, self._size = end, rank, size
+
+    def take(self, position: int) -> list[int]:
+        """The examples of the update that begins here, in order; empty at the end. The next begins `len` further."""
+        stop = position + self._portion.most
+        members = self._order.at(position, stop if self._end is None else min(stop, self._end))
+        count = self._portion.count(self._store.lengths[members].tolist()) if len(members) else 0
+        return [int(i) for i in members[:count]]
+
+    def batches(self, members: Sequence[int], budget: Budget) -> Iterator[Batch]:
+        """This rank's micro-batches of these examples, made one by one."""
+        lengths = [int(self._store.lengths[i]) for i in members]
+        for micro in lay(lengths, budget, rank=self._rank, size=self._size):
+            yield collate(self._store, [members[i] for i in micro], budget)
+
+    def origins(self, members: Sequence[int]) -> list[str]:
+        """`file:line` of examples, for messages."""
+        return [self._store.origin(i) for i in members]
+
+
+def once(store: Store, budget: Budget, *, rank: int = 0, size: int = 1) -> Iterator[Batch]:
+    """Every example of a store exactly once, in batches of similar length: for evaluation."""
+    for micro in lay([int(n) for n in store.lengths], budget, rank=rank, size=size):
+        yield collate(store, micro, budget)

@@ -1,0 +1,86 @@
+"""One source of rows -> examples that may be taught: its format told from its rows, its order and answers checked."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from fulltune.base.errors import DataError
+from fulltune.base.files import fingerprint
+from fulltune.data.example import Content, Example, Row, RowFault
+from fulltune.data.findings import Findings
+from fulltune.data.formats import FORMATS, detect, detect_source
+from fulltune.data.screen import Ids, check, content_id
+from fulltune.data.sources import read_rows
+from fulltune.recipe.schema import DataSection, Source
+
+_LOOKED_AT = 200
+"""Rows from which a format is told."""
+
+
+class Intake:
+    """Iterates over the examples of one source; `format` is known once iteration has begun."""
+
+    def __init__(self, number: int, source: Source, data: DataSection, findings: Findings) -> None:
+        self._number, self._path = number, Path(source.path)
+        self._data, self._findings = data, findings
+        self._detects = source.format == "auto"
+        self.format = source.format
+
+    def __iter__(self) -> Iterator[Example]:
+        ids = Ids()
+        for line, row in self._rows():
+            where = f"{self._path}:{line}"
+            try:
+                content = self._content(row, where)
+                check(content)
+                group = self._group(row)
+            except RowFault as fault:
+                self._findings.bad_row(where, fault)
+                continue
+            if problem := ids.problem(row, line):
+                self._findings.note(problem[0], f"{where} ({problem[1]})")
+            yield Example(content_id(content), self._number, line, content, group)
+
+    def _rows(self) -> Iterator[tuple[int, Row]]:
+        """All rows, after the format was told from the first of them."""
+        rows = read_rows(self._path, self._findings)
+        if not self._detects:
+            yield from rows
+            return
+        first = list(itertools.islice(rows, _LOOKED_AT))
+        if not first:
+            return
+        try:
+            self.format = detect_source([row for _, row in first], str(self._path))
+        except DataError as fault:
+            self._findings.unreadable += fault.faults
+            return
+        yield from itertools.chain(first, rows)
+
+    def _content(self, row: Row, where: str) -> Content:
+        form = self.format
+        if self._detects and (own := detect(row)) not in (None, form):
+            if self._data.on_bad_row == "error":
+                raise RowFault(
+                    "mixed_schema",
+                    f"this row has the keys of {own!r}, the rows before it those of {form!r}",
+                    "put it into a file of its own; data.on_bad_row=drop reads every row by its own keys",
+                )
+            self._findings.note("mixed_schema", f"{where} ({own})")
+            form = str(own)
+        try:
+            return FORMATS[form](row)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as fault:  # a format from outside the package may raise these
+            raise RowFault("format", f"not a {form!r} row: {fault!r}", "mend the row, or the format") from fault
+
+    def _group(self, row: Row) -> str | None:
+        column = self._data.group_by
+        if column is None:
+            return None
+        if column not in row:
+            raise RowFault("missing_field", f"there is no `{column}`, by which data.group_by groups", "add the column")
+        return fingerprint(["group", row[column]])

@@ -1,0 +1,140 @@
+"""The gate: conversations out of order, empty answers, broken tool calls, repeated rows, leaks, the held-out share."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+
+from fulltune.base.files import fingerprint
+from fulltune.data.example import Chat, Content, Message, Row, RowFault, Text
+
+_SPACE = re.compile(r"\s+")
+
+
+def check(content: Content) -> None:
+    """RowFault if the content cannot be taught as it stands."""
+    if isinstance(content, Text):
+        if _is_empty(content.text):
+            raise RowFault("empty_text", "the text is empty", "leave the row out")
+        return
+    _check_order(content.messages)
+    _check_answers(content.messages)
+    _check_tools(content)
+
+
+def content_id(content: Content) -> str:
+    """The hash of what is taught, the same on every machine; two rows with one id are exact duplicates."""
+    return fingerprint(_plain(content, lambda text: text))
+
+
+def loose_id(content: Content) -> str:
+    """As `content_id`, but blind to case and spacing: it decides the held-out share and finds leaks."""
+    return fingerprint(_plain(content, lambda text: _SPACE.sub(" ", text.casefold()).strip()))
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Decided by content, so that a row stays on its side when files grow, are shuffled or a seed changes."""
+    return int(key[:8], 16) / 0x1_0000_0000 < share
+
+
+def _plain(content: Content, fold: Callable[[str], str]) -> object:
+    if isinstance(content, Text):
+        return ["text", fold(content.text)]
+    turns = [[m.role, fold(m.content), m.weight, dict(m.extra)] for m in content.messages]
+    return ["chat", turns, list(content.tools)]
+
+
+def _is_empty(text: str) -> bool:
+    """White space and characters without width (such as U+200B) only."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cf", "Cc") for char in text)
+
+
+def _check_order(messages: tuple[Message, ...]) -> None:
+    if not messages:
+        raise RowFault("empty_conversation", "the conversation has no turns", "leave the row out")
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise RowFault("no_answer", "there is no assistant turn, so nothing to learn", "add the answer")
+    for problem in _order_problems(messages):
+        raise RowFault("role_order", problem, "system first if at all, then user and assistant in turn, assistant last")
+
+
+def _order_problems(messages: tuple[Message, ...]) -> Iterator[str]:
+    turns = messages[1:] if messages[0].role == "system" else messages
+    before = "start"
+    for number, message in enumerate(turns, 1 + len(messages) - len(turns)):
+        match message.role:
+            case "system":
+                yield f"turn {number} is a system message in the middle"
+            case "user" if before not in ("start", "assistant"):
+                again = " again" if before == "user" else ""
+                yield f"turn {number} is user{again}, directly after {before}"
+            case "assistant" if before == "start":
+                yield "the conversation starts with the assistant"
+            case "assistant" if before == "assistant":
+                yield f"turn {number} is assistant again"
+            case "tool" if before not in ("calls", "tool"):
+                yield f"turn {number} is a tool's answer, but no call stands before it"
+        before = "calls" if "tool_calls" in message.extra else message.role
+    if before != "assistant" and before != "calls":
+        yield f"the conversation ends with {before}: nothing to learn from its last turn"
+
+
+def _check_answers(messages: tuple[Message, ...]) -> None:
+    for number, message in enumerate(messages, 1):
+        taught = message.role == "assistant" and message.weight > 0
+        if taught and "tool_calls" not in message.extra and _is_empty(message.content):
+            raise RowFault("empty_answer", f"the answer in turn {number} is empty", "write it, or leave the row out")
+    if not any(message.role == "assistant" and message.weight > 0 for message in messages):
+        raise RowFault("no_answer", "every assistant turn has weight 0", "leave the row out")
+
+
+def _check_tools(chat: Chat) -> None:
+    known = {tool.get("function", tool).get("name") for tool in chat.tools}
+    asked: set[str] = set()
+    for number, message in enumerate(chat.messages, 1):
+        for call in message.extra.get("tool_calls", ()):
+            name = call["function"]["name"]
+            if not known:
+                raise RowFault("tool_call", f"turn {number} calls {name!r}, but the row has no `tools`", "add `tools`")
+            if name not in known:
+                mend = f"known tools: {', '.join(sorted(map(str, known)))}"
+                raise RowFault("tool_call", f"turn {number} calls {name!r}, which is not in `tools`", mend)
+            asked.add(str(call.get("id")))
+        answered = message.extra.get("tool_call_id")
+        if message.role == "tool" and answered is not None and answered not in asked:
+            what = f"turn {number} answers the call {answered!r}, which nobody made"
+            raise RowFault("tool_call", what, "let `tool_call_id` be the id of a call before it")
+
+
+class Taught:
+    """Remembers by hash what training holds, so that measurements can be kept apart from it."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def add(self, content: Content, where: str) -> None:
+        """Training holds this content."""
+        self._places.setdefault(loose_id(content), where)
+
+    def holds(self, content: Content) -> str | None:
+        """Where training holds the same content, but for case and spacing; None if it does not."""
+        return self._places.get(loose_id(content))
+
+
+class Ids:
+    """Watches a column `id` that rows may have. Nothing is keyed by it, but a repeated one hints at a bad export."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str | int, int] = {}
+        self._kind: type | None = None
+
+    def problem(self, row: Row, line: int) -> tuple[str, str] | None:
+        """`duplicate_id` or `id_type` and a remark, if the id came before or is of another type than the first."""
+        value = row.get("id")
+        if not isinstance(value, str | int):
+            return None
+        self._kind = self._kind or type(value)
+        first = self._lines.setdefault(value, line)
+        if first != line:
+            return "duplicate_id", f"{value!r} as in line {first}"
+        return None if type(value) is self._kind else ("id_type", f"{value!r} is no {self._kind.__name__}")

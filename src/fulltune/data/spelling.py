@@ -1,0 +1,153 @@
+"""Text -> token ids in which nothing that a row says can become a control token.
+
+A user may write `</s>` or `<|im_end|>`. Parsed as usual it would end the turn; here it stays letters. Before the
+template is rendered each such spelling in the row is replaced by one stand-in character, so that every control
+token in the rendered text is the template's own; then the text between those is encoded without parsing any.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fulltune.data.example import RowFault
+from fulltune.data.template import Tokenizer
+
+_STAND_INS = 0xF0000  # a private-use plane: no text has a meaning there
+_ANCHORS = ("\n", ".", "a")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Ids and, for each, the characters [start, end) of the text that it stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Speller:
+    """Encodes rendered conversations with one tokenizer, which must be a fast one (it reports offsets)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self.special_ids = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self._special = {str(token.content): number for number, token in added.items() if token.special}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._names = {chr(_STAND_INS + n): text for n, text in enumerate(sorted(self._special))}
+        self._stand_ins = {text: char for char, text in self._names.items()}
+
+    def spelled(self, value: Any) -> set[str]:
+        """The control tokens whose spelling occurs in the texts of a row."""
+        if self._pattern is None:
+            return set()
+        return {found for text in _texts(value) for found in self._pattern.findall(text)}
+
+    def hide(self, value: Any) -> Any:
+        """The same value with each spelling replaced by its stand-in."""
+        if isinstance(value, str) and self._pattern is not None:
+            return self._pattern.sub(lambda found: self._stand_ins[found[0]], value)
+        if isinstance(value, Mapping):
+            return {key: self.hide(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide(inner) for inner in value]
+        return value
+
+    def show(self, text: str) -> str:
+        """The text with every stand-in spelled out again."""
+        return "".join(self._names.get(char, char) for char in text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
+        """Several rendered texts without stand-ins, control tokens parsed; the tokenizer uses all cores."""
+        if not texts:
+            return []
+        made = self._tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [Tokens(*pair) for pair in zip(made["input_ids"], made["offset_mapping"], strict=True)]
+
+    def encode(self, text: str) -> Tokens:
+        """One rendered text, which may hold stand-ins; offsets count in the text as shown."""
+        if not any(char in self._names for char in text):
+            return self.encode_all([text])[0]
+        hidden = self._by_chunks(text)
+        # The chunk-wise way is only trusted where it equals the usual one on a text without spellings.
+        harmless = "".join("x" if char in self._names else char for char in text)
+        if self._by_chunks(harmless).ids != self.encode_all([harmless])[0].ids:
+            raise RowFault(
+                "special_token_text",
+                "the text spells control tokens, which this tokenizer cannot encode as plain text",
+                "remove them from the text",
+            )
+        return hidden
+
+    def _by_chunks(self, text: str) -> Tokens:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        at = 0
+        for chunk, control in self._chunks(text):
+            shown = self.show(chunk)
+            if shown:
+                made = self._tokenizer(
+                    shown,
+                    add_special_tokens=False,
+                    split_special_tokens=True,
+                    return_offsets_mapping=True,
+                    verbose=False,
+                )
+                ids += made["input_ids"]
+                offsets += [(at + start, at + end) for start, end in made["offset_mapping"]]
+                at += len(shown)
+            if control:
+                ids.append(self._special[control])
+                offsets.append((at, at + len(control)))
+                at += len(control)
+        return Tokens(ids, offsets)
+
+    def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
+        """Plain text and the control token behind it, in turn."""
+        assert self._pattern is not None
+        at = 0
+        for found in self._pattern.finditer(text):
+            yield text[at : found.start()], found[0]
+            at = found.end()
+        yield text[at:], ""
+
+    def encode_split(self, text: str, borders: Sequence[int]) -> Tokens:
+        """As `encode`, but no token crosses a border, and what stands before one is encoded as if nothing followed.
+
+        So the tokens before an answer are those that inference will have put there, also where a tokenizer would
+        have merged the prompt's last characters with the answer's first.
+        """
+        shown = self.show(text)
+        if shown != text:
+            what = "the text spells control tokens, and the tokenizer merges prompt and answer"
+            raise RowFault("special_token_text", what, "remove them from the text")
+        pieces = [text[a:b] for a, b in zip((0, *borders), (*borders, len(text)), strict=True)]
+        ids, offsets, at = [], [], 0
+        for number, piece in enumerate(pieces):
+            part = self.encode_all([piece])[0] if number == 0 else self._continue(piece)
+            ids += part.ids
+            offsets += [(at + start, at + end) for start, end in part.offsets]
+            at += len(piece)
+        return Tokens(ids, offsets)
+
+    def _continue(self, piece: str) -> Tokens:
+        """A text's tokens without those that a tokenizer puts at the start of every text (such as a lone `▁`)."""
+        for anchor in _ANCHORS:
+            alone, both = self.encode_all([anchor, anchor + piece])
+            count, width = len(alone.ids), len(anchor)
+            if both.ids[:count] == alone.ids and all(start >= width for start, _ in both.offsets[count:]):
+                return Tokens(both.ids[count:], [(a - width, b - width) for a, b in both.offsets[count:]])
+        what = "the tokenizer merges the end of the prompt with the answer, and cannot be kept from it"
+        raise RowFault("boundary", what, "end the prompt in the chat template with a line break or a control token")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

@@ -1,0 +1,54 @@
+"""An optimizer's state as named tensors and plain numbers, and back. No pickle."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fulltune.base.errors import CheckpointError
+
+_SEPARATOR = "/"
+
+
+def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, numbers)`, both keyed `parameter/entry`."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, name in names.items():
+        state = optimizer.state.get(parameter, {})
+        for entry, value in state.items():
+            key = f"{name}{_SEPARATOR}{entry}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach().cpu().contiguous()
+            else:
+                numbers[key] = value
+    return tensors, numbers
+
+
+def restore(
+    optimizer: Optimizer,
+    names: Mapping[nn.Parameter, str],
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Any],
+) -> None:
+    """Put a flattened state back; CheckpointError if it speaks of parameters that the model has not."""
+    parameters = {name: parameter for parameter, name in names.items()}
+    optimizer.state.clear()
+    for key, value in [*tensors.items(), *numbers.items()]:
+        name, _, entry = key.rpartition(_SEPARATOR)
+        if name not in parameters:
+            raise CheckpointError(
+                f"the optimizer state speaks of {name!r}, which the model has not",
+                mend="the checkpoint belongs to another model; use a new run folder",
+            )
+        parameter = parameters[name]
+        optimizer.state[parameter][entry] = _placed(value, parameter) if isinstance(value, Tensor) else value
+
+
+def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Moments live where their weights live; a step counter stays where torch's optimizers keep it."""
+    if value.ndim == 0:
+        return value.to(parameter.device) if parameter.device.type == "cuda" else value.clone()
+    return value.to(parameter.device, dtype=value.dtype, memory_format=torch.contiguous_format)

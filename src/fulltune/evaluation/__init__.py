@@ -1,0 +1,1 @@
+"""Losses and answers on data that was kept back."""

@@ -1,0 +1,1 @@
+"""Weights -> a folder that others can load, verified."""

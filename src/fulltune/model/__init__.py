@@ -1,0 +1,1 @@
+"""Models of others: loading them, knowing them, asking them."""

@@ -1,0 +1,145 @@
+"""All questions to foreign models, in one file: what they are built of, where their head is, what they can switch."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.records import ModelFacts
+
+_STATE_SPACE = ("A_log", "dt_bias")
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
+
+
+def facts(model: nn.Module, config: Any) -> ModelFacts:
+    """Count and read, no more; works on the meta device."""
+    text = config.get_text_config()
+    dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
+    embedding = cast(Any, model).get_input_embeddings().weight
+    return ModelFacts(
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=len(blocks(model)),
+        hidden=embedding.shape[1],
+        vocab=embedding.shape[0],
+        context=context(text),
+        tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def context(config: Any) -> int | None:
+    """Longest sequence that the model's positions were made for; None if it has no such limit."""
+    for name in _CONTEXT:
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    return None
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers, bottom first: the longest list of modules."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model cut in two: `backbone` gives hidden states, `logits` what the model itself would make of them.
+
+    Plain values, not a module, so that parameters stay where they are. Holds for models that end in a projection
+    and at most a scale and a soft cap; `probe.head_agrees` tells whether this is one.
+    """
+
+    backbone: nn.Module
+    projection: nn.Module
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., vocab] in float32."""
+        logits = cast(Tensor, self.projection(hidden)).float() * self.scale
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+def head(model: nn.Module) -> Head | None:
+    """Where the model's head is, by its config's names; None if it has no output projection. To be probed."""
+    foreign = cast(Any, model)
+    backbone, projection = foreign.get_decoder(), foreign.get_output_embeddings()
+    if backbone is None or backbone is model or projection is None:
+        return None
+    config = foreign.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+    return Head(backbone, projection, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether the model's forward takes `logits_to_keep`."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def undecayed(model: nn.Module) -> frozenset[str]:
+    """Parameters that weight decay must leave alone.
+
+    Those of fewer than two dimensions (biases, norms); embeddings, whose rows for tokens that the data lacks would
+    shrink without a gradient to hold them; and the decay rates of state space models, which are no matrices though
+    they have two dimensions. A head that is tied to the embedding is the embedding.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    return frozenset(
+        name
+        for name, p in model.named_parameters()
+        if p.ndim < 2 or id(p) in embeddings or name.rpartition(".")[2] in _STATE_SPACE
+    )
+
+
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Every place where a dropout probability stands: in nn.Dropout, or as a number in an attention module."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+            continue
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                yield module, name
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout probability; RecipeError if the model has none."""
+    places = list(_dropouts(model))
+    if not places:
+        raise RecipeError("this model has no dropout to set", where="model.dropout", mend="leave model.dropout out")
+    for module, name in places:
+        setattr(module, name, probability)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """No dropout inside, as before behind."""
+    before = [(module, name, getattr(module, name)) for module, name in _dropouts(model)]
+    for module, name, _ in before:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Compute every block again in the backward pass; RecipeError if the model cannot."""
+    foreign = cast(Any, model)
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise RecipeError(
+            f"{type(model).__name__} does not support gradient checkpointing",
+            where="memory.checkpointing",
+            mend="memory.checkpointing=none",
+        )
+    # transformers 5.23 renamed it and warns of the old name; 5.17 knows only that.
+    enable = getattr(foreign, "activation_checkpointing_enable", None) or foreign.gradient_checkpointing_enable
+    enable()

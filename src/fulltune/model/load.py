@@ -1,0 +1,189 @@
+"""Any transformers causal language model and its tokenizer, checked: what is missing or damaged is named."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
+
+from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.files import fingerprint
+from fulltune.recipe.schema import ModelSection
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "tokenizer_config.json")
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """The model's tokenizer; DataError if there is none or it cannot report which characters a token stands for."""
+    _hush()
+    folder = base_folder(section)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise DataError(
+            "the folder has no tokenizer",
+            where=section.path,
+            mend=f"copy the model's tokenizer files there; looked for {', '.join(_TOKENIZER_FILES)}",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(section.path, **_options(section))
+    except (ValueError, OSError, ImportError) as fault:
+        raise _unusable("tokenizer", section, fault) from fault
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not report offsets",
+            where=section.path,
+            mend="save a tokenizer.json beside the model (transformers converts most tokenizers when it saves them)",
+        )
+    return tokenizer
+
+
+def load_model(section: ModelSection) -> nn.Module:
+    """The model with float32 weights, whatever its file holds, all of them read from it and finite; in eval mode."""
+    _hush()
+    folder = base_folder(section)
+    _check_files(folder)
+    attention = {} if section.attention == "auto" else {"attn_implementation": section.attention}
+    try:
+        # Without dtype the file's own is kept; AdamW on bf16 weights leaves 85% of them unchanged at a rate of 1e-5.
+        model, info = AutoModelForCausalLM.from_pretrained(
+            section.path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **attention,
+            **_options(section),
+        )
+    except (ValueError, OSError, ImportError, RuntimeError) as fault:
+        raise _unusable("model", section, fault) from fault
+    _check_weights(model, info, section.path)
+    return cast(nn.Module, model)
+
+
+def empty_model(section: ModelSection) -> nn.Module:
+    """The model's shape without its weights (on the meta device): enough to plan by, at no cost."""
+    _hush()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(section), trust_remote_code=section.trust_remote_code)
+    return cast(nn.Module, model)
+
+
+def load_config(section: ModelSection) -> Any:
+    """The model's config."""
+    base_folder(section)
+    try:
+        return AutoConfig.from_pretrained(section.path, **_options(section))
+    except (ValueError, OSError, ImportError) as fault:
+        raise _unusable("config", section, fault) from fault
+
+
+def base_folder(section: ModelSection) -> Path:
+    """The folder with the model's files: the one named, or the hub's cache of it."""
+    folder = Path(section.path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise DataError("there is no config.json", where=section.path, mend="name a Hugging Face model folder")
+        return folder
+    if section.path.startswith((".", "/", "~")):
+        raise RecipeError(
+            "there is no such folder", where=section.path, mend="check model.path; it counts from the recipe"
+        )
+    try:
+        found = cached_file(section.path, "config.json", revision=section.revision)
+    except OSError as fault:
+        raise _unusable("model", section, fault) from fault
+    return Path(cast(str, found)).parent
+
+
+def require_rows(model: nn.Module, tokenizer: Any, where: str) -> None:
+    """DataError if the tokenizer knows ids for which the embedding has no row."""
+    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:8])
+        raise DataError(
+            f"the tokenizer knows {len(beyond)} tokens for which the embedding, with {rows} rows, has none: {named}",
+            where=where,
+            mend="enlarge the embedding with transformers' resize_token_embeddings and save the model, or use the "
+            "tokenizer that belongs to it",
+        )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Fingerprint of everything that decides how text becomes tokens."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return fingerprint([tokenizer.backend_tokenizer.to_str(), special])
+
+
+def _options(section: ModelSection) -> dict[str, Any]:
+    local = Path(section.path).is_dir()
+    return {
+        "revision": section.revision or "main",
+        "trust_remote_code": section.trust_remote_code,
+        **({"local_files_only": True} if local else {}),
+    }
+
+
+def _hush() -> None:
+    """Our own errors and progress say what matters; transformers' bars and warnings would bury them."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError | RecipeError:
+    said = " ".join(str(fault).split())
+    if "trust_remote_code" in said:
+        return RecipeError(
+            "the model brings Python code of its own, which is not run unasked",
+            where=section.path,
+            mend="read the code, pin model.revision to a commit, and say model.trust_remote_code=true",
+        )
+    mend = "check model.path" if Path(section.path).is_dir() else "check the hub id, the network, and your access to it"
+    return DataError(f"the {what} cannot be loaded: {said[:300]}", where=section.path, mend=mend)
+
+
+def _check_files(folder: Path) -> None:
+    """Each safetensors file is as long as its header says; transformers' own message names neither file nor size."""
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            expected = 8 + length
+            if expected <= size:
+                header = json.loads(file.read(length))
+                expected += max(
+                    (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
+                    default=0,
+                )
+        if expected != size:
+            raise DataError(
+                f"the file has {size:,} bytes, its header says {expected:,}",
+                where=str(path),
+                mend="copy or download it again",
+            )
+
+
+def _check_weights(model: Any, info: dict[str, Any], where: str) -> None:
+    """Every weight came from the file, with the right shape, and is a number."""
+    faults = []
+    if info["missing_keys"]:
+        faults.append("missing: " + ", ".join(sorted(info["missing_keys"])[:8]))
+    for name, found, wanted in sorted(info["mismatched_keys"])[:8]:
+        faults.append(f"{name}: the file has shape {tuple(found)}, the config wants {tuple(wanted)}")
+    faults += [str(message) for message in info["error_msgs"]]
+    if not faults:
+        faults = [
+            f"{name}: {int((~torch.isfinite(weight)).sum())} values are not finite"
+            for name, weight in model.named_parameters()
+            if not bool(torch.isfinite(weight).all())
+        ]
+    if faults:
+        raise DataError(
+            "the weights cannot be trained from: " + "; ".join(faults),
+            where=where,
+            mend="get the model's files again; a weight that is not read would start at random",
+        )

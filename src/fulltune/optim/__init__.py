@@ -1,0 +1,1 @@
+"""How weights move: groups, optimizers, schedules, pulls."""

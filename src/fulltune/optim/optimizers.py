@@ -1,0 +1,42 @@
+"""OPTIMIZERS: groups -> a torch optimizer. A new optimizer is one function and one line."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.table import Table
+from fulltune.optim.groups import Group
+
+OptimizerMaker = Callable[..., Optimizer]
+"""`(groups, *, lr, weight_decay, **options) -> Optimizer`, one torch group for each Group, in order."""
+
+
+def adamw(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): moments in float32, decoupled decay, fused kernel."""
+    return torch.optim.AdamW(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
+
+
+def sgd(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Stochastic gradient descent: no state unless `momentum` is given; its decay is the coupled one of torch."""
+    return torch.optim.SGD(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
+
+
+def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups in the shape that torch optimizers take."""
+    return [{"params": list(g.parameters), "weight_decay": weight_decay if g.decayed else 0.0} for g in groups]
+
+
+OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "sgd": sgd})
+
+
+def make(name: str, groups: Sequence[Group], *, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:
+    """An entry of OPTIMIZERS with the recipe's options; RecipeError if it does not take one of them."""
+    try:
+        return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **options)
+    except (TypeError, ValueError) as fault:
+        raise RecipeError(
+            f"optimizer {name!r}: {fault}", where="optim.options", mend="see the optimizer's own parameters"
+        ) from fault

@@ -1,0 +1,1 @@
+"""Facts -> numbers. Imports no torch."""

@@ -1,0 +1,100 @@
+"""The plan: every number derived from recipe, data, model and machine, or a refusal. Pure."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision
+from fulltune.recipe.schema import Recipe, TrainSection
+
+_MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
+
+CountUpdates = Callable[[TrainSection, int], int]
+"""How many updates the order of the data gives: `(train, examples in all) -> updates`."""
+
+
+def make_plan(
+    recipe: Recipe, data: DataFacts, model: ModelFacts, machine: Machine, count_updates: CountUpdates
+) -> Plan:
+    """RecipeError if what was asked for contradicts data or model."""
+    train = recipe.train
+    epoch = data.splits["train"].examples
+    examples = None if train.steps is not None else max(1, math.ceil(train.epochs * epoch))
+    updates = train.steps if examples is None else count_updates(train, examples)
+    assert updates is not None
+    _require_context(recipe, model)
+    _require_scores(recipe, data)
+    layout: Layout = "padded" if train.layout == "auto" else train.layout
+    precision: Precision = (
+        ("bf16-mixed" if machine.bf16 else "float32") if train.precision == "auto" else train.precision
+    )
+    longest = max(split.lengths["max"] for split in data.splits.values())
+    return Plan(
+        updates=updates,
+        warmup_updates=_warmup(recipe.optim.warmup, updates),
+        examples=examples,
+        epoch_examples=epoch,
+        micro_examples=train.micro_examples or train.batch_examples,
+        micro_tokens=train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest),
+        layout=layout,
+        precision=precision,
+        notes=tuple(_notes(recipe, machine, updates)),
+    )
+
+
+def _warmup(asked: float, updates: int) -> int:
+    """In updates; a share is rounded, and leaves at least one update behind it."""
+    if isinstance(asked, float):
+        return min(round(asked * updates), updates - 1)
+    if asked >= updates:
+        raise RecipeError(
+            f"a warm-up of {asked} updates is as long as the run of {updates}",
+            where="optim.warmup",
+            mend="a share such as 0.06, or fewer updates",
+        )
+    return asked
+
+
+def _require_context(recipe: Recipe, model: ModelFacts) -> None:
+    if model.context is not None and recipe.data.max_length > model.context:
+        raise RecipeError(
+            f"data.max_length is {recipe.data.max_length}, but {model.architecture} has positions for {model.context}",
+            where="data.max_length",
+            mend=f"data.max_length={model.context}, and data.over_length for what is longer",
+        )
+
+
+def _require_scores(recipe: Recipe, data: DataFacts) -> None:
+    """What decides the best checkpoint must be measured."""
+    measured = [split for split in ("heldout", "retention") if data.splits[split].examples]
+    known = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
+    # Without held-out data nothing is chosen, and the result is the last state; unless another score was named.
+    chosen = "heldout" in measured or "best_by" in recipe.checkpoint.model_fields_set
+    if chosen and recipe.checkpoint.best_by not in known:
+        raise RecipeError(
+            f"checkpoint.best_by names {recipe.checkpoint.best_by!r}, which this run does not measure",
+            where="checkpoint.best_by",
+            mend=f"one of {', '.join(known)}",
+        )
+    if not measured and recipe.checkpoint.patience is not None:
+        raise RecipeError(
+            "checkpoint.patience needs a score, but nothing is held out",
+            where="checkpoint.patience",
+            mend="data.heldout=0.05, or leave checkpoint.patience out",
+        )
+
+
+def _notes(recipe: Recipe, machine: Machine, updates: int) -> Sequence[str]:
+    """What a reader of the plan should know."""
+    notes = []
+    if recipe.train.layout == "auto":
+        notes.append("layout: padded, examples of similar length beside each other")
+    if recipe.train.precision == "auto":
+        fast = "has" if machine.bf16 else "has no"
+        notes.append(f"precision: {machine.name} {fast} fast bf16 arithmetic")
+    if machine.devices > 1:
+        notes.append(f"1 of {machine.devices} devices is used: this version trains on one")
+    if recipe.optim.floor == 0 and recipe.optim.schedule != "constant" and updates > 1:
+        notes.append("optim.floor is 0: the last update has rate 0 and moves nothing")
+    return notes

@@ -1,0 +1,148 @@
+"""A run is a folder: where each card lies, and whose folder it is."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.files import fingerprint, read_record, write_whole
+from fulltune.base.records import DataFacts, Plan, RunRecord
+from fulltune.recipe.load import Asked, load_recipe
+from fulltune.recipe.schema import Recipe
+from fulltune.recipe.write import as_values, as_yaml
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run: its recipe and its folder. Nothing in it is ever deleted for the user."""
+
+    recipe: Recipe
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """The recipe as resolved."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The prepared splits."""
+        return self.path / "data"
+
+    @property
+    def data_card(self) -> Path:
+        """What the data stage found."""
+        return self.path / "data.json"
+
+    @property
+    def plan_card(self) -> Path:
+        """Every derived number."""
+        return self.path / "plan.json"
+
+    @property
+    def journal(self) -> Path:
+        """One JSON object a line: what happened, in order."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The result, a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def record(self) -> Path:
+        """The one paper that explains the run; it stands when the run is done."""
+        return self.path / "record.json"
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the recipe as resolved."""
+        return fingerprint(as_values(self.recipe))
+
+    def begin(self) -> None:
+        """Write the recipe into the folder, which makes it this run's."""
+        write_whole(self.recipe_file, as_yaml(self.recipe))
+
+    def data_facts(self) -> DataFacts:
+        """The card of the data stage."""
+        return read_record(self.data_card, DataFacts)
+
+    def plan(self) -> Plan:
+        """The card of the plan stage."""
+        return read_record(self.plan_card, Plan)
+
+    def finished(self) -> RunRecord:
+        """The record of a run that is done; RecipeError if it is not."""
+        if not self.record.exists():
+            raise RecipeError("this run has no result yet", where=str(self.path), mend=f"fulltune train {self.path}")
+        return read_record(self.record, RunRecord)
+
+
+def open_run(
+    asked: Asked,
+    overrides: Mapping[str, Any],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+) -> RunFolder:
+    """The run of a recipe, or of a run folder; CheckpointError if the folder trained by another recipe.
+
+    The folder is `out`, or the run folder itself, or `runs/<stem of the recipe's file>`; with `fresh` the next free
+    name after it (`-2`, `-3`).
+    """
+    path = Path(asked) if isinstance(asked, str | os.PathLike) else None
+    is_run = path is not None and (path / "recipe.yaml").exists()
+    recipe = load_recipe(path / "recipe.yaml" if path is not None and is_run else asked, overrides)
+    if out is not None:
+        folder = Path(out)
+    elif path is not None:
+        folder = path if is_run else Path("runs") / path.stem
+    else:
+        folder = Path("runs/run")
+    if fresh:
+        folder = next(name for name in _names(folder) if not name.exists())
+    run = RunFolder(recipe, folder)
+    _require_same(run)
+    return run
+
+
+def _names(folder: Path) -> Iterator[Path]:
+    yield folder
+    number = 2
+    while True:
+        yield folder.with_name(f"{folder.name}-{number}")
+        number += 1
+
+
+def _require_same(run: RunFolder) -> None:
+    """Before training began a recipe may change; afterwards the folder's weights belong to the one it began with."""
+    if not run.recipe_file.exists():
+        if run.path.exists() and any(run.path.iterdir()):
+            raise RecipeError(
+                "the folder is not empty and is no run",
+                where=str(run.path),
+                mend="name another with --out, or say --fresh",
+            )
+        return
+    if not run.journal.exists():
+        return
+    before = dict(_leaves(as_values(load_recipe(run.recipe_file))))
+    now = dict(_leaves(as_values(run.recipe)))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        shown = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+        raise CheckpointError(
+            f"the folder belongs to another recipe: {shown}",
+            where=str(run.path),
+            mend="--fresh makes a new folder; or name one with --out",
+        )
+
+
+def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -1,0 +1,1 @@
+"""The loop and what serves it. Read loop.py first."""

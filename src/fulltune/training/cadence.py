@@ -1,0 +1,43 @@
+"""When to evaluate, save and stop. Pure: asked with progress before and after an update, answers yes or no."""
+
+from dataclasses import dataclass
+
+from fulltune.base.records import Every, Plan, Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """Answers the loop's questions. `patience`: evaluations without a new best after which the run is over."""
+
+    plan: Plan
+    evaluate: Every
+    save: Every
+    patience: int | None
+
+    def finished(self, progress: Progress) -> bool:
+        """Whether all data was seen, all updates were made, or the run stopped getting better."""
+        if self.patience is not None and progress.stale >= self.patience:
+            return True
+        if self.plan.examples is None:
+            return progress.update >= self.plan.updates
+        return progress.position >= self.plan.examples
+
+    def evaluates(self, before: Progress, after: Progress) -> bool:
+        """Whether it is time to measure; after the last update in any case."""
+        return self.finished(after) or self._crossed(self.evaluate, before, after)
+
+    def saves(self, before: Progress, after: Progress) -> bool:
+        """Whether it is time to save; at a new best and after the last update in any case."""
+        new_best = after.best_update == after.update != before.best_update
+        return new_best or self.finished(after) or self._crossed(self.save, before, after)
+
+    def _crossed(self, every: Every, before: Progress, after: Progress) -> bool:
+        match every.unit:
+            case "updates":
+                passed = float(before.update), float(after.update)
+            case "epochs":
+                epoch = self.plan.epoch_examples
+                passed = before.position / epoch, after.position / epoch
+            case "minutes":
+                passed = before.seconds / 60, after.seconds / 60
+        return int(passed[0] / every.amount) < int(passed[1] / every.amount)

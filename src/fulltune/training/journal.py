@@ -1,0 +1,63 @@
+"""Where reports go: a JSON line on disk first, then whoever else listens."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from fulltune.base.errors import CheckpointError
+
+
+class Sink(Protocol):
+    """A listener: progress bar, tracker. It hears every line and can change nothing."""
+
+    def hear(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Take one line of the journal."""
+
+
+class Journal:
+    """`journal.jsonl` of a run: one JSON object a line, `kind` first, on disk when `write` returns."""
+
+    def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._sinks = path, tuple(sinks)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one line; numbers that are not finite are to be given by name (base/files.to_json does so)."""
+        self._file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.hear(kind, values)
+
+    @property
+    def size(self) -> int:
+        """Bytes so far: what a checkpoint remembers, to cut back to."""
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Forget what was written after a checkpoint, so that no update stands there twice."""
+        if self.size < size:
+            raise CheckpointError(
+                f"the journal has {self.size} bytes, the checkpoint remembers {size}",
+                where=str(self.path),
+                mend="the journal was changed by hand; restore it, or use a new run folder",
+            )
+        self._file.truncate(size)
+        self._file.seek(0, 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+
+def read(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The lines of one kind."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            values = json.loads(line)
+            if values["kind"] == kind:
+                yield values

@@ -1,0 +1,37 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("FULLTUNE_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and models that lie beside the project; what needs them is skipped where they do not."""
+    if not SHARED.is_dir():
+        pytest.skip(f"there is no {SHARED.name} folder beside the project (FULLTUNE_SHARED names another)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that tests read and never change."""
+    return tiny.folder(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Forty uneven rows."""
+    return tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(40))

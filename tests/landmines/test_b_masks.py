@@ -1,0 +1,226 @@
+"""Landmines B: chat templates, masks, tokenisation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fulltune
+from fulltune.base.errors import DataError
+from fulltune.base.records import IGNORE
+from fulltune.data.example import Message, RowFault, Text
+from fulltune.data.render import Encoded, Renderer, TooLong
+from fulltune.data.store import Store
+from fulltune.data.template import Template
+from fulltune.evaluation.generate import greedy
+from tests import tiny
+from tests.unit.data.test_render import ANSWER, QUESTION, chat, render, render_all, taught
+
+PACKED = {"layout": "packed", "micro_tokens": 512}
+
+
+def test_landmine_B1_labels_are_shifted_exactly_once(tmp_path: Path, llama: Path) -> None:
+    """A model overfitted to `a b c d` goes on with b c d after a, and its loss is near 0 in training and evaluation."""
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": "the cat sat on the mat"}])
+    asked = tiny.recipe(
+        llama,
+        rows,
+        data={"heldout": 0, "retention": str(rows)},
+        train={"steps": 60, "batch_examples": 1},
+        optim={"lr": 1e-2, "schedule": "constant", "warmup": 0},
+    )
+    record = fulltune.train(asked, out=tmp_path / "run")
+    assert record.evaluations[-1].scores["retention.loss"] < 0.05
+    from transformers import AutoModelForCausalLM
+
+    ids = tiny.tokenizer()("the cat sat on the mat").input_ids
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    assert greedy(model, [ids[:1]], stop_ids=[2], tokens=20) == [ids[1:]]
+
+
+@pytest.mark.parametrize("answer", ["a", "no", "yes a dog", "12 345"])
+def test_landmine_B2_the_first_and_the_last_token_of_an_answer_are_taught(answer: str) -> None:
+    assert taught(render(chat(QUESTION, Message("assistant", answer)))) == [answer + "<|end|>"]
+
+
+def test_landmine_B3_a_template_without_generation_tags_gives_a_mask_and_no_row_has_none() -> None:
+    assert "generation" not in tiny.TEMPLATE.replace("add_generation_prompt", "")
+    assert render(chat(QUESTION, ANSWER)).supervised > 0
+    outcome = render_all([chat(Message("user", "a " * 99), ANSWER)], max_length=30, over_length="truncate")[0]
+    assert isinstance(outcome, RowFault)
+    assert outcome.code == "no_trained_tokens"
+
+
+def test_landmine_B7_supervision_starts_where_the_generation_prompt_ends() -> None:
+    """Also where the prompt opens the answer, as with an empty think block."""
+    tokens = tiny.tokenizer()
+    opening = tiny.TEMPLATE.replace("'<|assistant|>'", "'<|assistant|>then '").replace(
+        "'<|' + m['role'] + '|>' + m['content']",
+        "'<|' + m['role'] + '|>' + ('then ' if m['role'] == 'assistant' else '') + m['content']",
+    )
+    for template in (None, opening):
+        encoded = render(chat(QUESTION, ANSWER), tokens, template=template)
+        asked = tokens.apply_chat_template(
+            [QUESTION.turn()], chat_template=template, add_generation_prompt=True, return_dict=False
+        )
+        first = int(np.flatnonzero(encoded.labels != IGNORE)[0])
+        assert first + 1 == len(asked)
+        assert encoded.ids[: len(asked)].tolist() == asked
+        assert taught(encoded, tokens) == ["yes a dog<|end|>"]
+
+
+def test_landmine_B8_no_token_spans_prompt_and_answer() -> None:
+    tokens = tiny.tokenizer()
+    for prompt, answer in (("x ", "the cat"), ("x\n", "\nthe"), ("then", " a"), ("12", "345")):
+        template = (
+            "{{ bos_token }}{{ messages[0].content }}{% for m in messages[1:] %}{{ m.content + eos_token }}{% endfor %}"
+        )
+        encoded = render(chat(Message("user", prompt), Message("assistant", answer)), tokens, template=template)
+        assert taught(encoded, tokens) == [answer + "</s>"]
+        untaught = encoded.ids[np.concatenate([[True], encoded.labels[:-1] == IGNORE])]
+        assert tokens.decode(untaught) == "<s>" + prompt
+        assert untaught.tolist() == tokens("<s>" + prompt, add_special_tokens=False).input_ids
+
+
+def test_landmine_B9_and_B10_one_beginning_of_sequence_never_two_never_none() -> None:
+    """From a template that writes it, from raw text; a template without it gives what inference gives: none."""
+    for adds_bos in (True, False):
+        tokens = tiny.tokenizer(adds_bos=adds_bos)
+        assert render(chat(QUESTION, ANSWER), tokens).ids.tolist().count(1) == 1
+        renderer = Renderer(
+            tokens, Template(tokens, None, "t"), supervise="assistant", max_length=99, over_length="error"
+        )
+        assert renderer.prompt([QUESTION]).count(1) == 1
+        assert render(Text("the cat"), tokens).ids.tolist().count(1) == int(adds_bos)
+    without = tiny.TEMPLATE.replace("{{ bos_token }}", "")
+    tokens = tiny.tokenizer()
+    served = tokens.apply_chat_template([QUESTION.turn(), ANSWER.turn()], chat_template=without, return_dict=False)
+    assert render(chat(QUESTION, ANSWER), tokens, template=without).ids.tolist() == served
+    assert served.count(1) == 0
+
+
+def test_landmine_B11_one_end_token_and_the_same_ids_under_any_hash_seed(tmp_path: Path) -> None:
+    tokens = tiny.tokenizer(template=tiny.TEMPLATE.replace("'<|end|>'", "eos_token"))
+    assert render(chat(QUESTION, ANSWER), tokens).ids.tolist().count(2) == 2, "one for each turn"
+    assert render(Text("the cat</s>"), tokens).ids.tolist().count(2) == 1
+    script = (
+        "from tests.unit.data.test_render import *\n"
+        "print(render(chat(QUESTION, Message('assistant', 'yes </s> <|end|> no'))).ids.tolist())"
+    )
+    root = Path(__file__).parent.parent.parent
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
+
+
+def test_landmine_B12_an_end_token_that_is_also_the_padding_is_taught(tmp_path: Path) -> None:
+    tokens = tiny.tokenizer(template=tiny.TEMPLATE.replace("'<|end|>'", "eos_token"), pad="</s>")
+    assert tokens.pad_token_id == tokens.eos_token_id == 2
+    model = tiny.folder(tmp_path / "model", tokens=tokens)
+    facts = fulltune.prepare(
+        tiny.recipe(model, tiny.jsonl(tmp_path / "r.jsonl", tiny.rows(5)), data={"heldout": 0}), out=tmp_path / "run"
+    )
+    store = Store(tmp_path / "run/data/train", [source.path for source in facts.sources["train"]])
+    for index in range(len(store)):
+        assert store[index].labels[store[index].labels != IGNORE][-1] == 2
+
+
+def test_landmine_B13_padding_is_never_told_from_ids(tmp_path: Path) -> None:
+    """Token 0 pads and is content too: it keeps its label, and what comes before it does not change."""
+    from fulltune.data.feed import collate
+    from fulltune.data.store import StoreWriter
+    from tests.contract.ground import Ground
+
+    ids = np.array([5, 0, 7, 0, 9], np.int32)
+    labels = np.array([IGNORE, 7, 0, 9, IGNORE], np.int32)
+    with StoreWriter(tmp_path / "s") as writer:
+        writer.append(Encoded(ids, labels, (labels != IGNORE).astype(np.float32)), source=0, line=1)
+    store = Store(tmp_path / "s", ["r"])
+    ground = Ground(tmp_path / "g", tiny.model("llama"), count=1)
+    batch = collate(store, [0], ground.budget)
+    assert batch.labels.flatten()[batch.taught].tolist() == [7, 0, 9]
+    logits = ground.model(input_ids=torch.tensor([ids.tolist()]), use_cache=False).logits[0]
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(labels.tolist()), reduction="sum")
+    assert torch.allclose(ground.engine.forward(batch)["next_token"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [{}, PACKED], ids=["padded", "packed"])
+def test_landmine_B14_rows_cut_down_to_their_prompt_are_named_or_counted(
+    tmp_path: Path, llama: Path, train: dict[str, Any]
+) -> None:
+    """By default an error that names the row, the same in both layouts."""
+    rows = [*tiny.rows(8, longest=4), {"prompt": "the cat " * 40, "completion": "yes"}]
+    path = tiny.jsonl(tmp_path / "rows.jsonl", rows)
+    options = {"max_length": 40, "over_length": "truncate", "heldout": 0}
+    asked = tiny.recipe(llama, path, data=options, train=train)
+    with pytest.raises(DataError, match="rows.jsonl:9"):
+        fulltune.train(asked, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    asked["data"]["on_bad_row"] = "drop"
+    record = fulltune.train(asked, out=tmp_path / "run")
+    assert record.data.dropped == {"no_trained_tokens": 1}
+    assert record.data.splits["train"].examples == 8
+
+
+def test_landmine_B15_a_cut_answer_has_no_end_token_and_a_whole_one_has() -> None:
+    content = chat(QUESTION, Message("assistant", "yes " * 30))
+    whole = render(content)
+    length = len(whole.ids)
+    assert whole.ids[-1] == tiny.SPECIAL.index("<|end|>")
+    assert render(content, max_length=length).ids[-1] == tiny.SPECIAL.index("<|end|>")
+    cut = render(content, max_length=length - 1, over_length="truncate")
+    assert cut.ids.tolist() == whole.ids[:-1].tolist()
+    assert tiny.SPECIAL.index("<|end|>") not in cut.labels
+    assert isinstance(render_all([content], max_length=length - 1, over_length="drop")[0], TooLong)
+
+
+def test_landmine_B16_the_mask_is_pinned_to_the_token() -> None:
+    """What is taught stands in brackets; see golden_masks.json."""
+    golden = json.loads(Path(__file__).with_name("golden_masks.json").read_text())
+    for case in golden:
+        turns = [Message(role, content) for role, content in case["turns"]]
+        assert bracketed(render(chat(*turns), supervise=case["supervise"])) == case["rendered"]
+
+
+def bracketed(encoded: Encoded) -> str:
+    """The text with its taught stretches in brackets."""
+    tokens = tiny.tokenizer()
+    learn = np.concatenate([[False], encoded.labels[:-1] != IGNORE, [False]])
+    text = ""
+    for index, token in enumerate(encoded.ids):
+        text += "[" * int(learn[index] and not learn[index - 1]) + tokens.decode([token])
+        text += "]" * int(learn[index] and not learn[index + 1])
+    return text
+
+
+def test_landmine_B17_by_default_only_the_assistant_is_taught(tmp_path: Path, llama: Path) -> None:
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    path = tiny.jsonl(tmp_path / "rows.jsonl", [{"messages": turns}])
+    facts = fulltune.prepare(tiny.recipe(llama, path, data={"heldout": 0}), out=tmp_path / "run")
+    store = Store(tmp_path / "run/data/train", [str(path)])
+    assert taught(store[0]) == ["sat<|end|>"]
+    assert facts.splits["train"].supervised_tokens < facts.splits["train"].tokens / 2
+
+
+def test_landmine_B22_templates_give_text_and_lists_of_ids_never_a_batch_encoding() -> None:
+    tokens = tiny.tokenizer()
+    renderer = Renderer(tokens, Template(tokens, None, "t"), supervise="assistant", max_length=99, over_length="error")
+    ids = renderer.prompt([QUESTION])
+    assert type(ids) is list
+    assert len(ids) > 2
+    assert {type(token) for token in ids} == {int}
+    assert type(Template(tokens, None, "t").render([QUESTION.turn()], prompt=True)) is str

@@ -1,0 +1,90 @@
+"""Landmines C: several examples in one row."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies
+
+import fulltune
+from fulltune.base.errors import RecipeError
+from fulltune.base.records import IGNORE
+from fulltune.data.lay import Budget, lay
+from fulltune.training.journal import read
+from tests import tiny
+from tests.contract.ground import Ground
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("training", [True, False])
+def test_landmine_C1_packed_examples_do_not_see_each_other(tmp_path: Path, kind: str, training: bool) -> None:
+    """Another first example moves no logit of the second, though the config says use_cache, as all configs do."""
+    model = tiny.model(kind).train(training)
+    assert model.config.use_cache
+    ground = Ground(tmp_path, model, count=2, layout="packed")
+    ground.model.train(training)
+    batch = ground.batches()[0]
+    first = batch.lengths[0]
+    changed = batch.ids.clone()
+    changed[0, :first] = (changed[0, :first] + 7) % tiny.VOCAB
+    cut = ground.objective._cut[0]
+    assert cut is not None
+    with torch.no_grad():
+        one, other = (
+            cut.backbone(input_ids=ids, position_ids=batch.positions, use_cache=False)[0][0, first:]
+            for ids in (batch.ids, changed)
+        )
+        alone = cut.backbone(input_ids=batch.ids[:, first:], use_cache=False)[0][0]
+    assert torch.equal(one, other)
+    assert torch.allclose(one, alone, atol=1e-5)
+
+
+def test_landmine_C1_a_model_that_leaks_is_refused(tmp_path: Path, data: Path) -> None:
+    model = tiny.folder(tmp_path / "model", "mamba")
+    with pytest.raises(RecipeError, match="see each other") as caught:
+        fulltune.train(tiny.recipe(model, data, train={"layout": "packed"}), out=tmp_path / "run")
+    assert "train.layout=padded" in caught.value.faults[0].mend
+    assert fulltune.train(tiny.recipe(model, data, train={"steps": 1}), out=tmp_path / "run2").result_step == 1
+
+
+def test_landmine_C3_no_example_predicts_the_first_token_of_the_next(tmp_path: Path) -> None:
+    batch = Ground(tmp_path, tiny.model("llama"), count=8, layout="packed").batches()[0]
+    ends = np.cumsum(batch.lengths) - 1
+    assert (batch.labels[0, ends] == IGNORE).all()
+
+
+def test_landmine_C4_positions_restart_and_padding_makes_no_documents(tmp_path: Path) -> None:
+    packed = Ground(tmp_path / "a", tiny.model("llama"), count=8, layout="packed").batches()[0]
+    assert packed.positions is not None
+    assert packed.positions[0].tolist() == [p for length in packed.lengths for p in range(length)]
+    assert packed.ids.shape[1] == sum(packed.lengths), "a packed row has no padding at all"
+    padded = Ground(tmp_path / "b", tiny.model("llama"), count=8).batches()[0]
+    assert padded.positions is None
+
+
+@given(
+    strategies.lists(strategies.integers(2, 50), max_size=60),
+    strategies.integers(1, 120),
+    strategies.sampled_from(["padded", "packed"]),
+)
+def test_landmine_C5_packing_drops_and_cuts_nothing(lengths: list[int], tokens: int, layout: Any) -> None:
+    laid = lay(lengths, Budget(60, tokens, layout))
+    assert sorted(i for micro in laid for i in micro) == list(range(len(lengths)))
+    assert all(len(micro) == 1 or sum(lengths[i] for i in micro) <= tokens for micro in laid)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("portion", [{"batch_examples": 7}, {"batch_tokens": 150}])
+def test_landmine_C6_the_schedule_ends_with_the_last_executed_update(
+    tmp_path: Path, llama: Path, data: Path, layout: str, portion: dict[str, int]
+) -> None:
+    asked = tiny.recipe(llama, data, data={"heldout": 0}, evaluate={"samples": 0}, optim={"floor": 0.25})
+    asked["train"] = {"epochs": 1.5, "layout": layout, "precision": "float32", **portion}
+    record = fulltune.train(asked, out=tmp_path / "run")
+    rates = [line["lr"] for line in read(tmp_path / "run/journal.jsonl", "step")]
+    assert len(rates) == record.plan.updates
+    assert rates[-1] == pytest.approx(0.25e-3)
+    assert min(rates[1:-1]) > 0.25e-3
+    assert record.progress.position == 60

@@ -1,0 +1,123 @@
+"""Rows -> content, and what is wrong with a row."""
+
+from typing import Any
+
+import pytest
+
+from fulltune.base.errors import DataError
+from fulltune.data.example import Chat, RowFault, Text
+from fulltune.data.formats import FORMATS, detect, detect_source
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def turns(content: Any) -> list[tuple[str, str]]:
+    assert isinstance(content, Chat)
+    return [(message.role, message.content) for message in content.messages]
+
+
+def test_every_format_gives_one_shape() -> None:
+    asked = [("user", "q"), ("assistant", "a")]
+    rows = {
+        "messages": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        "instruction": {"instruction": "q", "input": "", "output": "a"},
+        "prompt_completion": {"prompt": "q", "completion": "a"},
+    }
+    for name, row in rows.items():
+        assert turns(FORMATS[name](row)) == asked, name
+        assert detect(row) == name
+    assert FORMATS["text"]({"text": "t"}) == Text("t")
+    assert set(FORMATS) == {*rows, "text"}
+
+
+def test_instruction_joins_input_history_and_system() -> None:
+    row = {"instruction": "i", "input": "n", "output": "o", "system": "s", "history": [["q", "a"]]}
+    wanted = [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "i\n\nn"), ("assistant", "o")]
+    assert turns(FORMATS["instruction"](row)) == wanted
+
+
+def test_texts_are_kept_to_the_byte() -> None:
+    said = "{KEY} UPPER \N{GRINNING FACE} \r\n \0 {{ x }} %s"
+    assert turns(FORMATS["prompt_completion"]({"prompt": said, "completion": said}))[0][1] == said
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "code", "hint"),
+    [
+        ("prompt_completion", {"prompt": "q"}, "missing_field", "'prompt'"),
+        ("prompt_completion", {"prompt": "q", "responce": "a"}, "missing_field", "`responce`"),
+        ("prompt_completion", {"Prompt": "q", "Completion": "a"}, "missing_field", "`Prompt`"),
+        ("prompt_completion", {"prompt": "q", "completion": None}, "null_value", "leave the row out"),
+        ("prompt_completion", {"prompt": 3, "completion": "a"}, "type", "JSON string"),
+        ("prompt_completion", {"prompt": True, "completion": "a"}, "type", "JSON string"),
+        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "type", "JSON string"),
+        ("messages", {"messages": "hello"}, "type", "list of turns"),
+        ("messages", {"messages": None}, "null_value", "list of turns"),
+        ("messages", {"messages": ["x"]}, "type", "role"),
+        ("messages", {"messages": [{"role": "bot", "content": "x"}]}, "unknown_role", "system, user"),
+        ("messages", {"messages": [{"role": "user"}]}, "missing_field", "'role'"),
+        ("messages", {"messages": [{"role": "user", "content": None}]}, "null_value", "text"),
+        ("messages", {"messages": [{"role": "user", "content": "x", "weight": "a"}]}, "type", "number"),
+        ("messages", {"messages": [], "tools": "{"}, "tool_call", "tools"),
+        ("messages", {"messages": [], "tools": {"a": 1}}, "type", "tools"),
+        ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "unknown_role", "system"),
+        ("instruction", {"instruction": "q", "output": "a", "history": ["x"]}, "type", "remove"),
+        ("instruction", {"instruction": "q"}, "missing_field", "instruction"),
+        ("text", {"text": 3.5}, "type", "string"),
+    ],
+)
+def test_faults_have_a_code_and_a_mend(form: str, row: dict, code: str, hint: str) -> None:
+    with pytest.raises(RowFault) as caught:
+        FORMATS[form](row)
+    assert caught.value.code == code
+    assert hint in caught.value.mend
+
+
+def test_tool_calls_take_arguments_as_object_or_text() -> None:
+    as_text = {**CALL, "function": {"name": "f", "arguments": '{"x": 1}'}}
+    for call in (CALL, as_text):
+        content = FORMATS["messages"]({"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]})
+        assert isinstance(content, Chat)
+        assert content.messages[0].extra["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+@pytest.mark.parametrize("function", [None, {}, {"name": "f", "arguments": "{"}, {"name": "f", "arguments": "[1]"}])
+def test_broken_tool_calls(function: Any) -> None:
+    row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]}
+    with pytest.raises(RowFault) as caught:
+        FORMATS["messages"](row)
+    assert caught.value.code == "tool_call"
+
+
+def test_what_a_message_says_besides_reaches_the_template() -> None:
+    row = {"messages": [{"role": "assistant", "content": "a", "reasoning_content": "r", "weight": 0.5}]}
+    content = FORMATS["messages"](row)
+    assert isinstance(content, Chat)
+    assert content.messages[0].turn() == {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    assert content.messages[0].weight == 0.5
+
+
+def test_a_source_has_the_format_of_most_of_its_rows() -> None:
+    rows = [{"prompt": "a"}, {"prompt": "a", "completion": "b"}, {"text": "x"}, {"prompt": "a", "completion": "b"}]
+    assert detect_source(rows, "f") == "prompt_completion"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "x", "label": "y"}, "classification"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"foo": 1, "bar": 2}, "bar, foo"),
+        ({"prompt": "a", "completion": "b", "messages": []}, "more than one"),
+    ],
+)
+def test_what_is_ambiguous_is_asked(row: dict, said: str) -> None:
+    assert detect(row) is None
+    with pytest.raises(DataError, match=said):
+        detect_source([row], "f")
+
+
+def test_a_row_that_lost_its_label_does_not_make_a_source_text() -> None:
+    with pytest.raises(DataError, match="classification"):
+        detect_source([{"text": "x", "label": "y"}, {"text": "x"}, {"text": "x", "label": "y"}], "f")

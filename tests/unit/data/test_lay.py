@@ -1,0 +1,51 @@
+"""The examples of an update as forward passes: whole, once, within the budget, equally many on every rank."""
+
+from hypothesis import given, strategies
+
+from fulltune.data.lay import Budget, lay
+
+lengths = strategies.lists(strategies.integers(1, 60), max_size=40)
+budgets = strategies.builds(
+    Budget, strategies.integers(1, 9), strategies.integers(1, 200), strategies.sampled_from(["padded", "packed"])
+)
+
+
+@given(lengths, budgets, strategies.integers(1, 4))
+def test_every_example_is_laid_once_and_ranks_agree_on_the_count(lengths: list[int], budget: Budget, size: int) -> None:
+    ranks = [lay(lengths, budget, rank=rank, size=size) for rank in range(size)]
+    assert len({len(micros) for micros in ranks}) == 1
+    assert sorted(i for micros in ranks for micro in micros for i in micro) == list(range(len(lengths)))
+
+
+@given(lengths, budgets)
+def test_micro_batches_keep_to_the_budget(lengths: list[int], budget: Budget) -> None:
+    for micro in lay(lengths, budget):
+        held = [lengths[i] for i in micro]
+        if len(held) > 1:
+            assert len(held) <= budget.examples
+            size = len(held) * budget.width(max(held)) if budget.layout == "padded" else sum(held)
+            assert size <= budget.tokens
+
+
+def test_similar_lengths_lie_together() -> None:
+    assert lay([5, 50, 6, 49], Budget(2, 1000, "padded")) == [[1, 3], [2, 0]]
+
+
+def test_packing_fills_gaps() -> None:
+    assert lay([60, 30, 40, 70], Budget(9, 100, "packed")) == [[3, 1], [0, 2]]
+
+
+def test_work_is_dealt_evenly() -> None:
+    loads = [
+        sum(
+            [9, 1, 1, 8, 1][i] for micro in lay([9, 1, 1, 8, 1], Budget(9, 99, "packed"), rank=r, size=2) for i in micro
+        )
+        for r in (0, 1)
+    ]
+    assert sorted(loads) == [10, 10]
+
+
+def test_padded_widths_are_few() -> None:
+    budget = Budget(9, 999, "padded")
+    assert {budget.width(n) for n in range(1, 65)} == {16, 32, 48, 64}
+    assert Budget(9, 999, "packed").width(7) == 7

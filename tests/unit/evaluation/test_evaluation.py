@@ -1,0 +1,113 @@
+"""Held-out loss weighted by token, whatever the batches; greedy answers that stop."""
+
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fulltune.batch import Batch
+from fulltune.data.feed import once
+from fulltune.data.lay import Budget
+from fulltune.evaluation.generate import greedy
+from fulltune.evaluation.heldout import measure
+from tests import tiny
+from tests.contract.ground import Ground
+
+
+def score(ground: Ground, examples: int, tokens: int = 10_000, layout: str = "padded") -> dict[str, float]:
+    budget = Budget(examples, tokens, layout)  # type: ignore[arg-type]
+    splits = {"heldout": lambda: once(ground.store, budget)}
+    return measure(splits, ground.engine, ground.objective, step=0).scores
+
+
+def test_the_loss_is_a_token_mean_whatever_the_batches(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, tiny.model("llama"), count=13)
+    total = count = 0.0
+    with torch.no_grad():
+        for ids, labels in ground.rows():
+            logits = ground.model.eval()(input_ids=ids[None], use_cache=False).logits[0].double()
+            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            count += int((labels != -100).sum())
+    ground.model.train()
+    for examples, tokens, layout in (
+        (1, 10**4, "padded"),
+        (2, 10**4, "padded"),
+        (13, 40, "padded"),
+        (13, 99, "packed"),
+    ):
+        scores = score(ground, examples, tokens, layout)
+        assert scores["heldout.loss"] == pytest.approx(total / count, abs=1e-5)
+        assert scores["heldout.perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_perplexity_is_exp_of_one_mean_over_all_tokens() -> None:
+    """10 tokens at 2.0 and 1000 at 5.0: 144.1, not 33.1 (a mean of means) and not 77.9 (a mean of exps)."""
+
+    class Fixed:
+        weights: ClassVar = {"next_token": 1.0}
+        world = type("W", (), {"device": "cpu"})
+
+        def counts(self, batch: Batch) -> dict[str, float]:
+            return {"next_token": batch.weight}
+
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"next_token": torch.tensor({10.0: 2.0, 1000.0: 5.0}[batch.weight] * batch.weight)}
+
+        def sum(self, value: torch.Tensor) -> torch.Tensor:
+            return value
+
+        evaluating = torch.no_grad
+
+    def batch(tokens: int) -> Batch:
+        empty = torch.zeros(1, 1)
+        return Batch(empty, empty, empty, None, torch.zeros(tokens), (0,), (tokens,), float(tokens))
+
+    report = measure({"heldout": lambda: [batch(10), batch(1000)]}, Fixed(), Fixed(), step=0)  # type: ignore[arg-type, dict-item]
+    assert report.scores["heldout.perplexity"] == pytest.approx(144.1, abs=0.05)
+    assert report.counts == {"heldout": 1010}
+
+
+def test_measuring_switches_dropout_off_and_the_mode_back(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, tiny.model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), count=5)
+    assert ground.model.training
+    assert score(ground, 2) == score(ground, 2)
+    assert ground.model.training
+
+
+def test_measuring_keeps_no_graph_and_no_gradients(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, tiny.model("llama"), count=5)
+    score(ground, 2)
+    assert all(p.grad is None for p in ground.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
+def test_greedy_equals_taking_the_largest_logit_again_and_again(kind: str) -> None:
+    model = tiny.model(kind)
+    prompts = [[5, 6, 7], [9, 10, 11, 12, 13]]
+    for prompt, answer in zip(prompts, greedy(model, prompts, stop_ids=[2], tokens=6), strict=True):
+        ids = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert answer == ids[len(prompt) :][: len(answer)]
+        assert len(answer) == 6 or ids[len(prompt) + len(answer)] == 2
+
+
+def test_greedy_stops_at_stop_tokens_and_leaves_them_out() -> None:
+    model = tiny.model("llama")
+    first = greedy(model, [[5, 6, 7]], stop_ids=[2], tokens=4)[0]
+    assert greedy(model, [[5, 6, 7]], stop_ids=[first[1]], tokens=4) == [first[: first.index(first[1])]]
+
+
+def test_greedy_takes_nothing_from_the_models_own_generation_config() -> None:
+    model = tiny.model("llama")
+    plain = greedy(model, [[5, 6, 7]], stop_ids=[2], tokens=6)
+    for name, value in (("repetition_penalty", 5.0), ("max_length", 4), ("num_beams", 3), ("bad_words_ids", [[7]])):
+        setattr(model.generation_config, name, value)
+    model.generation_config.bad_words_ids = None
+    assert greedy(model, [[5, 6, 7]], stop_ids=[2], tokens=6) == plain
+    model.train()
+    greedy(model, [[5]], stop_ids=[2], tokens=1)
+    assert model.training

@@ -1,0 +1,101 @@
+"""What models say of themselves, and what they answer when asked."""
+
+import pytest
+import torch
+from torch import nn
+
+from fulltune.base.errors import RecipeError
+from fulltune.model import facts as about
+from fulltune.model.probe import head_agrees, packing_isolates
+from tests import tiny
+
+ATTENDING = sorted(set(tiny.KINDS) - {"mamba"})
+
+
+@pytest.mark.parametrize("kind", sorted(tiny.KINDS))
+def test_facts(kind: str) -> None:
+    model = tiny.model(kind)
+    facts = about.facts(model, model.config)
+    assert facts.parameters == sum(p.numel() for p in model.parameters())
+    assert (facts.layers, facts.hidden, facts.vocab) == (2, 32, tiny.VOCAB)
+    assert facts.context == (None if kind == "mamba" else 256)
+    assert facts.dtype == "float32"
+
+
+@pytest.mark.parametrize("kind", sorted(tiny.KINDS))
+def test_our_cut_of_the_head_is_exact(kind: str) -> None:
+    model = tiny.model(kind)
+    cut = about.head(model)
+    assert cut is not None
+    assert head_agrees(model, cut, tiny.VOCAB)
+    wrong = about.Head(cut.backbone, cut.projection, cut.scale * 1.01, cut.softcap)
+    assert not head_agrees(model, wrong, tiny.VOCAB)
+
+
+def test_a_cap_that_is_not_applied_is_seen() -> None:
+    model = tiny.model("gemma2", final_logit_softcapping=0.5)
+    cut = about.head(model)
+    assert cut is not None
+    assert not head_agrees(model, about.Head(cut.backbone, cut.projection, 1.0, None), tiny.VOCAB)
+
+
+@pytest.mark.parametrize("kind", ATTENDING)
+def test_packed_examples_are_isolated(kind: str) -> None:
+    model = tiny.model(kind)
+    assert packing_isolates(model, tiny.VOCAB)
+    assert not model.training
+
+
+def test_isolation_does_not_hang_on_dropout_or_mode() -> None:
+    model = tiny.model("gpt2", attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3).train()
+    assert packing_isolates(model, tiny.VOCAB)
+    assert model.training
+    assert model.transformer.drop.p == 0.3
+
+
+def test_leaks_are_seen() -> None:
+    assert not packing_isolates(tiny.model("mamba"), tiny.VOCAB), "state runs on through a row"
+
+    class Leaking(nn.Module):
+        """Attends across examples, as every model does whose mask does not know positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny.model("llama")
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool, position_ids: object = None) -> object:
+            return self.inner(input_ids=input_ids, use_cache=use_cache)
+
+    assert not packing_isolates(Leaking(), tiny.VOCAB)
+
+    class Without(Leaking):
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> object:  # type: ignore[override]
+            return self.inner(input_ids=input_ids, use_cache=use_cache)
+
+    assert not packing_isolates(Without(), tiny.VOCAB)
+
+
+def test_dropout_is_set_everywhere_or_refused() -> None:
+    model = tiny.model("gpt2")
+    about.set_dropout(model, 0.25)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    model = tiny.model("llama")
+    about.set_dropout(model, 0.25)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.25
+    with pytest.raises(RecipeError, match="no dropout"):
+        about.set_dropout(nn.Linear(2, 2), 0.1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_checkpointed_blocks_are_computed_twice(kind: str) -> None:
+    model = tiny.model(kind)
+    calls = []
+    block = about.blocks(model)[0]
+    mlp = next(m for n, m in block.named_modules() if n.endswith("mlp"))
+    mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    ids = torch.arange(8)[None]
+    about.checkpoint_blocks(model)
+    model.train()(input_ids=ids, use_cache=False).logits.sum().backward()
+    assert len(calls) == 2
+    with pytest.raises(RecipeError, match="does not support"):
+        about.checkpoint_blocks(nn.Linear(2, 2))

@@ -1,0 +1,121 @@
+"""Loading models of others: float32 whatever the file holds, and nothing missing in silence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fulltune.base.errors import DataError, RecipeError
+from fulltune.model.load import empty_model, load_config, load_model, load_tokenizer, require_rows, tokenizer_digest
+from fulltune.recipe.schema import ModelSection
+from tests import tiny
+
+
+def section(path: Path | str, **more: object) -> ModelSection:
+    return ModelSection(path=str(path), **more)  # type: ignore[arg-type]
+
+
+def change(folder: Path, act: object) -> Path:
+    """Change the weights file of a model folder."""
+    tensors = load_file(folder / "model.safetensors")
+    act(tensors)  # type: ignore[operator]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tiny.model("llama").to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(section(tmp_path))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for (name, p), (_, q) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(p.float(), q), name
+    assert not loaded.training
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    loaded = load_model(section(tiny.folder(tmp_path / "m", "llama-tied")))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_missing_wrong_and_broken_weights_are_named(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    missing = change(tiny.folder(tmp_path / "a"), lambda tensors: tensors.pop(name))
+    with pytest.raises(DataError, match=f"missing: {name}"):
+        load_model(section(missing))
+    shorter = change(tiny.folder(tmp_path / "b"), lambda t: t.update({name: t[name][:-4].clone()}))
+    with pytest.raises(DataError, match=rf"{name}: the file has shape \(60, 32\), the config wants \(64, 32\)"):
+        load_model(section(shorter))
+    broken = change(tiny.folder(tmp_path / "c"), lambda t: t[name][0, 0:2].fill_(float("nan")))
+    with pytest.raises(DataError, match=f"{name}: 2 values are not finite"):
+        load_model(section(broken))
+
+
+def test_a_file_that_was_cut_off_is_named_with_its_sizes(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (len(whole) - 10, 100, 4):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=f"has {length:,} bytes, its header says"):
+            load_model(section(folder))
+
+
+def test_folders_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such folder"):
+        load_model(section(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"config\.json"):
+        load_tokenizer(section(tmp_path))
+    model = tiny.model("llama")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"no tokenizer") as caught:
+        load_tokenizer(section(tmp_path))
+    assert "tokenizer.json" in caught.value.faults[0].mend
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_config(section(tmp_path))
+
+
+def test_code_of_the_model_is_not_run_unasked(tmp_path: Path) -> None:
+    folder, canary = tiny.folder(tmp_path / "m"), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="not run unasked"):
+        load_model(section(folder))
+    assert not canary.exists()
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
+    tokens = tiny.tokenizer()
+    model = tiny.model("llama")
+    require_rows(model, tokens, "m")
+    tokens.add_special_tokens({"additional_special_tokens": ["<|a|>", "<|b|>"]})
+    with pytest.raises(DataError, match=r"2 tokens .* 300 rows.*'<\|a\|>' \(300\), '<\|b\|>' \(301\)"):
+        require_rows(model, tokens, "m")
+    require_rows(tiny.model("llama", vocab=320), tokens, "m")
+
+
+def test_the_empty_model_has_the_shape_and_no_weights(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    empty, full = empty_model(section(folder)), load_model(section(folder))
+    assert [(n, p.shape) for n, p in empty.named_parameters()] == [(n, p.shape) for n, p in full.named_parameters()]
+    assert all(p.is_meta for p in empty.parameters())
+
+
+def test_the_digest_covers_the_vocabulary_and_special_tokens() -> None:
+    one, other = tiny.tokenizer(), tiny.tokenizer()
+    assert tokenizer_digest(one) == tokenizer_digest(other)
+    other.add_tokens(["xyz"])
+    assert tokenizer_digest(one) != tokenizer_digest(other)
+    assert tokenizer_digest(one) != tokenizer_digest(tiny.tokenizer(adds_bos=False))
+    assert tokenizer_digest(one) != tokenizer_digest(tiny.tokenizer(pad=None))
+
+
+def test_attention_can_be_chosen(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    assert load_model(section(folder, attention="eager")).config._attn_implementation == "eager"

@@ -1,0 +1,121 @@
+"""Facts -> numbers, or a refusal."""
+
+from typing import Any
+
+import pytest
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.records import DataFacts, Machine, ModelFacts, SplitFacts
+from fulltune.planning.make import make_plan
+from fulltune.recipe.load import load_recipe
+from fulltune.recipe.schema import TrainSection
+
+CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
+GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
+
+
+def split(examples: int, longest: int = 100) -> SplitFacts:
+    lengths = {"min": 2, "p50": 50, "p90": 90, "p99": 99, "max": longest if examples else 0}
+    return SplitFacts(
+        examples=examples, tokens=50 * examples, supervised_tokens=20 * examples, lengths=lengths, by_source=(examples,)
+    )
+
+
+def facts(train: int = 100, heldout: int = 5, retention: int = 0, longest: int = 100) -> DataFacts:
+    splits = {
+        "train": split(train, longest),
+        "heldout": split(heldout),
+        "test": split(0),
+        "retention": split(retention),
+    }
+    return DataFacts(
+        fingerprint="f",
+        rows=105,
+        kept=105,
+        dropped={},
+        truncated=0,
+        splits=splits,
+        sources={},
+        notes={},
+        template="t",
+        stop_ids=(2,),
+    )
+
+
+def model(context: int | None = 4096) -> ModelFacts:
+    return ModelFacts(
+        architecture="Llama",
+        parameters=1000,
+        layers=2,
+        hidden=8,
+        vocab=100,
+        context=context,
+        tied_embeddings=True,
+        dtype="float32",
+    )
+
+
+def count(train: TrainSection, examples: int) -> int:
+    return -(-examples // train.batch_examples)
+
+
+def plan(card: DataFacts | None = None, machine: Machine = CPU, context: int | None = 4096, **sections: Any) -> Any:
+    recipe = load_recipe({"model": {"path": "x"}, "data": {"train": "a", **sections.pop("data", {})}, **sections})
+    return make_plan(recipe, card or facts(), model(context), machine, count)
+
+
+def test_epochs_become_examples_and_updates() -> None:
+    for epochs, examples, updates in ((3.0, 300, 10), (0.5, 50, 2), (0.001, 1, 1), (1.0, 100, 4)):
+        made = plan(train={"epochs": epochs})
+        assert (made.examples, made.updates, made.epoch_examples) == (examples, updates, 100)
+    made = plan(train={"steps": 7})
+    assert (made.examples, made.updates) == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "updates", "wanted"),
+    [(0, 10, 0), (0.0, 10, 0), (0.06, 100, 6), (0.06, 10, 1), (1, 10, 1), (9, 10, 9), (0.99, 10, 9), (0.5, 1, 0)],
+)
+def test_warmup_is_a_share_or_a_number(warmup: float, updates: int, wanted: int) -> None:
+    assert plan(train={"steps": updates}, optim={"warmup": warmup}).warmup_updates == wanted
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    for warmup in (10, 11):
+        with pytest.raises(RecipeError, match="warm-up of"):
+            plan(train={"steps": 10}, optim={"warmup": warmup})
+
+
+def test_precision_and_micro_batches_follow_the_machine_unless_said() -> None:
+    assert (plan().precision, plan(machine=GPUS).precision) == ("float32", "bf16-mixed")
+    assert plan(machine=GPUS, train={"precision": "float32"}).precision == "float32"
+    assert plan().micro_tokens == 4096
+    assert plan(facts(longest=5000)).micro_tokens == 5000, "the longest example fits"
+    made = plan(train={"micro_examples": 2, "micro_tokens": 77, "layout": "packed"})
+    assert (made.micro_examples, made.micro_tokens, made.layout) == (2, 77, "packed")
+    assert plan().layout == "padded"
+
+
+def test_more_devices_than_are_used_are_mentioned() -> None:
+    assert any("1 of 4 devices" in note for note in plan(machine=GPUS).notes)
+    assert any("moves nothing" in note for note in plan(optim={"floor": 0.0}).notes)
+
+
+def test_more_tokens_than_positions_are_refused() -> None:
+    with pytest.raises(RecipeError, match="positions for 512") as caught:
+        plan(context=512)
+    assert "data.max_length=512" in caught.value.faults[0].mend
+    assert plan(context=None).updates
+    assert plan(context=512, data={"max_length": 512}).updates
+
+
+def test_the_best_is_chosen_by_something_measured() -> None:
+    with pytest.raises(RecipeError, match="does not measure"):
+        plan(checkpoint={"best_by": "heldout.accuracy"})
+    with pytest.raises(RecipeError, match="does not measure"):
+        plan(facts(heldout=0, retention=3), checkpoint={"best_by": "heldout.loss"})
+    with pytest.raises(RecipeError, match="nothing is held out"):
+        plan(facts(heldout=0), checkpoint={"patience": 2})
+    assert plan(facts(heldout=0)).updates
+    assert plan(facts(heldout=0, retention=3)).updates
+    assert plan(facts(heldout=0, retention=3), checkpoint={"best_by": "retention.loss"}).updates

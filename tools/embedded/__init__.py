@@ -1,0 +1,1 @@
+"""Generators of the text that the embedded model and the quickstart are made from."""
