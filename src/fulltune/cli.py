@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="fulltune",
     help="Full-parameter fine-tuning of language models, from raw rows to a verified model folder.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,9 +36,11 @@ DType = Literal["base", "float32", "bfloat16", "float16"]
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(__version__)
+def _alone(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version or context.invoked_subcommand is None:
+        typer.echo(__version__ if version else context.get_help())
         raise typer.Exit
 
 
@@ -238,10 +239,8 @@ def main() -> int:
         return _fail(str(full), full.exit_code)
     except typer.Exit as leaving:
         return leaving.exit_code
-    except Exception as fault:
-        if type(fault).__module__.startswith(("click", "typer")):  # a wrong option or a missing argument
-            return _fail(f"error: {fault.format_message()}", 2)  # type: ignore[attr-defined]
-        raise
+    except typer.TyperException as fault:  # a wrong option or a missing argument
+        return _fail(f"error: {fault}\nmend:  fulltune --help", RecipeError.exit_code)
     return 0
 
 

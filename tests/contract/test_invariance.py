@@ -29,6 +29,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def losses(folder: Path, model: Path, data: Path, **train: Any) -> list[float]:
     recipe = tiny.recipe(model, data, data={"heldout": 0}, train={"steps": 20, **train}, evaluate={"samples": 0})
+    if "batch_tokens" in train:
+        del recipe["train"]["batch_examples"]
     fulltune.train(recipe, out=folder)
     return [line["loss"] for line in read(folder / "journal.jsonl", "step")]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import tiny
-from tests.conftest import SHARED
 from typer.testing import CliRunner
 
 import fulltune
 from fulltune.base.errors import DataError
 from fulltune.base.records import DataFacts
+from tests import tiny
+from tests.conftest import SHARED
 
 pytestmark = pytest.mark.usefixtures("shared")
 

@@ -129,7 +129,7 @@ def override(tree: Tree, changes: Mapping[str, Any], origin: str) -> None:
         for old in [place for place in tree.places if place[: len(here)] == here]:
             del tree.places[old]
         for depth in range(1, len(here) + 1):
-            tree.places.setdefault(here[:depth], f"{origin}: {key}")
+            tree.places.setdefault(here[:depth], f"{origin}: {'.'.join(map(str, here[:depth]))}")
 
 
 def _put(inner: Any, key: str | int, value: Any) -> None:

@@ -72,12 +72,13 @@ def starter() -> str:
 def _line(path: str, name: str, field: FieldInfo) -> tuple[list[str], str]:
     comment = textwrap.wrap(field.description or "", 100, initial_indent="  # ", subsequent_indent="  # ")
     if path in _ASKED or path in _SHOWN:
-        return comment, f"  {name}: {_inline({**_ASKED, **_SHOWN}[path])}"
+        return comment, f"  {name}: {inline({**_ASKED, **_SHOWN}[path])}"
     default = field.get_default(call_default_factory=True, validated_data={})
-    return comment, f"  # {name}: {_inline(default)}"
+    return comment, f"  # {name}: {inline(default)}"
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
+    """A default as it stands in YAML."""
     if isinstance(value, dict | tuple):
         return "{}" if isinstance(value, dict) else "[]"
     if value is None:

@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` do all their set-up; everything else builds on the same environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
+
+.PHONY: quickstart test slow setup check fix docs embedded
+
+quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
+	$(BIN)/fulltune quickstart
+
+test: setup  ## all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+slow: setup  ## the slow tests alone
+	$(PYTEST) -m slow
+
+setup: $(VENV)/.ready  ## the environment of constraints.txt
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+check: setup  ## format, lint, types, floors, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+fix: setup  ## what can be mended by a program
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## the pages that are generated from the code
+	$(BIN)/python -m tools.make_docs
+
+embedded: setup  ## the embedded model and data, from nothing (20 minutes)
+	$(BIN)/python -m tools.make_embedded

@@ -1,0 +1,189 @@
+"""The command line: exit codes, three-line errors, results on standard output and progress on standard error."""
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fulltune import cli
+from fulltune.base.version import __version__
+from fulltune.recipe.load import load_recipe
+from tests import tiny
+
+
+def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fulltune", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fulltune", *arguments])
+    return cli.main()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, llama: Path, data: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tiny.recipe(llama, data)))
+    return path
+
+
+def test_train_prints_results_and_progress_apart(tmp_path: Path, recipe: Path) -> None:
+    done = run("train", "recipe.yaml", "train.steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "heldout.loss" in done.stdout
+    assert "runs/recipe/model" in done.stdout
+    assert "plan: 3 updates" in done.stderr
+    assert "update 3/3" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout, "no colours and no bars where there is no terminal"
+    again = run("train", "runs/recipe", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["progress"]["update"] == 3
+    scores = run("evaluate", "runs/recipe", cwd=tmp_path)
+    assert scores.stdout.split()[:2] == ["base", "result"]
+    exported = run("export", "runs/recipe", "out", "--dtype", "bfloat16", cwd=tmp_path)
+    assert (tmp_path / "out/model.safetensors").exists(), exported.stderr
+
+
+def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "fulltune", "train", str(recipe), "--out", str(tmp_path / "run")]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    env.pop("NO_COLOR", None)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=follower, stdout=subprocess.PIPE, env=env) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.wait() == 0, shown.decode()
+    text = shown.decode(errors="replace")
+    assert "tokens/s" in text
+    assert "\x1b[" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "none.yaml"], 2, "no such recipe"),
+        (["train"], 2, "Missing parameter: recipe"),
+        (["nonsense"], 2, "No such command"),
+        (["train", "recipe.yaml", "--nonsense"], 2, "No such option"),
+        (["train", "recipe.yaml", "optim.learning_rate=1"], 2, "optim.lr"),
+        (["train", "recipe.yaml", "data.train=none.jsonl"], 3, "no such file"),
+        (["train", "recipe.yaml", "data.max_length=300"], 2, "positions for 256"),
+        (["train", "recipe.yaml", "model.path=./nowhere"], 2, "no such folder"),
+        (["evaluate", "recipe.yaml", "data.heldout=0"], 2, "nothing to measure"),
+        (["prepare", "recipe.yaml", "train"], 2, "is no override"),
+    ],
+)
+def test_mistakes_have_their_exit_code_and_no_traceback(
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, *arguments) == code
+    found = capsys.readouterr()
+    assert said in found.err
+    assert "Traceback" not in found.err
+    assert found.out == ""
+
+
+def test_a_full_disk_is_exit_7(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/x/weights")
+
+    monkeypatch.setattr(cli, "app", full)
+    assert main(monkeypatch, "train", "x") == 7
+    assert "/x/weights" in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(monkeypatch, "train", "x")
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert main(monkeypatch, "train", "x") == 130
+    assert "same command" in capsys.readouterr().err
+
+
+def test_init_writes_a_recipe_and_never_over_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, "init") == 0
+    load_recipe(tmp_path / "recipe.yaml")
+    assert main(monkeypatch, "init") == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_schema_and_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(monkeypatch, "schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
+    assert main(monkeypatch) == 0
+    assert "quickstart" in capsys.readouterr().out
+    assert main(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_prepare_plan_and_dry_run_print_json_for_programs(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, "prepare", "recipe.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 40
+    assert main(monkeypatch, "plan", "recipe.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 6
+    assert main(monkeypatch, "train", "recipe.yaml", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["seconds_per_update"] > 0
+    for verb in ("prepare", "plan"):
+        assert main(monkeypatch, verb, "recipe.yaml") == 0
+        assert capsys.readouterr().out
+
+
+def test_chat_keeps_the_conversation_and_ends(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\nand then\n/new\nthe dog\n\n"))
+    assert main(monkeypatch, "chat", str(llama), "--tokens", "3") == 0
+    assert capsys.readouterr().out.count("> ") >= 4
+    bare = tiny.folder(tmp_path / "bare", tokens=tiny.tokenizer(template=None))
+    assert main(monkeypatch, "chat", str(bare)) == 3
+
+
+def test_help_is_fast_and_loads_no_torch(tmp_path: Path) -> None:
+    """Not timed here (tests never are); what makes it fast is that nothing heavy is imported."""
+    for verb in ([], ["plan"], ["train"], ["quickstart"]):
+        script = (
+            "import sys\nfrom fulltune.cli import app\n"
+            f"try:\n    app({[*verb, '--help']!r}, standalone_mode=False)\nexcept SystemExit:\n    pass\n"
+            "heavy = {'torch', 'transformers', 'numpy', 'ruamel.yaml', 'fulltune.recipe'} & set(sys.modules)\n"
+            "sys.exit(str(heavy) if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,287 @@
+"""The stages as a user calls them: what a run folder holds, when it goes on, when it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import fulltune
+from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.files import read_record
+from fulltune.base.records import RunRecord
+from fulltune.training.journal import read
+from tests import tiny
+
+
+@pytest.fixture
+def recipe(llama: Path, data: Path) -> dict[str, Any]:
+    return tiny.recipe(llama, data)
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    return list(read(run / "journal.jsonl", kind))
+
+
+def test_a_run_folder_holds_the_whole_story(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    record = fulltune.train(recipe, out=run)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "recipe.yaml",
+        "data",
+        "data.json",
+        "plan.json",
+        "journal.jsonl",
+        "checkpoints",
+        "model",
+        "record.json",
+    }
+    assert read_record(run / "record.json", RunRecord) == record
+    assert record.result == str(run / "model")
+    assert record.largest_logit_difference <= 1e-6
+    kinds = [json.loads(line)["kind"] for line in (run / "journal.jsonl").read_text().splitlines()]
+    epoch = ["step"] * 4 + ["evaluation", "checkpoint"]
+    assert kinds == ["start", "evaluation", *epoch, *["step"] * 2, "evaluation", "checkpoint", "end"]
+    step = lines(run, "step")[0]
+    assert step.keys() == {
+        "kind",
+        "step",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "supervised_tokens",
+        "seconds",
+    }
+    assert 0 < step["supervised_tokens"] < step["tokens"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_the_result_is_the_checkpoint_it_says(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    saved = load_file(tmp_path / f"run/checkpoints/step-{record.result_step:08d}/weights.safetensors")
+    written = load_file(tmp_path / "run/model/model.safetensors")
+    assert saved.keys() == written.keys()
+    assert all(torch.equal(saved[name], written[name]) for name in saved)
+
+
+def test_the_best_is_exported_kept_and_ends_the_run_early(tmp_path: Path, llama: Path) -> None:
+    """A rate far too high overfits at once: the first evaluation is the best, and patience ends the run."""
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(12))
+    held = tiny.jsonl(tmp_path / "held.jsonl", tiny.rows(12, seed=7))
+    asked = tiny.recipe(
+        llama,
+        rows,
+        data={"heldout": [str(held)]},
+        train={"steps": 60, "batch_examples": 6},
+        optim={"lr": 3e-2, "schedule": "constant", "warmup": 0},
+        evaluate={"every": 2},
+        checkpoint={"every": 2, "keep": 1, "patience": 3},
+    )
+    record = fulltune.train(asked, out=tmp_path / "run")
+    scores = {report.step: report.scores["heldout.loss"] for report in record.evaluations}
+    best = min(scores, key=lambda step: scores[step])
+    assert record.progress.update == max(scores) == best + 6 < 60
+    assert record.result_step == record.progress.best_update == best
+    kept = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert kept == {f"step-{best:08d}", f"step-{max(scores):08d}"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    saved = load_file(tmp_path / f"run/checkpoints/step-{best:08d}/weights.safetensors")
+    assert torch.equal(model.lm_head.weight, saved["lm_head.weight"])
+
+
+def test_without_held_out_data_the_last_state_is_the_result(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["data"]["heldout"] = 0
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    assert record.result_step == 6
+    assert record.baseline is None
+    assert record.evaluations == record.samples == ()
+    assert lines(tmp_path / "run", "evaluation") == []
+
+
+def test_retention_is_measured_with_held_out_data_and_test_is_not(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    texts = [{"text": row["prompt"]} for row in tiny.rows(6, seed=5)]
+    recipe["data"]["retention"] = str(tiny.jsonl(tmp_path / "general.jsonl", texts))
+    recipe["data"]["test"] = str(tiny.jsonl(tmp_path / "test.jsonl", tiny.rows(6, seed=6)))
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    wanted = {f"{split}.{score}" for split in ("heldout", "retention") for score in ("loss", "perplexity")}
+    assert record.baseline is not None
+    assert record.baseline.scores.keys() == wanted
+    assert "test" not in (tmp_path / "run/journal.jsonl").read_text()
+    reports = fulltune.evaluate(tmp_path / "run")
+    assert reports.keys() == {"base", "result"}
+    for report in reports.values():
+        assert report.scores.keys() == wanted | {"test.loss", "test.perplexity"}
+    for name in wanted:
+        assert reports["base"].scores[name] == pytest.approx(record.baseline.scores[name], abs=1e-5)
+        assert reports["result"].scores[name] == pytest.approx(record.evaluations[-1].scores[name], abs=1e-5)
+
+
+def test_any_model_folder_can_be_evaluated(tmp_path: Path, recipe: dict[str, Any], llama: Path) -> None:
+    reports = fulltune.evaluate(recipe, out=tmp_path / "run", model=llama)
+    assert reports["model"] == reports["base"]
+
+
+def test_samples_stand_before_and_after(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["evaluate"] = {"samples": 2, "sample_tokens": 5}
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    assert len(record.samples) == 2
+    for sample in record.samples:
+        assert sample.prompt.endswith("<|assistant|>")
+        assert sample.expected
+        assert "<|end|>" not in sample.expected
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    before = (tmp_path / "run/journal.jsonl").read_bytes()
+    assert fulltune.train(recipe, out=tmp_path / "run") == record
+    assert fulltune.train(tmp_path / "run") == record
+    assert (tmp_path / "run/journal.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.train(recipe, out=tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"optim\.lr: 0\.001 -> 0\.5") as caught:
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 0.5})
+    assert caught.value.exit_code == 6
+    record = fulltune.train(recipe, out=tmp_path / "run", fresh=True, optim={"lr": 0.5})
+    assert record.result == str(tmp_path / "run-2/model")
+
+
+def test_before_training_a_recipe_may_change(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.prepare(recipe, out=tmp_path / "run")
+    written = (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns
+    assert fulltune.plan(recipe, out=tmp_path / "run", train={"steps": 9}).updates == 9
+    assert (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns == written, "the data did not change"
+    facts = fulltune.prepare(recipe, out=tmp_path / "run", data={"supervise": "all"})
+    assert facts.splits["train"].supervised_tokens > 0
+    assert (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns != written
+
+
+def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, recipe: dict[str, Any], data: Path) -> None:
+    fulltune.train(recipe, out=tmp_path / "run")
+    (tmp_path / "run/record.json").unlink()
+    data.write_text(data.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
+    with pytest.raises(CheckpointError, match="changed since this run began"):
+        fulltune.train(recipe, out=tmp_path / "run")
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(RecipeError, match="not empty"):
+        fulltune.train(recipe, out=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_runs_go_to_a_folder_named_after_the_recipe(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-recipe.yaml").write_text(json.dumps(recipe))
+    fulltune.plan("my-recipe.yaml")
+    assert (tmp_path / "runs/my-recipe/plan.json").exists()
+
+
+def test_a_dry_run_keeps_nothing_but_data_and_plan(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    figures = fulltune.dry_run(recipe, out=tmp_path / "run")
+    assert figures["loss"] > 0
+    assert figures["checkpoint_bytes"] > 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "data", "data.json", "plan.json"}
+    first = lines(_train(tmp_path, recipe), "step")[0]
+    assert first["loss"] == pytest.approx(figures["loss"], abs=1e-6)
+
+
+def _train(tmp_path: Path, recipe: dict[str, Any]) -> Path:
+    fulltune.train(recipe, out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_export_writes_any_checkpoint_in_any_format(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["checkpoint"] = {"every": 2, "keep": 5}
+    fulltune.train(recipe, out=tmp_path / "run")
+    folder = fulltune.export(tmp_path / "run", tmp_path / "early", step=2, dtype="bfloat16")
+    saved = load_file(tmp_path / "run/checkpoints/step-00000002/weights.safetensors")
+    written = load_file(folder / "model.safetensors")
+    assert all(torch.equal(saved[name].bfloat16(), written[name]) for name in saved)
+    best = fulltune.export(tmp_path / "run", tmp_path / "best")
+    one, other = (load_file(f / "model.safetensors") for f in (best, tmp_path / "run/model"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(RecipeError, match="exists"):
+        fulltune.export(tmp_path / "run", tmp_path / "best")
+    with pytest.raises(CheckpointError, match="missing"):
+        fulltune.export(tmp_path / "run", tmp_path / "none", step=99)
+    assert not (tmp_path / "none").exists()
+
+
+def test_export_needs_a_trained_run(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.plan(recipe, out=tmp_path / "run")
+    with pytest.raises(RecipeError, match="not been trained"):
+        fulltune.export(tmp_path / "run", tmp_path / "x")
+
+
+def test_a_damaged_checkpoint_is_refused_not_skipped(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.train(recipe, out=tmp_path / "run")
+    (tmp_path / "run/record.json").unlink()
+    path = tmp_path / "run/checkpoints/step-00000006/optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        fulltune.train(recipe, out=tmp_path / "run")
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"precision": "bf16-mixed"}},
+        {"memory": {"checkpointing": "full"}},
+        {"optim": {"name": "sgd", "options": {"momentum": 0.9}}},
+        {"optim": {"clip": None, "schedule": "wsd"}},
+        {"train": {"batch_tokens": 200, "layout": "packed"}},
+        {"model": {"dropout": 0.2, "attention": "eager"}},
+        {"export": {"dtype": "bfloat16"}},
+    ],
+)
+def test_every_setting_trains(tmp_path: Path, recipe: dict[str, Any], changes: dict[str, Any]) -> None:
+    for section, values in changes.items():
+        recipe[section] = {**recipe.get(section, {}), **values}
+    if "batch_tokens" in recipe["train"]:
+        del recipe["train"]["batch_examples"]
+    record = fulltune.train(recipe, out=tmp_path / "run")
+    assert record.baseline is not None
+    assert record.evaluations[-1].scores["heldout.loss"] < record.baseline.scores["heldout.loss"]
+
+
+def test_checkpointing_changes_no_loss(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    for way in ("none", "full"):
+        fulltune.train(recipe, out=tmp_path / way, memory={"checkpointing": way})
+    one, other = ([line["loss"] for line in lines(tmp_path / way, "step")] for way in ("none", "full"))
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_sources_are_mixed_by_share(tmp_path: Path, llama: Path) -> None:
+    big = tiny.jsonl(tmp_path / "big.jsonl", tiny.rows(40))
+    small = tiny.jsonl(tmp_path / "small.jsonl", tiny.rows(5, seed=4))
+    train = [{"path": str(big), "share": 1.0}, {"path": str(small), "share": 1.0}]
+    asked = tiny.recipe(llama, big, data={"train": train, "heldout": 0}, train={"steps": 5, "batch_examples": 8})
+    record = fulltune.train(asked, out=tmp_path / "run")
+    assert record.data.splits["train"].by_source == (40, 5)
+    from fulltune.assemble import order
+
+    recipe = fulltune.stages.open_run(asked, {}, out=tmp_path / "run").recipe
+    drawn = order(recipe.data, recipe.train, record.data).at(0, 40)
+    assert 18 <= int((drawn >= 40).sum()) <= 22
+
+
+def test_the_objective_and_schedule_may_come_from_outside(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def half(done):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fulltune.train(recipe, out=tmp_path / "run", optim={"schedule": "mine:half", "floor": 0.0, "warmup": 0})
+    assert {line["lr"] for line in lines(tmp_path / "run", "step")} == {0.5e-3}

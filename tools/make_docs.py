@@ -1,0 +1,50 @@
+"""Writes docs/recipe.md, the reference of every recipe field, from the schema. `make docs` runs it."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fulltune.recipe.foreign import FOREIGN
+from fulltune.recipe.schema import Recipe, Source
+from fulltune.recipe.write import inline
+
+TARGET = Path(__file__).resolve().parent.parent / "docs/recipe.md"
+
+HEAD = """\
+# Every field of a recipe
+
+Generated from the schema by `make docs`; do not edit. `fulltune init` writes the same as a commented recipe, and
+`fulltune schema` prints it for editors. Relative paths count from the recipe's folder. Cadences are written `50`
+(updates), `0.5 epochs` or `10 min`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for section, field in Recipe.model_fields.items():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
+        lines += _table(f"`{section}`", field.annotation)
+        if section == "data":
+            lines += _table("a source of `data.train`, `data.heldout`, `data.test`, `data.retention`", Source)
+    lines += ["## Names that other tools use", "", "| elsewhere | here |", "|---|---|"]
+    lines += [f"| `{name}` | {answer} |" for name, answer in sorted(FOREIGN.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, section: type[BaseModel]) -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        default = (
+            "**required**"
+            if field.is_required()
+            else f"`{inline(field.get_default(call_default_factory=True, validated_data={}))}`"
+        )
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    about = (section.__doc__ or "").splitlines()[0]
+    return [f"## {title}", "", about, "", "| field | default | |", "|---|---|---|", *rows, ""]
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
