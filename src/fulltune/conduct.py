@@ -27,7 +27,7 @@ from fulltune.assemble import (
     training,
 )
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import to_json, whole_folder, write_record
+from fulltune.base.files import sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.version import __version__
@@ -35,8 +35,7 @@ from fulltune.engine.launch import machine, world
 from fulltune.evaluation.generate import greedy
 from fulltune.exporting.targets import write
 from fulltune.exporting.verify import probe_ids, verify
-from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import empty_model, load_config, load_model, load_tokenizer, require_rows
+from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.recipe.schema import ExportSection, Recipe
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite
@@ -46,6 +45,8 @@ from fulltune.training.loop import train
 
 def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink]) -> RunRecord:
     """The training stage, from prepared data and a plan to a verified model folder and the record."""
+    for folder in (run.path, run.path / "checkpoints"):
+        sweep(folder)
     with Journal(run.journal, sinks) as journal:
         work = _Work.begin(run, plan, data, model, run.path, journal)
         begun = work.go_on() or work.start()
@@ -55,7 +56,7 @@ def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run-") as scratch:
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Path(scratch), journal)
             loop = work.built.loop(work.start())
@@ -74,7 +75,7 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
 def score_folder(recipe: Recipe, plan: Plan, data: Prepared, folder: str) -> EvalReport:
     """Losses of any model folder on held-out, test and retention data."""
     section = recipe.model.model_copy(update={"path": folder, "revision": None} if Path(folder).is_dir() else {})
-    model = load_model(section)
+    model = load_model(section).to(world().device)
     require_rows(model, load_tokenizer(section), folder)
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, world())
@@ -86,9 +87,10 @@ def score_folder(recipe: Recipe, plan: Plan, data: Prepared, folder: str) -> Eva
     return report
 
 
-def write_checkpoint(run: RunFolder, data: Prepared, folder: Path, step: int | None, section: ExportSection) -> None:
+def write_checkpoint(
+    run: RunFolder, data: Prepared, model: ModelFacts, folder: Path, step: int | None, section: ExportSection
+) -> None:
     """Export one checkpoint of a run: that of `step`, else the best, else the last."""
-    model = model_facts(empty_model(run.recipe.model), load_config(run.recipe.model))
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal.jsonl") as journal:
         work = _Work.begin(run, run.plan(), data, model, run.path, journal)
         newest = work.built.checkpoints.newest()
@@ -119,7 +121,7 @@ class _Work:
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        loaded = load_model(section)
+        loaded = load_model(section).to(world().device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
         identity = {"recipe": run.identity, "data": data.facts.fingerprint}
@@ -147,7 +149,7 @@ class _Work:
             "updates": self.plan.updates,
         }
         self.journal.write("start", {**facts, **_versions()})
-        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal-") as scratch:
+        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal.part-") as scratch:
             self.write_model(Path(scratch), self.run.recipe.export)
         report = self.built.evaluating.measure(0)
         if report is not None:

@@ -15,7 +15,7 @@ from fulltune.data.prepare import identity
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import empty_model, load_config, load_tokenizer, tokenizer_digest
+from fulltune.model.load import empty_model, load_config, load_tokenizer, stored_dtype, tokenizer_digest
 from fulltune.planning.make import make_plan
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection, ModelSection
@@ -103,7 +103,8 @@ def export(
     if not opened.journal.exists():
         raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
     facts = opened.data_facts()
-    write_checkpoint(opened, _opened(opened, facts), folder, step, ExportSection(dtype=dtype))
+    model = _facts(opened.recipe.model)
+    write_checkpoint(opened, _opened(opened, facts), model, folder, step, ExportSection(dtype=dtype))
     return folder
 
 
@@ -155,7 +156,7 @@ def _plan(run: RunFolder, facts: DataFacts) -> Plan:
 
 
 def _facts(section: ModelSection) -> ModelFacts:
-    return model_facts(empty_model(section), load_config(section))
+    return model_facts(empty_model(section), load_config(section), stored_dtype(section))
 
 
 def _opened(run: RunFolder, facts: DataFacts) -> Prepared:

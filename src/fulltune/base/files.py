@@ -72,6 +72,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the drafts that a killed process left in a folder; nothing else is called `.something.part-...`."""
+    for draft in folder.glob(".*.part-*"):
+        shutil.rmtree(draft)
+
+
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON-able value, the same on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)

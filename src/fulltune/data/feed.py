@@ -57,10 +57,12 @@ class Portion:
         fitting = int(np.searchsorted(np.cumsum(lengths), self.tokens, side="right"))
         return max(1, fitting)
 
-    @property
-    def most(self) -> int:
-        """No update takes more examples than this: an example has two tokens at least."""
-        return self.examples if self.tokens is None else max(1, self.tokens // 2)  # type: ignore[return-value]
+    def most(self, shortest: int) -> int:
+        """No update takes more examples than this, of which the shortest has so many tokens."""
+        if self.tokens is None:
+            assert self.examples is not None
+            return self.examples
+        return max(1, self.tokens // shortest)
 
 
 class Feed:
@@ -72,10 +74,11 @@ class Feed:
         """`end`: the position at which the data is used up, None for never."""
         self._store, self._order, self._portion = store, order, portion
         self._end, self._rank, self._size = end, rank, size
+        self._most = portion.most(int(store.lengths.min()))
 
     def take(self, position: int) -> list[int]:
         """The examples of the update that begins here, in order; empty at the end. The next begins `len` further."""
-        stop = position + self._portion.most
+        stop = position + self._most
         members = self._order.at(position, stop if self._end is None else min(stop, self._end))
         count = self._portion.count(self._store.lengths[members].tolist()) if len(members) else 0
         return [int(i) for i in members[:count]]

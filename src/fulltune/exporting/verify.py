@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fulltune.base.errors import DataError
 from fulltune.exporting.targets import Target
+from fulltune.model.facts import arithmetic
 
 _TOLERANCE = 1e-6
 """Of the largest logit (at least 1): the same weights through the same code, so nothing but the last bit may differ."""
@@ -21,32 +22,41 @@ _CONVERSATION = [{"role": "user", "content": "A question?"}, {"role": "assistant
 
 @torch.no_grad()
 def verify(folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenizer: Any, *, code: bool) -> float:
-    """Largest difference of logits between the folder, loaded anew, and the weights it was written from.
+    """Largest difference of logits between the folder, loaded anew, and the model that it was written from.
 
-    `ids` [1, tokens]. The weights are compared as written, that is rounded to the target's number format. `code`:
-    whether the model's own Python may run. DataError if logits, chat template or tokens differ.
+    `ids` [1, tokens]. Every weight must be the model's, rounded to the target's number format, to the bit; then both
+    compute logits from those weights, which shows whether config and buffers came back too. `code`: whether the
+    model's own Python may run. DataError if weights, logits, chat template or tokens differ.
     """
     dtype = cast(torch.dtype, vars(torch)[target.dtype])
     device = next(model.parameters()).device
-    rounded = {name: p.to(dtype).float() for name, p in model.named_parameters()}
-    training = model.training
-    model.eval()
-    expected = _logits(functional_call(model, rounded, (), {"input_ids": ids.to(device), "use_cache": False}))
-    model.train(training)
     attention = cast(Any, model).config._attn_implementation
     reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, trust_remote_code=code
+        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=code
     ).to(device)
-    found = _logits(reloaded.eval()(input_ids=ids.to(device), use_cache=False))
+    _verify_weights(folder, model, reloaded, dtype)
+    ids = ids.to(device)
+    training = model.training
+    model.eval()
+    with arithmetic(model, dtype):
+        found = cast(Tensor, reloaded.eval()(input_ids=ids, use_cache=False).logits).float()
+        # One set of weights for both: a second float32 copy of a large model would not fit beside its optimizer.
+        inputs = {"input_ids": ids, "use_cache": False}
+        expected = functional_call(model, dict(reloaded.named_parameters()), (), inputs).logits.float()
+    model.train(training)
     difference = float((expected - found).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise _refused(f"its logits differ by {difference:.3g} from those of the trained weights", folder)
-    _verify_tokens(folder, target, ids, tokenizer, code)
+        raise _refused(f"its logits differ by {difference:.3g} from those of the trained model", folder)
+    _verify_tokens(folder, target, ids.cpu(), tokenizer, code)
     return difference
 
 
-def _logits(output: Any) -> Tensor:
-    return cast(Tensor, output.logits).float().cpu()
+def _verify_weights(folder: Path, model: nn.Module, reloaded: nn.Module, dtype: torch.dtype) -> None:
+    own, found = dict(model.named_parameters()), dict(reloaded.named_parameters())
+    differing = sorted(own.keys() ^ found.keys())
+    differing += [name for name in own if name in found and not torch.equal(own[name].to(dtype), found[name])]
+    if differing:
+        raise _refused(f"{len(differing)} of its weights differ, such as {differing[0]}", folder)
 
 
 def _verify_tokens(folder: Path, target: Target, ids: Tensor, tokenizer: Any, code: bool) -> None:

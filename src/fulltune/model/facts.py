@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,10 +16,9 @@ _STATE_SPACE = ("A_log", "dt_bias")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 
 
-def facts(model: nn.Module, config: Any) -> ModelFacts:
-    """Count and read, no more; works on the meta device."""
+def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
+    """Count and read, no more; works on the meta device. `dtype`: that of the files, if they say."""
     text = config.get_text_config()
-    dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
     embedding = cast(Any, model).get_input_embeddings().weight
     return ModelFacts(
         architecture=type(model).__name__,
@@ -29,7 +28,7 @@ def facts(model: nn.Module, config: Any) -> ModelFacts:
         vocab=embedding.shape[0],
         context=context(text),
         tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype or str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
     )
 
 
@@ -76,6 +75,12 @@ def head(model: nn.Module) -> Head | None:
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
     return Head(backbone, projection, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> AbstractContextManager[Any]:
+    """A context in which a model of this number format can be asked: flash attention refuses float32."""
+    flash = str(cast(Any, model).config._attn_implementation).startswith("flash")
+    return torch.autocast("cuda", torch.bfloat16) if flash and dtype == torch.float32 else nullcontext()
 
 
 def keeps_logits(model: nn.Module) -> bool:

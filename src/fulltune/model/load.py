@@ -1,7 +1,9 @@
 """Any transformers causal language model and its tokenizer, checked: what is missing or damaged is named."""
 
 import json
+import math
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.files import fingerprint
 from fulltune.recipe.schema import ModelSection
 
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "tokenizer_config.json")
 
 
@@ -44,8 +47,13 @@ def load_tokenizer(section: ModelSection) -> Any:
 def load_model(section: ModelSection) -> nn.Module:
     """The model with float32 weights, whatever its file holds, all of them read from it and finite; in eval mode."""
     _hush()
-    folder = base_folder(section)
-    _check_files(folder)
+    _check_files(base_folder(section))
+    if load_config(section).to_dict().get("quantization_config"):
+        raise DataError(
+            "the weights are quantised, and rounded weights cannot be trained",
+            where=section.path,
+            mend="start from the model that it was made from",
+        )
     attention = {} if section.attention == "auto" else {"attn_implementation": section.attention}
     try:
         # Without dtype the file's own is kept; AdamW on bf16 weights leaves 85% of them unchanged at a rate of 1e-5.
@@ -80,10 +88,26 @@ def load_config(section: ModelSection) -> Any:
         raise _unusable("config", section, fault) from fault
 
 
+def stored_dtype(section: ModelSection) -> str | None:
+    """Number format of most weights on disk (`bfloat16`); None if the files do not say."""
+    counts: Counter[str] = Counter()
+    for path in base_folder(section).glob("*.safetensors"):
+        for entry in _header(path)[0].values():
+            counts[entry["dtype"]] += math.prod(entry["shape"])
+    known = [_DTYPES[name] for name, _ in counts.most_common() if name in _DTYPES]
+    return known[0] if known else None
+
+
 def base_folder(section: ModelSection) -> Path:
     """The folder with the model's files: the one named, or the hub's cache of it."""
     folder = Path(section.path)
     if folder.is_dir():
+        if not folder.is_absolute():
+            raise RecipeError(
+                f"{section.path!r} is no folder beside the recipe, but there is one of that name here",
+                where="model.path",
+                mend=f"for the folder write {folder.resolve()}; for the hub id run the command elsewhere",
+            )
         if not (folder / "config.json").exists():
             raise DataError("there is no config.json", where=section.path, mend="name a Hugging Face model folder")
         return folder
@@ -148,23 +172,26 @@ def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError |
 def _check_files(folder: Path) -> None:
     """Each safetensors file is as long as its header says; transformers' own message names neither file nor size."""
     for path in sorted(folder.glob("*.safetensors")):
+        header, expected = _header(path)
         size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            expected = 8 + length
-            if expected <= size:
-                header = json.loads(file.read(length))
-                expected += max(
-                    (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
-                    default=0,
-                )
+        expected += max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if expected != size:
             raise DataError(
                 f"the file has {size:,} bytes, its header says {expected:,}",
                 where=str(path),
                 mend="copy or download it again",
             )
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and where they begin; empty if it ends before that."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
+        if 8 + length > path.stat().st_size:
+            return {}, 8 + length
+        header = json.loads(file.read(length))
+    return {key: entry for key, entry in header.items() if key != "__metadata__"}, 8 + length
 
 
 def _check_weights(model: Any, info: dict[str, Any], where: str) -> None:

@@ -36,7 +36,8 @@ class ProgressLine:
             case "step":
                 self._step(values)
             case "evaluation":
-                shown = "  ".join(f"{name} {score:.4f}" for name, score in values["scores"].items())
+                losses = {name: score for name, score in values["scores"].items() if name.endswith(".loss")}
+                shown = "  ".join(f"{name} {float(score):.4f}" for name, score in losses.items())
                 self._say(f"after {values['step']:>6} updates: {shown}")
             case "warning":
                 self._say(f"warning: {values['what']} (update {values['step']}, {', '.join(values['rows'][:5])})")

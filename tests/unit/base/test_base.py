@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fulltune.base.errors import SHOWN_PER_CODE, DataError, Fault, RecipeError
-from fulltune.base.files import fingerprint, read_record, to_json, whole_folder, write_record, write_whole
+from fulltune.base.files import fingerprint, read_record, sweep, to_json, whole_folder, write_record, write_whole
 from fulltune.base.records import Every, Progress
 from fulltune.base.table import Table
 
@@ -105,3 +105,11 @@ def test_files_of_a_whole_folder_can_be_read_by_others(tmp_path: Path) -> None:
     mode = (tmp_path / "f/x").stat().st_mode
     (tmp_path / "plain").write_text("x")
     assert mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_drafts_of_a_killed_process_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".step-00000003.part-abc", ".rehearsal.part-x", "step-00000002", "part-1", ".hidden"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "part-1", "step-00000002"]
+    sweep(tmp_path / "none")

@@ -147,7 +147,12 @@ def _tokens(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(_weights, "logits differ"), (_config, "logits differ"), (_template, "chat template"), (_tokens, "other tokens")],
+    [
+        (_weights, "1 of its weights differ, such as model.norm.weight"),
+        (_config, "logits differ"),
+        (_template, "chat template"),
+        (_tokens, "other tokens"),
+    ],
 )
 def test_verification_can_fail(tmp_path: Path, damage: Any, said: str) -> None:
     base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)

@@ -15,7 +15,7 @@ ATTENDING = sorted(set(tiny.KINDS) - {"mamba"})
 @pytest.mark.parametrize("kind", sorted(tiny.KINDS))
 def test_facts(kind: str) -> None:
     model = tiny.model(kind)
-    facts = about.facts(model, model.config)
+    facts = about.facts(model, model.config, None)
     assert facts.parameters == sum(p.numel() for p in model.parameters())
     assert (facts.layers, facts.hidden, facts.vocab) == (2, 32, tiny.VOCAB)
     assert facts.context == (None if kind == "mamba" else 256)
@@ -62,6 +62,7 @@ def test_leaks_are_seen() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.inner = tiny.model("llama")
+            self.config = self.inner.config
 
         def forward(self, input_ids: torch.Tensor, use_cache: bool, position_ids: object = None) -> object:
             return self.inner(input_ids=input_ids, use_cache=use_cache)

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fulltune.base.errors import DataError, RecipeError
-from fulltune.model.load import empty_model, load_config, load_model, load_tokenizer, require_rows, tokenizer_digest
+from fulltune.model.load import (
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+    require_rows,
+    stored_dtype,
+    tokenizer_digest,
+)
 from fulltune.recipe.schema import ModelSection
 from tests import tiny
 
@@ -119,3 +127,34 @@ def test_the_digest_covers_the_vocabulary_and_special_tokens() -> None:
 def test_attention_can_be_chosen(tmp_path: Path) -> None:
     folder = tiny.folder(tmp_path / "m")
     assert load_model(section(folder, attention="eager")).config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_number_format_on_disk_is_that_of_the_files(tmp_path: Path, dtype: str) -> None:
+    """A config may say another one, or none."""
+    folder = tiny.folder(tmp_path / "m")
+    tiny.model("llama").to(vars(torch)[dtype]).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(section(folder)) == dtype
+    (folder / "model.safetensors").unlink()
+    assert stored_dtype(section(folder)) is None
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="quantised"):
+        load_model(section(folder))
+
+
+def test_a_name_that_is_a_folder_here_but_not_beside_the_recipe_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.folder(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="no folder beside the recipe"):
+        load_config(section("gpt2"))
