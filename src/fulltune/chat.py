@@ -8,8 +8,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from fulltune.base.errors import DataError
 from fulltune.engine.launch import world
-from fulltune.model.load import load_model, load_tokenizer
-from fulltune.recipe.schema import ModelSection
+from fulltune.model.load import load_model, load_tokenizer, section_of
 
 _HELP = "an empty line or Ctrl-D ends, /new begins anew"
 
@@ -20,7 +19,7 @@ def chat(run: Path, *, tokens: int) -> None:
     `run` is a run folder with a result, or any model folder. DataError if the model has no chat template.
     """
     folder = run / "model" if (run / "model").is_dir() else run
-    section = ModelSection(path=str(folder))
+    section = section_of(folder)
     tokenizer = load_tokenizer(section)
     if tokenizer.chat_template is None:
         raise DataError(

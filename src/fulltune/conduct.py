@@ -36,7 +36,7 @@ from fulltune.evaluation.generate import greedy
 from fulltune.exporting.targets import write
 from fulltune.exporting.verify import probe_ids, verify
 from fulltune.model.load import load_model, load_tokenizer, require_rows
-from fulltune.recipe.schema import ExportSection, Recipe
+from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite
 from fulltune.training.journal import Journal, Sink, read
@@ -72,11 +72,10 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
     }
 
 
-def score_folder(recipe: Recipe, plan: Plan, data: Prepared, folder: str) -> EvalReport:
-    """Losses of any model folder on held-out, test and retention data."""
-    section = recipe.model.model_copy(update={"path": folder, "revision": None} if Path(folder).is_dir() else {})
+def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
+    """Losses of any model on held-out, test and retention data."""
     model = load_model(section).to(world().device)
-    require_rows(model, load_tokenizer(section), folder)
+    require_rows(model, load_tokenizer(section), section.path)
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, world())
     splits = {split: store for split, store in data.stores.items() if split != "train"}

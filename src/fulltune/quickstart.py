@@ -12,8 +12,7 @@ from fulltune.data.example import Message
 from fulltune.data.render import Renderer
 from fulltune.data.template import Template
 from fulltune.evaluation.generate import greedy
-from fulltune.model.load import load_model, load_tokenizer
-from fulltune.recipe.schema import ModelSection
+from fulltune.model.load import load_model, load_tokenizer, section_of
 from fulltune.stages import train
 from fulltune.training.journal import Sink
 
@@ -57,7 +56,7 @@ def questions(path: Path) -> list[Question]:
 
 def answers(folder: Path, asked: Sequence[Question]) -> list[str]:
     """A model folder's greedy answers, through its own chat template."""
-    section = ModelSection(path=str(folder))
+    section = section_of(folder)
     tokenizer, model = load_tokenizer(section), load_model(section)
     renderer = Renderer(
         tokenizer, Template(tokenizer, None, str(folder)), supervise="assistant", max_length=512, over_length="error"

@@ -10,12 +10,12 @@ from fulltune.base.errors import CheckpointError, RecipeError
 from fulltune.base.files import whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
-from fulltune.conduct import conduct, rehearse, score_folder, write_checkpoint
+from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import identity
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import empty_model, load_config, load_tokenizer, stored_dtype, tokenizer_digest
+from fulltune.model.load import empty_model, load_config, load_tokenizer, section_of, stored_dtype, tokenizer_digest
 from fulltune.planning.make import make_plan
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection, ModelSection
@@ -76,13 +76,13 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
     """
     run = open_run(recipe, overrides, out=out)
     facts = _prepare(run)
-    folders = {"base": run.recipe.model.path}
+    models = {"base": run.recipe.model}
     if model is not None:
-        folders["model"] = str(model)
+        models["model"] = section_of(model, run.recipe.model)
     elif run.record.exists():
-        folders["result"] = str(run.model)
+        models["result"] = section_of(run.model, run.recipe.model)
     data, plan = _opened(run, facts), _plan(run, facts)
-    return {name: score_folder(run.recipe, plan, data, folder) for name, folder in folders.items()}
+    return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
 def export(

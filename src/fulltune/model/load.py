@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,12 @@ from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "tokenizer_config.json")
+
+
+def section_of(model: str | os.PathLike[str], like: ModelSection | None = None) -> ModelSection:
+    """A model by its name alone, a folder counted from here or a hub id; in all else as `like`."""
+    path = str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
+    return like.model_copy(update={"path": path, "revision": None}) if like else ModelSection(path=path)
 
 
 def load_tokenizer(section: ModelSection) -> Any:

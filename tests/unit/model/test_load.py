@@ -14,6 +14,7 @@ from fulltune.model.load import (
     load_model,
     load_tokenizer,
     require_rows,
+    section_of,
     stored_dtype,
     tokenizer_digest,
 )
@@ -158,3 +159,14 @@ def test_a_name_that_is_a_folder_here_but_not_beside_the_recipe_is_asked_about(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="no folder beside the recipe"):
         load_config(section("gpt2"))
+
+
+def test_a_model_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.folder(tmp_path / "tuned")
+    monkeypatch.chdir(tmp_path)
+    like = ModelSection(path="some/base", revision="abc", attention="eager")
+    assert section_of(Path("tuned")).path == str(tmp_path / "tuned")
+    here = section_of("tuned", like)
+    assert (here.path, here.revision, here.attention) == (str(tmp_path / "tuned"), None, "eager")
+    hub = section_of("other/model", like)
+    assert (hub.path, hub.revision) == ("other/model", None)
