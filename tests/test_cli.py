@@ -1,5 +1,6 @@
 """The command line: exit codes, three-line errors, results on standard output and progress on standard error."""
 
+import errno
 import io
 import json
 import os
@@ -84,6 +85,28 @@ def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
         (["train", "recipe.yaml", "model.path=./nowhere"], 2, "no such folder"),
         (["evaluate", "recipe.yaml", "data.heldout=0"], 2, "nothing to measure"),
         (["prepare", "recipe.yaml", "train"], 2, "is no override"),
+        (["prepare", "recipe.yaml", "out=x"], 2, "`out` is no field"),
+        (["prepare", "recipe.yaml", "fresh=true"], 2, "`fresh` is no field"),
+        (["plan", "recipe.yaml", "recipe=x"], 2, "`recipe` is no field"),
+        (["train", "recipe.yaml", "sinks=1"], 2, "`sinks` is no field"),
+        (["evaluate", "recipe.yaml", "model=x"], 2, "`model` is no field"),
+        (["train", "recipe.yaml", "=5"], 2, "is no override"),
+        (["train", "recipe.yaml", "optim.schedule=x"], 2, "where: optim.schedule"),
+        (["train", "recipe.yaml", "data.train={path: rows.jsonl, format: foo}"], 2, "where: data.train.0.format"),
+        (["train", "recipe.yaml", "model.path=" + "x" * 300], 2, "no file can have this name"),
+        (["train", "recipe.yaml", "data.train=~nosuchuser/t.jsonl"], 2, "no home folder"),
+        (["train", "recipe.yaml/x"], 2, "Not a directory"),
+        (["train", "loop"], 2, "Too many levels"),
+        (["train", "x" * 300], 2, "File name too long"),
+        (["prepare", "recipe.yaml", "--out", "rows.jsonl"], 2, "rows.jsonl is no folder"),
+        (["prepare", "recipe.yaml", "--out", "rows.jsonl/x"], 2, "rows.jsonl is no folder"),
+        (["prepare", "recipe.yaml", "--out", "loop"], 2, "loop is no folder"),
+        (["prepare", "recipe.yaml", "--out", "loop/x"], 2, "loop is no folder"),
+        (["prepare", "recipe.yaml", "--out", "/proc/nowhere/x"], 7, "where: /proc/nowhere"),
+        (["prepare", "recipe.yaml", "--out", "x" * 300], 7, "File name too long"),
+        (["quickstart", "--out", "rows.jsonl"], 2, "rows.jsonl is no folder"),
+        (["init", "no/such/folder/r.yaml"], 2, "where: no/such/folder"),
+        (["init", "/proc/nowhere.yaml"], 7, "where: /proc/nowhere.yaml"),
     ],
 )
 def test_mistakes_have_their_exit_code_and_no_traceback(
@@ -96,6 +119,7 @@ def test_mistakes_have_their_exit_code_and_no_traceback(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
     assert main(monkeypatch, *arguments) == code
     found = capsys.readouterr()
     assert said in found.err
@@ -104,14 +128,80 @@ def test_mistakes_have_their_exit_code_and_no_traceback(
 
 
 def test_a_full_disk_is_exit_7(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import errno
-
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/x/weights")
 
     monkeypatch.setattr(cli, "app", full)
     assert main(monkeypatch, "train", "x") == 7
     assert "/x/weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "rows.jsonl"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=str,
+)
+def test_what_the_disk_says_is_exit_7(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: OSError
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(cli, "app", failing)
+    assert main(monkeypatch, "train", "x") == 7
+    told = capsys.readouterr().err
+    assert f"error: {fault.strerror}" in told
+    assert f"where: {fault.filename or 'the disk'}" in told
+    assert "mend: " in told
+
+
+def test_a_fault_of_the_system_without_a_file_is_a_bug_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main(monkeypatch, "train", "x")
+
+
+def test_a_file_called_runs_is_told(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("x")
+    assert main(monkeypatch, "prepare", "recipe.yaml") == 2
+    assert "runs is no folder" in capsys.readouterr().err
+
+
+def test_a_fresh_run_may_stand_beside_the_current_folder(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here/below"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for out in (".", ".."):
+        assert main(monkeypatch, "prepare", str(recipe), "--out", out, "--fresh") == 0
+    assert (tmp_path / "here/below-2/data.json").exists()
+    assert (tmp_path / "here-2/data.json").exists()
+
+
+def test_a_run_without_held_out_data_is_planned_and_trained_again_from_its_folder(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its resolved recipe asks for no score, and an override of the steps stands in place of its epochs."""
+    monkeypatch.chdir(tmp_path)
+    values = {**json.loads(recipe.read_text()), "train": {"epochs": 1, "batch_examples": 8, "precision": "float32"}}
+    values["data"]["heldout"] = 0
+    recipe.write_text(json.dumps(values))
+    assert main(monkeypatch, "plan", "recipe.yaml") == 0
+    assert main(monkeypatch, "plan", "runs/recipe") == 0
+    capsys.readouterr()
+    assert main(monkeypatch, "plan", "runs/recipe", "train.steps=1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 1
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

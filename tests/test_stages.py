@@ -1,6 +1,7 @@
 """The stages as a user calls them: what a run folder holds, when it goes on, when it refuses."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import fulltune
-from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.errors import CheckpointError, DataError, DivergedError, MachineError, RecipeError
 from fulltune.base.files import read_record
 from fulltune.base.records import RunRecord
+from fulltune.engine.contract import Update
+from fulltune.engine.single import SingleEngine
 from fulltune.training.journal import read
 from tests import tiny
 
@@ -179,6 +182,36 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, recipe: dict[s
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_project_folder_is_not_taken_for_a_run_and_loses_nothing(
+    tmp_path: Path, recipe: dict[str, Any], data: Path, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`recipe.yaml`, `data/` and `model/` are what people call their own things too."""
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data/rows.jsonl").write_bytes(data.read_bytes())
+    tiny.folder(project / "model")
+    recipe = {**recipe, "data": {**recipe["data"], "train": "data/rows.jsonl"}, "model": {"path": "model"}}
+    (project / "recipe.yaml").write_text(json.dumps(recipe))
+    if copied:  # the resolved recipe of a run, taken along as a start
+        fulltune.prepare(project / "recipe.yaml", out=tmp_path / "run")
+        (project / "recipe.yaml").write_bytes((tmp_path / "run/recipe.yaml").read_bytes())
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    monkeypatch.chdir(project)
+    for asked, out in ((".", None), ("recipe.yaml", ".")):
+        with pytest.raises(RecipeError):
+            fulltune.train(asked, out=out)
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_whose_update_is_skipped_is_no_success(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SingleEngine, "update", lambda self, rates: Update(float("nan"), False))
+    with pytest.raises(DivergedError, match="first update was skipped"):
+        fulltune.dry_run(recipe, out=tmp_path / "run")
+
+
 def test_runs_go_to_a_folder_named_after_the_recipe(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,9 +247,105 @@ def test_export_writes_any_checkpoint_in_any_format(tmp_path: Path, recipe: dict
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(RecipeError, match="exists"):
         fulltune.export(tmp_path / "run", tmp_path / "best")
-    with pytest.raises(CheckpointError, match="missing"):
-        fulltune.export(tmp_path / "run", tmp_path / "none", step=99)
+    for step in (99, 0):
+        with pytest.raises(CheckpointError, match=f"no checkpoint of update {step}"):
+            fulltune.export(tmp_path / "run", tmp_path / "none", step=step)
     assert not (tmp_path / "none").exists()
+
+
+def test_export_has_the_number_format_of_the_recipe(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.train(recipe, out=tmp_path / "run", export={"dtype": "bfloat16"})
+    for folder, asked in (("same", None), ("other", "float32")):
+        made = fulltune.export(tmp_path / "run", tmp_path / folder, dtype=asked)  # type: ignore[arg-type]
+        (kind,) = {value.dtype for value in load_file(made / "model.safetensors").values()}
+        assert kind is (torch.float32 if asked else torch.bfloat16)
+
+
+def test_a_kill_while_preparing_leaves_nothing_that_stops_or_misleads_the_next(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each file operation in turn, data of another recipe lying there already; then the same command."""
+    other = {**recipe, "data": {**recipe["data"], "supervise": "all"}}
+    wanted = fulltune.prepare(recipe, out=tmp_path / "wanted")
+    real, places = Path.replace, 0
+
+    class KilledError(BaseException):
+        pass
+
+    for place in range(8):
+        run, count = tmp_path / f"run{place}", 0
+        fulltune.prepare(other, out=run)
+
+        def replace(self: Path, target: Path, place: int = place) -> Path:
+            nonlocal count, places
+            count += 1
+            if count > place:
+                places += 1
+                raise KilledError
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr("shutil.rmtree", lambda path: None)  # a kill does not clean up
+        with suppress(KilledError):
+            fulltune.prepare(recipe, out=run)
+        monkeypatch.undo()
+        assert fulltune.prepare(recipe, out=run) == wanted
+        store = run / "data/train/labels.bin"
+        assert store.read_bytes() == (tmp_path / "wanted/data/train/labels.bin").read_bytes()
+    assert places >= 4, "the operations that matter were met"
+
+
+def test_a_kill_in_the_first_preparation_does_not_stop_the_next(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    (tmp_path / "run/.data.part-x1y2/train").mkdir(parents=True)
+    fulltune.prepare(recipe, out=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "data.json", "recipe.yaml"}
+
+
+def test_until_the_first_checkpoint_the_recipe_may_be_mended(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal that says `write X instead` must let X be written."""
+    with pytest.raises(RecipeError, match=r"optim\.options"):
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 1e-3, "options": {"betas": [0.9]}})
+    with pytest.raises(RecipeError, match=r"optim\.options"):
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 1e-3, "options": {"foreach": True}})
+    fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 1e-3})
+
+
+def test_a_run_that_learned_nothing_is_no_success(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skip(self: SingleEngine, rates: Any) -> Update:
+        self.clear()
+        return Update(float("nan"), False)
+
+    monkeypatch.setattr(SingleEngine, "update", skip)
+    with pytest.raises(DivergedError, match="nothing was learned"):
+        fulltune.train(recipe, out=tmp_path / "run", train={"epochs": 0.3, "batch_examples": 8, "max_skipped": 99})
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_model_with_another_tokenizer_is_not_measured_on_these_ids(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.prepare(recipe, out=tmp_path / "run")
+    other = tiny.folder(tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="another tokenizer"):
+        fulltune.evaluate(tmp_path / "run", model=other)
+
+
+def test_memory_that_runs_out_is_said_with_what_helps(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: SingleEngine, batch: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(SingleEngine, "forward", full)
+    with pytest.raises(MachineError, match="micro_tokens"):
+        fulltune.train(recipe, out=tmp_path / "run")
 
 
 def test_export_needs_a_trained_run(tmp_path: Path, recipe: dict[str, Any]) -> None:

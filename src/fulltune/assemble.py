@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from fulltune.base.errors import RecipeError
+from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.batch import Batch
@@ -54,11 +54,16 @@ def template(section: ModelSection, tokenizer: Any) -> Template:
         return Template(tokenizer, None, f"the chat template of {section.path}")
     path = Path(section.chat_template)
     try:
-        source = path.read_text(encoding="utf-8")
+        # A byte order mark is no part of the text: it would stand before the first token of every example.
+        source = path.read_text(encoding="utf-8-sig")
     except OSError as fault:
         raise RecipeError(
             f"the chat template cannot be read: {fault.strerror}", where=str(path), mend="check the path"
         ) from fault
+    except UnicodeDecodeError as fault:
+        raise DataError("the chat template is not UTF-8", where=str(path), mend="save it as UTF-8") from fault
+    if "\0" in source:
+        raise DataError("the chat template has null characters", where=str(path), mend="save it as UTF-8, not UTF-16")
     return Template(tokenizer, source, str(path))
 
 
@@ -135,7 +140,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     ordered = order(recipe.data, recipe.train, data.facts)
     updating = Updating(
         feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
-        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
         engine=engine,
         objective=objective,
         rates=_rates(recipe.optim, plan, model),
@@ -194,7 +199,7 @@ def measuring(
 ) -> Callable[[int], EvalReport | None]:
     """Measures these splits after a given number of updates; None if there are none."""
     # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
-    budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded")
+    budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded", plan.context)
     batches: dict[str, Callable[[], Iterable[Batch]]] = {
         split: partial(once, store, budget) for split, store in splits.items()
     }

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import TextStreamer
 
 from fulltune.base.errors import DataError
 from fulltune.engine.launch import world
+from fulltune.evaluation.generate import generating, plain_config
+from fulltune.model.facts import arithmetic, context
 from fulltune.model.load import load_model, load_tokenizer, section_of
 
 _HELP = "an empty line or Ctrl-D ends, /new begins anew"
@@ -48,10 +50,17 @@ def _answer(model: Any, tokenizer: Any, turns: list[dict[str, str]], tokens: int
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     asked = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    stops = model.generation_config.eos_token_id
-    pad = stops[0] if isinstance(stops, list) else stops
-    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad or 0)
-    made = model.generate(
-        asked["input_ids"], attention_mask=asked["attention_mask"], generation_config=config, streamer=streamer
-    )
+    named = model.generation_config.eos_token_id
+    stops = named if isinstance(named, list) else [] if named is None else [named]
+    limit = context(model.config.get_text_config())
+    room = tokens if limit is None else min(tokens, limit - asked["input_ids"].shape[1])
+    if room < 1:
+        raise DataError(
+            f"the conversation fills all {limit:,} tokens of this model", where="chat", mend="/new begins anew"
+        )
+    config = plain_config(stops, room)
+    with arithmetic(model), generating(model, config):
+        made = model.generate(
+            asked["input_ids"], attention_mask=asked["attention_mask"], generation_config=config, streamer=streamer
+        )
     return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

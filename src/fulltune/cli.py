@@ -34,6 +34,11 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in p
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DType = Literal["base", "float32", "bfloat16", "float16"]
 
+_FREE = "free some space, then run the same command: it goes on from the last checkpoint"
+_HEALTHY = "check the disk, or name a folder on another with --out"
+_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
+"""What the disk itself may say, also without naming a file."""
+
 
 @app.callback(invoke_without_command=True)
 def _alone(
@@ -60,6 +65,8 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 
     if path.exists():
         raise RecipeError("the file exists", where=str(path), mend="name another, or remove it")
+    if not path.parent.is_dir():
+        raise RecipeError("there is no such folder", where=str(path.parent), mend="make it, or name another")
     path.write_text(starter(), encoding="utf-8")
     typer.echo(f"{path} is written; name your model and data in it, then: fulltune train {path}")
 
@@ -147,8 +154,10 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[Path, typer.Argument(help="The model folder to write.")],
-    step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the best, or the last.")] = None,
-    dtype: Annotated[DType, typer.Option(help="Number format of the weights.")] = "base",
+    step: Annotated[int | None, typer.Option(min=1, help="Which checkpoint; by default the best, or the last.")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Number format of the weights; by default that of the recipe.")
+    ] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, and verify it."""
     from fulltune import stages
@@ -168,7 +177,7 @@ def chat(
 
 
 def _given(overrides: list[str] | None) -> dict[str, Any]:
-    from fulltune.recipe.tree import given
+    from fulltune.recipe.load import given
 
     return given(overrides or [])
 
@@ -232,11 +241,12 @@ def main() -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        mend = "free some space, then run the same command: it goes on from the last checkpoint"
-        full = DiskError(f"{fault.strerror}", where=str(fault.filename or "the disk"), mend=mend)
-        return _fail(str(full), full.exit_code)
+        if fault.errno not in _DISK and fault.filename is None:
+            raise  # without a file it is no matter of the disk but a bug of ours
+        what = fault.strerror or str(fault)
+        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
+        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+        return _fail(str(failing), failing.exit_code)
     except typer.Exit as leaving:
         return leaving.exit_code
     except typer.TyperException as fault:  # a wrong option or a missing argument

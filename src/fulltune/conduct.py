@@ -5,6 +5,7 @@ import resource
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from fulltune.assemble import (
     template,
     training,
 )
-from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import sweep, to_json, whole_folder, write_record
+from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
+from fulltune.base.files import sweep, to_json, whole_folder, write_record, writing
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.version import __version__
@@ -43,11 +44,27 @@ from fulltune.training.journal import Journal, Sink, read
 from fulltune.training.loop import train
 
 
+@contextmanager
+def _fitting(plan: Plan) -> Iterator[None]:
+    """Says what would help where memory runs out."""
+    try:
+        yield
+    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
+        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+            raise
+        size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
+        raise MachineError(
+            f"out of memory with micro-batches of up to {size}: {str(fault).splitlines()[0]}",
+            where="train.micro_tokens",
+            mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
+        ) from fault
+
+
 def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink]) -> RunRecord:
     """The training stage, from prepared data and a plan to a verified model folder and the record."""
     for folder in (run.path, run.path / "checkpoints"):
         sweep(folder)
-    with Journal(run.journal, sinks) as journal:
+    with _fitting(plan), Journal(run.journal, sinks) as journal:
         work = _Work.begin(run, plan, data, model, run.path, journal)
         begun = work.go_on() or work.start()
         states = deque(train(work.built.loop(begun)), maxlen=1)  # runs the loop; only where it ends matters here
@@ -56,15 +73,21 @@ def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
+    with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Path(scratch), journal)
             loop = work.built.loop(work.start())
             progress = loop.save(loop.update(loop.progress))
         losses = [line["loss"] for line in read(journal.path, "step")]
         size = sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
+    if not losses:
+        raise DivergedError(
+            "the first update was skipped: its loss or gradient is not finite",
+            where=str(run.path),
+            mend="train.precision=float32 tells whether it is the arithmetic; else look at model and data",
+        )
     return {
-        "loss": losses[0] if losses else float("nan"),
+        "loss": losses[0],
         "seconds_per_update": progress.seconds,
         "hours": progress.seconds * plan.updates / 3600,
         "checkpoint_bytes": float(size),
@@ -74,12 +97,13 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
 
 def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
     """Losses of any model on held-out, test and retention data."""
-    model = load_model(section).to(world().device)
-    require_rows(model, load_tokenizer(section), section.path)
-    objective = objective_for(recipe.train, model)
-    engine = engine_for(recipe, plan, model, objective, world())
-    splits = {split: store for split, store in data.stores.items() if split != "train"}
-    report = measuring(splits, plan, engine, objective)(0)
+    with _fitting(plan):
+        model = load_model(section).to(world().device)
+        require_rows(model, load_tokenizer(section), section.path)
+        objective = objective_for(recipe.train, model)
+        engine = engine_for(recipe, plan, model, objective, world())
+        splits = {split: store for split, store in data.stores.items() if split != "train"}
+        report = measuring(splits, plan, engine, objective)(0)
     if report is None:
         raise RecipeError("nothing to measure on", where="data", mend="give data.heldout, data.test or data.retention")
     require_finite(report)
@@ -96,7 +120,8 @@ def write_checkpoint(
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
         progress, _, _ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
-        work.built.checkpoints.load(step or progress.best_update or newest, work.built.engine, weights_only=True)
+        best = newest if progress.best_update is None else progress.best_update
+        work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
         with whole_folder(folder) as draft:
             work.write_model(draft, section)
 
@@ -158,7 +183,13 @@ class _Work:
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""
-        chosen = progress.best_update or progress.update
+        if progress.update == 0:
+            raise DivergedError(
+                f"nothing was learned: all {progress.skipped} updates were skipped",
+                where=str(self.run.journal),
+                mend="its warnings name the rows; lower optim.lr, or train.precision=float32",
+            )
+        chosen = progress.update if progress.best_update is None else progress.best_update
         self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
         with whole_folder(self.run.model) as draft:
             difference = self.write_model(draft, self.run.recipe.export)
@@ -190,7 +221,8 @@ class _Work:
         recipe = self.run.recipe
         shipped = template(recipe.model, self.tokenizer)
         goal = target(recipe.model, section, self.data.facts, shipped, self.model.dtype)
-        write(self.built.model, goal, folder)
+        with writing(folder):
+            write(self.built.model, goal, folder)
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
         code = recipe.model.trust_remote_code
         return verify(folder, self.built.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)

@@ -1,5 +1,6 @@
 """A run is a folder: where each card lies, and whose folder it is."""
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import fingerprint, read_record, write_whole
+from fulltune.base.files import fingerprint, is_draft, read_record, write_whole
 from fulltune.base.records import DataFacts, Plan, RunRecord
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
+
+_MARK = "# The resolved recipe of the run that this folder holds, written by fulltune. Change your own recipe.\n"
+"""First line of a run's recipe. A folder with any other recipe.yaml is a project, whose data and models are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,18 @@ class RunFolder:
         return self.path / "record.json"
 
     @property
+    def begun(self) -> bool:
+        """Whether training left something to go on from. Before its first checkpoint, everything may still change."""
+        return any((self.path / "checkpoints").glob("step-*"))
+
+    @property
     def identity(self) -> str:
         """Fingerprint of the recipe as resolved."""
         return fingerprint(as_values(self.recipe))
 
     def begin(self) -> None:
         """Write the recipe into the folder, which makes it this run's."""
-        write_whole(self.recipe_file, as_yaml(self.recipe))
+        write_whole(self.recipe_file, _MARK + as_yaml(self.recipe))
 
     def data_facts(self) -> DataFacts:
         """The card of the data stage."""
@@ -93,7 +102,7 @@ def open_run(
     name after it (`-2`, `-3`).
     """
     path = Path(asked) if isinstance(asked, str | os.PathLike) else None
-    is_run = path is not None and (path / "recipe.yaml").exists()
+    is_run = path is not None and _is_run(path)
     recipe = load_recipe(path / "recipe.yaml" if path is not None and is_run else asked, overrides)
     if out is not None:
         folder = Path(out)
@@ -103,30 +112,60 @@ def open_run(
         folder = Path("runs/run")
     if fresh:
         folder = next(name for name in _names(folder) if not name.exists())
+    _require_place(folder)
     run = RunFolder(recipe, folder)
     _require_same(run)
     return run
 
 
+def _is_run(path: Path) -> bool:
+    try:
+        recipe = path / "recipe.yaml"
+        return recipe.is_file() and recipe.read_bytes().startswith(_MARK.encode())
+    except OSError as fault:  # such as a name too long for any disk
+        raise RecipeError(
+            f"cannot be read: {fault.strerror}", where=str(path), mend="name a recipe file or a run folder"
+        ) from fault
+
+
 def _names(folder: Path) -> Iterator[Path]:
     yield folder
-    number = 2
-    while True:
-        yield folder.with_name(f"{folder.name}-{number}")
-        number += 1
+    if folder.name in ("", ".."):  # such as `.`, whose own name is not written there
+        folder = folder.resolve()
+    for number in itertools.count(2):
+        yield folder.parent / f"{folder.name}-{number}"
+
+
+def _require_place(folder: Path) -> None:
+    """What stands at a run's folder, or nearest above it, must be a folder: found here, before any work is done."""
+    nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if not nearest.is_dir():
+        raise RecipeError(
+            f"the run's folder cannot be made: {nearest} is no folder",
+            where=str(folder),
+            mend="name another with --out",
+        )
 
 
 def _require_same(run: RunFolder) -> None:
     """Before training began a recipe may change; afterwards the folder's weights belong to the one it began with."""
-    if not run.recipe_file.exists():
-        if run.path.exists() and any(run.path.iterdir()):
+    if not _is_run(run.path):
+        if run.path.exists() and any(not is_draft(path) for path in run.path.iterdir()):
             raise RecipeError(
                 "the folder is not empty and is no run",
                 where=str(run.path),
                 mend="name another with --out, or say --fresh",
             )
         return
-    if not run.journal.exists():
+    written = {run.data: (run.data / "train" / "ids.bin").exists(), run.model: run.begun}
+    for place, ours in written.items():
+        if place.exists() and not ours:  # a copied recipe.yaml does not make somebody's data ours to replace
+            raise RecipeError(
+                "fulltune did not write this, and would have to replace it",
+                where=str(place),
+                mend="name another folder for the run with --out, or say --fresh",
+            )
+    if not run.begun:
         return
     before = dict(_leaves(as_values(load_recipe(run.recipe_file))))
     now = dict(_leaves(as_values(run.recipe)))

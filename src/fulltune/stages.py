@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fulltune.assemble import Prepared, count_updates, stores, template
-from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import whole_folder, write_record
+from fulltune.base.errors import CheckpointError, DataError, RecipeError
+from fulltune.base.files import sweep, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
@@ -16,13 +16,16 @@ from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import empty_model, load_config, load_tokenizer, section_of, stored_dtype, tokenizer_digest
-from fulltune.planning.make import make_plan
+from fulltune.objectives import OBJECTIVES
+from fulltune.optim.optimizers import OPTIMIZERS
+from fulltune.planning.make import make_plan, require_names
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection, ModelSection
 from fulltune.runs import RunFolder, open_run
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
+DType = Literal["base", "float32", "bfloat16", "float16"]
 
 
 def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> DataFacts:
@@ -39,7 +42,8 @@ def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: An
     >>> fulltune.plan("recipe.yaml", train={"epochs": 1}).updates
     """
     run = open_run(recipe, overrides, out=out, fresh=fresh)
-    return _plan(run, _prepare(run))
+    model = _facts(run.recipe.model)
+    return _plan(run, _prepare(run), model)
 
 
 def train(
@@ -55,8 +59,9 @@ def train(
     if run.record.exists():
         LOGGER.info(f"this run is done: {run.model}")
         return run.finished()
+    model = _facts(run.recipe.model)
     facts = _prepare(run)
-    return conduct(run, _plan(run, facts), _opened(run, facts), _facts(run.recipe.model), sinks)
+    return conduct(run, _plan(run, facts, model), _opened(run, facts), model, sinks)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -65,8 +70,9 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
     run = open_run(recipe, overrides, out=out, fresh=fresh)
+    model = _facts(run.recipe.model)
     facts = _prepare(run)
-    return rehearse(run, _plan(run, facts), _opened(run, facts), _facts(run.recipe.model))
+    return rehearse(run, _plan(run, facts, model), _opened(run, facts), model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:
@@ -81,7 +87,15 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
         models["model"] = section_of(model, run.recipe.model)
     elif run.record.exists():
         models["result"] = section_of(run.model, run.recipe.model)
-    data, plan = _opened(run, facts), _plan(run, facts)
+    known = tokenizer_digest(load_tokenizer(run.recipe.model))
+    for name, section in models.items():
+        if tokenizer_digest(load_tokenizer(section)) != known:
+            raise DataError(
+                f"the {name} has another tokenizer than {run.recipe.model.path}: the prepared ids mean other tokens",
+                where=section.path,
+                mend="prepare a run of its own with model.path set to it, and evaluate that",
+            )
+    data, plan = _opened(run, facts), _plan(run, facts, _facts(run.recipe.model))
     return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
@@ -90,9 +104,11 @@ def export(
     to: str | os.PathLike[str],
     *,
     step: int | None = None,
-    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
+    dtype: DType | None = None,
 ) -> Path:
     """Write a checkpoint of a run folder as a Hugging Face folder and verify it: the best, the last, or that of `step`.
+
+    `dtype`: number format of the weights, by default that of the recipe.
 
     >>> fulltune.export("runs/recipe", "my-model", step=120)
     """
@@ -100,16 +116,20 @@ def export(
     folder = Path(to)
     if folder.exists():
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
-    if not opened.journal.exists():
+    if not opened.begun:
         raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
     facts = opened.data_facts()
     model = _facts(opened.recipe.model)
-    write_checkpoint(opened, _opened(opened, facts), model, folder, step, ExportSection(dtype=dtype))
+    section = opened.recipe.export if dtype is None else ExportSection(dtype=dtype)
+    write_checkpoint(opened, _opened(opened, facts), model, folder, step, section)
     return folder
 
 
 def _prepare(run: RunFolder) -> DataFacts:
     recipe = run.recipe
+    require_names(recipe)
+    OBJECTIVES.find(recipe.train.objective, where="train.objective")
+    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
     tokenizer = load_tokenizer(recipe.model)
     shipped = template(recipe.model, tokenizer)
     wanted = identity(recipe.data, tokenizer_digest(tokenizer), shipped)
@@ -117,15 +137,18 @@ def _prepare(run: RunFolder) -> DataFacts:
         facts = run.data_facts()
         if facts.fingerprint == wanted:
             return facts
-        if run.journal.exists():
+        if run.begun:
             raise CheckpointError(
                 "the data, the tokenizer or the chat template changed since this run began",
                 where=str(run.data_card),
                 mend="bring back what it began with, or make a new folder with --fresh",
             )
+    sweep(run.path)
     with whole_folder(run.data) as draft:
         facts = prepare_data(recipe.data, tokenizer, shipped, draft, wanted)
-    run.begin()
+        # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
+        run.begin()
+        run.data_card.unlink(missing_ok=True)
     write_record(run.data_card, facts)
     train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
     LOGGER.info(
@@ -139,11 +162,11 @@ def _prepare(run: RunFolder) -> DataFacts:
     return facts
 
 
-def _plan(run: RunFolder, facts: DataFacts) -> Plan:
-    if run.journal.exists() and run.plan_card.exists():
+def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:
+    if run.begun and run.plan_card.exists():
         return run.plan()  # a run that has begun keeps its numbers, also on another machine
     count = count_updates(run.recipe.data, facts, _opened(run, facts).stores["train"])
-    made = make_plan(run.recipe, facts, _facts(run.recipe.model), machine(), count)
+    made = make_plan(run.recipe, facts, model, machine(), count)
     run.begin()
     write_record(run.plan_card, made)
     LOGGER.info(

@@ -50,6 +50,10 @@ def test_sizes(path: Path) -> None:
             assert count <= ARGUMENTS, f"{function.name} takes {count} arguments"
 
 
+FOREIGN_CODE = ("template.py", "load.py")
+"""Modules that run what a user brings: chat templates, and the files and code of a model folder."""
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_no_guessing_and_no_swallowing(path: Path) -> None:
     """No getattr or hasattr on our own objects; foreign models are questioned in model/facts.py alone."""
@@ -61,7 +65,10 @@ def test_no_guessing_and_no_swallowing(path: Path) -> None:
                 isinstance(node.type, ast.Name) and node.type.id in ("BaseException", "Exception")
             )
             reraises = any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(node))
-            assert not broad or reraises, f"line {node.lineno} catches everything and goes on"
+            # What foreign code raises cannot be listed; there it may become one of our errors, with its cause.
+            last = node.body[-1]
+            told = path.name in FOREIGN_CODE and isinstance(last, ast.Raise) and last.cause is not None
+            assert not broad or reraises or told, f"line {node.lineno} catches everything and goes on"
             silent = all(isinstance(inner, ast.Pass | ast.Continue) for inner in node.body)
             assert not silent, f"line {node.lineno} swallows"
 

@@ -72,9 +72,11 @@ def test_a_fresh_process_gives_the_logits_of_the_checkpoint(run: tuple[Path, Run
     ids = [heldout(run)[i].ids.tolist() for i in range(8)]
     width = min(map(len, ids))
     batch = [row[:width] for row in ids]
+    # Another number of threads sums in another order, which is 1e-5 of a logit.
+    threads = f"torch.set_num_threads({torch.get_num_threads()})\n"
     script = (
         "import json, sys, torch\nfrom transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        f"{threads}model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "ids = torch.tensor(json.load(open(sys.argv[2])))\n"
         "with torch.no_grad():\n    torch.save(model(input_ids=ids).logits, sys.argv[3])\n"
     )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from fulltune.base.errors import CheckpointError
 
@@ -45,6 +47,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     An existing `target` is replaced; the old one is removed after the new one stands. If the block fails, folders
     above it that had to be made vanish too.
     """
+    old = target.with_name(f".{target.name}.old")
+    if old.exists():  # killed between the renames below, or while the old one was removed
+        shutil.rmtree(old) if target.exists() else old.replace(target)
     made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
@@ -63,7 +68,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
             if not any(folder.iterdir()):
                 folder.rmdir()
         raise
-    old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.replace(old)
     draft.replace(target)
@@ -73,9 +77,25 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the drafts that a killed process left in a folder; nothing else is called `.something.part-...`."""
-    for draft in folder.glob(".*.part-*"):
+    """Remove the drafts that a killed process left in a folder."""
+    for draft in filter(is_draft, folder.iterdir() if folder.is_dir() else ()):
         shutil.rmtree(draft)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether this is a folder that was being written; nothing else is called `.something.part-...`."""
+    return path.is_dir() and path.name.startswith(".") and ".part-" in path.name
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Lets a full disk that safetensors meets be an OSError, as it is everywhere else."""
+    try:
+        yield
+    except SafetensorError as fault:
+        if (number := re.search(r"os error (\d+)", str(fault))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from fault
 
 
 def fingerprint(value: Any) -> str:
@@ -115,6 +135,10 @@ def read_record(path: Path, kind: type[T]) -> T:
     """The record that `write_record` wrote; CheckpointError if the file is not one."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as fault:
+        raise CheckpointError(
+            f"the record cannot be read: {fault.strerror}", where=str(path), mend="use a new run folder (--fresh)"
+        ) from fault
     except ValidationError as fault:
         raise CheckpointError(
             f"not a {kind.__name__}: {fault.errors()[0]['msg']}",

@@ -1,6 +1,7 @@
 """The records that travel from stage to stage. Frozen, plain, JSON-able, free of torch."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 IGNORE = -100
@@ -20,7 +21,9 @@ class Every:
 
     def __str__(self) -> str:
         suffix = {"updates": "", "epochs": " epochs", "minutes": " min"}[self.unit]
-        return f"{self.amount:g}{suffix}"
+        # All digits and no exponent, since a resolved recipe is read again: `g` writes 1e+06 and keeps six digits.
+        digits = str(int(self.amount)) if self.amount == int(self.amount) else f"{Decimal(repr(self.amount)):f}"
+        return digits + suffix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ class Plan:
     epoch_examples: int
     micro_examples: int
     micro_tokens: int
+    context: int | None
+    """Longest row that the model's positions allow; None if there is no such limit."""
     layout: Layout
     precision: Precision
     notes: tuple[str, ...] = ()

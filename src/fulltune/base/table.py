@@ -22,27 +22,35 @@ class Table(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The entry; RecipeError with the nearest known name if there is none."""
+        return self.find(name)
+
+    def find(self, name: str, *, where: str = "") -> T:
+        """The entry; RecipeError that says where it was asked for if there is none."""
         if name in self._entries:
             return self._entries[name]
         if ":" in name:
-            return self._foreign(name)
+            return self._foreign(name, where)
         near = difflib.get_close_matches(name, self._entries, n=1)
         known = ", ".join(sorted(self._entries))
         raise RecipeError(
             f"no {self.kind} is called {name!r}",
+            where=where,
             mend=f"did you mean {near[0]!r}?" if near else f"one of {known}, or package.module:name",
         )
 
-    def _foreign(self, name: str) -> T:
+    def _foreign(self, name: str, where: str) -> T:
         module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise RecipeError(f"{name!r} names no {self.kind}", where=where, mend="write package.module:name")
         try:
             return cast(T, vars(importlib.import_module(module))[attribute])
         except ImportError as fault:
             raise RecipeError(
                 f"the {self.kind} {name!r} cannot be imported: {fault}",
+                where=where,
                 mend="install the package, or put its folder on PYTHONPATH",
             ) from fault
         except KeyError as fault:
             raise RecipeError(
-                f"module {module!r} has no {attribute!r}", mend=f"check the {self.kind} {name!r}"
+                f"module {module!r} has no {attribute!r}", where=where, mend=f"check the {self.kind} {name!r}"
             ) from fault

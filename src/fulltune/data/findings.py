@@ -49,6 +49,10 @@ class Findings:
             told[code] = f"{count} x: {', '.join(places)}{more}"
         return told
 
+    def fatal(self, on_bad_row: str) -> int:
+        """How many faults so far forbid to go on."""
+        return len(self.unreadable) + (len(self.faults) if on_bad_row == "error" else 0)
+
     def settle(self, *, on_bad_row: str, fine: int) -> None:
         """DataError with every fault, if the recipe does not allow to leave bad rows out."""
         faults = sorted(self.faults, key=_place) if on_bad_row == "error" else []

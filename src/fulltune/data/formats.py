@@ -3,12 +3,13 @@
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from fulltune.base.errors import DataError
 from fulltune.base.table import Table
 from fulltune.data.example import ROLES, Chat, Content, Message, Role, Row, RowFault, Text
+from fulltune.data.strict import Parser
 
 Format = Callable[[Row], Content]
 """Reads one row; RowFault says what is wrong with it."""
@@ -21,6 +22,8 @@ _ALSO = {
     "messages": ("conversation", "chat", "dialog", "turns"),
     "text": ("content", "document", "body"),
 }
+_HEAVIEST = 100
+"""A larger weight is a slip: the loss is a weighted mean, so only ratios count."""
 _SHAREGPT: Mapping[str, Role] = {
     "human": "user",
     "user": "user",
@@ -32,7 +35,8 @@ _SHAREGPT: Mapping[str, Role] = {
 def messages(row: Row) -> Content:
     """`{"messages": [{"role", "content"}, ...], "tools"?}`: the OpenAI and Hugging Face chat shape."""
     turns = _list(row, "messages")
-    return Chat(tuple(_message(turn, number) for number, turn in enumerate(turns, 1)), _tools(row))
+    made = [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    return Chat(_with_system(row, made), _tools(row))
 
 
 def sharegpt(row: Row) -> Content:
@@ -47,31 +51,40 @@ def sharegpt(row: Row) -> Content:
         )
         sender = _text(turn, "from")
         role = _SHAREGPT.get(sender, sender)
-        made.append(Message(_role(role, number), _text(turn, "value")))
-    return Chat(tuple(made))
+        made.append(Message(_role(role, number), _text(turn, "value"), _weight(turn, number)))
+    return Chat(_with_system(row, made), _tools(row))
 
 
 def instruction(row: Row) -> Content:
     """`{"instruction", "input"?, "output", "system"?, "history"?}`: the Alpaca shape; input follows a blank line."""
     _text(row, "instruction")
     asked = "\n\n".join(part for part in (_text(row, "instruction"), _optional(row, "input")) if part)
-    system = _optional(row, "system")
-    before = [Message("system", system)] if system else []
+    before: list[Message] = []
     for pair in row.get("history") or ():
         fine = isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         _require(fine, "type", "`history` is not a list of [question, answer] texts", "mend or remove it")
         before += [Message("user", pair[0]), Message("assistant", pair[1])]
-    return Chat((*before, Message("user", asked), Message("assistant", _text(row, "output"))))
+    turns = [*before, Message("user", asked), Message("assistant", _text(row, "output"))]
+    return Chat(_with_system(row, turns), _tools(row))
 
 
 def prompt_completion(row: Row) -> Content:
     """`{"prompt", "completion"}`, both texts: a user turn and the answer to it."""
-    return Chat((Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"))))
+    turns = [Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"))]
+    return Chat(_with_system(row, turns), _tools(row))
 
 
 def text(row: Row) -> Content:
     """`{"text"}`: a document, all of it taught."""
     return Text(_text(row, "text"))
+
+
+def _with_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns, behind the text of a column `system` if there is one."""
+    system = _optional(row, "system")
+    twice = bool(system and turns and turns[0].role == "system")
+    _require(not twice, "role_order", "a `system` column and a system turn", "leave one of them out")
+    return (Message("system", system), *turns) if system else tuple(turns)
 
 
 FORMATS: Table[Format] = Table(
@@ -92,6 +105,14 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "prompt_completion": frozenset({"prompt", "completion"}),
     "text": frozenset({"text"}),
 }
+READ: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"messages", "tools", "system"}),
+    "sharegpt": frozenset({"conversations", "tools", "system"}),
+    "instruction": frozenset({"instruction", "input", "output", "history", "tools", "system"}),
+    "prompt_completion": frozenset({"prompt", "completion", "tools", "system"}),
+    "text": frozenset({"text"}),
+}
+"""The columns that each format reads."""
 _OTHER_TASKS: Mapping[str, frozenset[str]] = {
     "preference pairs": frozenset({"chosen", "rejected"}),
     "classification": frozenset({"text", "label"}),
@@ -195,34 +216,41 @@ def _message(turn: Any, number: int) -> Message:
     fine = isinstance(turn, dict)
     _require(fine, "type", f"turn {number} is not an object", 'write {"role": ..., "content": ...}')
     role = _role(_text(turn, "role"), number)
-    weight = turn.get("weight", 1)
-    fine = isinstance(weight, int | float) and not isinstance(weight, bool) and weight >= 0
-    _require(fine, "type", f"the weight of turn {number} is {_name(weight)}", "write a number from 0")
     calls = turn.get("tool_calls")
+    fine = calls is None or isinstance(calls, list)
+    _require(fine, "tool_call", f"`tool_calls` of turn {number} is {_name(calls)}", "write a list of calls")
+    answered = turn.get("tool_call_id")
+    fine = answered is None or isinstance(answered, str)
+    _require(fine, "tool_call", f"`tool_call_id` of turn {number} is {_name(answered)}", "write a text")
     # With tool calls the content may be absent or null: the OpenAI shape.
     content = _optional(turn, "content") if calls else _text(turn, "content")
-    extra = {
-        key: value for key, value in turn.items() if key not in ("role", "content", "weight") and value is not None
-    }
+    own = ("role", "content", "weight", "tool_calls")
+    extra = {key: value for key, value in turn.items() if key not in own and value is not None}
     if calls:
+        _require(role == "assistant", "tool_call", f"turn {number} is {role} and calls a tool", "only assistants may")
         extra["tool_calls"] = [_call(call, number) for call in calls]
-    return Message(role, content, float(weight), extra)
+    return Message(role, content, _weight(turn, number), extra)
+
+
+def _weight(turn: Mapping[str, Any], number: int) -> float:
+    """How much a turn's tokens count, 1 by default."""
+    weight = turn.get("weight", 1)
+    fine = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= _HEAVIEST
+    _require(fine, "type", f"the weight of turn {number} is {_name(weight)}", f"write a number from 0 to {_HEAVIEST}")
+    return float(weight)
 
 
 def _call(call: Any, number: int) -> dict[str, Any]:
     """One tool call with its arguments as an object; OpenAI writes them as a JSON text."""
-    function: dict[str, Any] = call.get("function") or {} if isinstance(call, dict) else {}
-    fine = isinstance(function.get("name"), str)
+    function = call.get("function") if isinstance(call, dict) else None
+    fine = isinstance(function, dict) and isinstance(function.get("name"), str)
     _require(
         fine, "tool_call", f"a tool call of turn {number} has no function name", "write function: {name, arguments}"
     )
+    function = cast(dict[str, Any], function)
     name, arguments = function["name"], function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError as fault:
-            what = f"the arguments of {name!r} are not JSON: {fault.msg} (column {fault.colno})"
-            raise RowFault("tool_call", what, "write a JSON object") from fault
+        arguments = _inner_json(arguments, f"the arguments of {name!r} are", "write a JSON object")
     fine = isinstance(arguments, dict)
     _require(fine, "tool_call", f"the arguments of {name!r} are no object", "write a JSON object")
     return {**call, "type": call.get("type", "function"), "function": {**function, "arguments": arguments}}
@@ -231,14 +259,25 @@ def _call(call: Any, number: int) -> dict[str, Any]:
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     tools = row.get("tools")
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as fault:
-            raise RowFault("tool_call", f"`tools` is not JSON: {fault.msg}", "write a list of tools") from fault
-    fine = tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))
-    _require(fine, "type", "`tools` is not a list of objects", "write a list of tools in JSON Schema")
-    return tuple(_iterate(tools))
+        tools = _inner_json(tools, "`tools` is", "write a list of tools") if tools.strip() else None
+    if tools is None:
+        return ()
+    _require(isinstance(tools, list), "type", "`tools` is not a list", "write a list of tools in JSON Schema")
+    for number, tool in enumerate(tools, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        fine = isinstance(function, dict) and isinstance(function.get("name"), str)
+        mend = 'write {"type": "function", "function": {"name": ..., "parameters": ...}}'
+        _require(fine, "tool_call", f"tool {number} has no function name", mend)
+    return tuple(tools)
 
 
-def _iterate(tools: Any) -> Iterable[Mapping[str, Any]]:
-    return tools or ()
+def _inner_json(text: str, named: str, mend: str) -> Any:
+    """The value of a JSON text inside a row, read as strictly as the row itself."""
+    parser = Parser()
+    try:
+        value = parser.whole(text)
+    except json.JSONDecodeError as fault:
+        raise RowFault("tool_call", f"{named} not JSON: {fault.msg} (column {fault.colno})", mend) from fault
+    twice = ", ".join(sorted(parser.twice))
+    _require(not twice, "tool_call", f"{named} ambiguous JSON: {twice} stands there twice", mend)
+    return value

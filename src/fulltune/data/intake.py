@@ -8,7 +8,7 @@ from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
 from fulltune.data.example import Content, Example, Row, RowFault
 from fulltune.data.findings import Findings
-from fulltune.data.formats import FORMATS, detect, detect_source
+from fulltune.data.formats import FORMATS, READ, detect, detect_source
 from fulltune.data.screen import Ids, check, content_id
 from fulltune.data.sources import read_rows
 from fulltune.recipe.schema import DataSection, Source
@@ -27,7 +27,7 @@ class Intake:
         self.format = source.format
 
     def __iter__(self) -> Iterator[Example]:
-        ids = Ids()
+        ids, unread = Ids(), set[str]()
         for line, row in self._rows():
             where = f"{self._path}:{line}"
             try:
@@ -37,9 +37,12 @@ class Intake:
             except RowFault as fault:
                 self._findings.bad_row(where, fault)
                 continue
+            unread |= row.keys() - READ.get(self.format, row.keys()) - {"id", self._data.group_by}
             if problem := ids.problem(row, line):
                 self._findings.note(problem[0], f"{where} ({problem[1]})")
             yield Example(content_id(content), self._number, line, content, group)
+        if unread:
+            self._findings.note("unused_column", f"{self._path} ({', '.join(sorted(unread))})")
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
         """All rows, after the format was told from the first of them."""

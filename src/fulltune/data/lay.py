@@ -22,6 +22,8 @@ class Budget:
     examples: int
     tokens: int
     layout: Layout
+    context: int | None = None
+    """Rows may not be wider than the model has positions."""
 
     def fits(self, count: int, longest: int, total: int) -> bool:
         """Whether `count` examples, the longest of so many tokens, `total` together, fit."""
@@ -30,7 +32,10 @@ class Budget:
 
     def width(self, tokens: int) -> int:
         """Of a row that holds so many tokens, padding included."""
-        return -(-tokens // _STEP) * _STEP if self.layout == "padded" else tokens
+        if self.layout == "packed":
+            return tokens
+        rounded = -(-tokens // _STEP) * _STEP
+        return rounded if self.context is None else max(tokens, min(rounded, self.context))
 
 
 def lay(lengths: Sequence[int], budget: Budget, *, rank: int = 0, size: int = 1) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """The data stage: sources -> rows -> examples -> screen -> render -> a store on disk and its card."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fulltune.base.errors import DataError
@@ -11,13 +12,15 @@ from fulltune.data.example import Example, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake
 from fulltune.data.render import Renderer, TooLong
-from fulltune.data.screen import Taught, is_held_out, loose_id
+from fulltune.data.screen import is_held_out, loose_id
 from fulltune.data.store import StoreWriter
 from fulltune.data.template import Template, Tokenizer
 from fulltune.recipe.schema import DataSection, Source
 
 SPLITS = ("train", "heldout", "test", "retention")
-_VERSION = 1
+_APART = {"train": ("heldout",), "heldout": ("train",), "test": ("train", "heldout"), "retention": ()}
+"""Splits that must not share content: what is measured on, with what is taught; the test split with both."""
+_VERSION = 2
 """Raised when the same rows would give another store."""
 _TOGETHER = 512
 """Examples tokenised in one call."""
@@ -27,7 +30,8 @@ def identity(data: DataSection, tokenizer: str, template: Template) -> str:
     """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
     options = data.model_dump(mode="json", exclude={"train": {"__all__": {"share"}}})
     paths = sorted({source.path for split in SPLITS for source in sources(data, split)})
-    digests = {path: sha256(Path(path)) if Path(path).is_file() else "" for path in paths}
+    # What cannot be read is told when its turn to be read comes.
+    digests = {path: sha256(Path(path)) if os.access(path, os.R_OK) and Path(path).is_file() else "" for path in paths}
     return fingerprint([_VERSION, options, digests, tokenizer, template.digest])
 
 
@@ -86,7 +90,8 @@ class _Preparation:
 
     def __init__(self, data: DataSection, renderer: Renderer) -> None:
         self._data, self._renderer = data, renderer
-        self._taught = Taught()
+        self._held: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+        """Loose id of each content -> where it stands, by split."""
         self.findings = Findings()
         self.kept = 0
 
@@ -100,75 +105,98 @@ class _Preparation:
         splits: dict[str, SplitFacts] = {}
         origins: dict[str, tuple[SourceFacts, ...]] = {}
         with StoreWriter(folder / "train") as train, StoreWriter(folder / "heldout") as heldout:
-            origins["train"] = self._split("train", train, heldout)
+            writers = {"train": train, "heldout": heldout}
+            origins["train"] = self._split("train", writers)
             # Held-out rows come from the training files or from files of their own, never both.
-            origins["heldout"] = self._split("heldout", heldout) or origins["train"]
+            origins["heldout"] = self._split("heldout", writers) or origins["train"]
             splits["train"], splits["heldout"] = train.facts, heldout.facts
         for split in ("test", "retention"):
             with StoreWriter(folder / split) as writer:
-                origins[split] = self._split(split, writer)
+                origins[split] = self._split(split, {split: writer})
                 splits[split] = writer.facts
         return splits, origins
 
-    def _split(self, split: str, writer: StoreWriter, heldout: StoreWriter | None = None) -> tuple[SourceFacts, ...]:
+    def _split(self, split: str, writers: Mapping[str, StoreWriter]) -> tuple[SourceFacts, ...]:
         seen: dict[str, str] = {}
         facts = []
+        paths: set[str] = set()
         for number, source in enumerate(sources(self._data, split)):
-            rows, kept = self.rows, self.kept
-            intake = Intake(number, source, self._data, self.findings)
-            for together in batched(self._screened(split, source.path, intake, seen), _TOGETHER):
-                self._render(together, source.path, writer, heldout)
-            path = Path(source.path)
-            facts.append(
-                SourceFacts(
-                    path=source.path,
-                    format=intake.format,
-                    sha256=sha256(path) if path.is_file() else "",
-                    rows=self.rows - rows,
-                    examples=self.kept - kept,
-                )
-            )
+            if source.path in paths:
+                mend = "name it once; data.train.*.share says how often a source is seen"
+                self.findings.bad_file(source.path, "listed_twice", f"data.{split} names this file twice", mend)
+                continue
+            paths.add(source.path)
+            facts.append(self._source(split, number, source, writers, seen))
         return tuple(facts)
 
-    def _screened(self, split: str, path: str, examples: Iterable[Example], seen: dict[str, str]) -> Iterator[Example]:
-        """Those that are not repeated as the recipe forbids, and that no measurement shares with training."""
+    def _source(
+        self, split: str, number: int, source: Source, writers: Mapping[str, StoreWriter], seen: dict[str, str]
+    ) -> SourceFacts:
+        rows, kept, unread = self.rows, self.kept, len(self.findings.unreadable)
+        fatal = self.findings.fatal(self._data.on_bad_row)
+        intake = Intake(number, source, self._data, self.findings)
+        for together in batched(self._unrepeated(source.path, intake, seen), _TOGETHER):
+            self._render(split, together, source.path, writers)
+        made = SourceFacts(
+            path=source.path,
+            format=intake.format,
+            sha256=sha256(Path(source.path)) if len(self.findings.unreadable) == unread else "",
+            rows=self.rows - rows,
+            examples=self.kept - kept,
+        )
+        if made.examples == 0 and self.findings.fatal(self._data.on_bad_row) == fatal:
+            what = f"none of its {made.rows} rows is left for data.{split}; left out: {dict(self.findings.dropped)}"
+            self.findings.bad_file(source.path, "nothing_left", what, "mend the rows, or leave the file out")
+        return made
+
+    def _unrepeated(self, path: str, examples: Iterable[Example], seen: dict[str, str]) -> Iterator[Example]:
+        """Those that are not repeated as the recipe forbids."""
         for example in examples:
             where = f"{path}:{example.line}"
-            earlier = seen.setdefault(example.id, where)
-            leak = self._taught.holds(example.content) if split in ("heldout", "test") else None
-            if earlier != where and self._data.duplicates == "error":
+            earlier = seen.get(example.id)
+            seen.setdefault(example.id, where)
+            if earlier is not None and self._data.duplicates == "error":
                 mend = "remove it, or say data.duplicates=drop or keep"
                 self.findings.bad_row(where, RowFault("duplicate", f"the same content as {earlier}", mend))
-            elif earlier != where and self._data.duplicates == "drop":
+            elif earlier is not None and self._data.duplicates == "drop":
                 self.findings.left_out("duplicate")
-            elif leak is not None:
-                what = f"training holds the same content at {leak}: its score would mean nothing"
-                self.findings.bad_row(where, RowFault("leak", what, f"remove it from the {split} or the training data"))
             else:
-                if earlier != where:
+                if earlier is not None:
                     self.findings.note("duplicate", f"{where} (as {earlier})")
                 yield example
 
-    def _render(self, together: Sequence[Example], path: str, writer: StoreWriter, heldout: StoreWriter | None) -> None:
+    def _render(self, split: str, together: Sequence[Example], path: str, writers: Mapping[str, StoreWriter]) -> None:
         """Tokenise, and write to the side that the content's hash decides."""
-        share = self._data.heldout if heldout is not None and isinstance(self._data.heldout, float) else 0.0
         for example, outcome in zip(together, self._renderer.render(together), strict=True):
             where = f"{path}:{example.line}"
-            if isinstance(outcome, RowFault):
-                self.findings.bad_row(where, outcome)
-                continue
             if isinstance(outcome, TooLong):
                 self.findings.left_out("too_long")
+                continue
+            key = loose_id(example.content)
+            side = self._side(split, example.group or key)
+            verdict = self._leak(side, key) or outcome
+            if isinstance(verdict, RowFault):
+                self.findings.bad_row(where, verdict)
                 continue
             self.kept += 1
             if spelled := self._renderer.spelled(example):
                 self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
-            if heldout is not None and is_held_out(example.group or loose_id(example.content), share):
-                heldout.append(outcome, source=example.source, line=example.line)
-                continue
-            if heldout is not None:
-                self._taught.add(example.content, where)
-            writer.append(outcome, source=example.source, line=example.line)
+            self._held[side].setdefault(key, where)
+            writers[side].append(verdict, source=example.source, line=example.line)
+
+    def _side(self, split: str, key: str) -> str:
+        share = self._data.heldout if split == "train" and isinstance(self._data.heldout, float) else 0.0
+        return "heldout" if is_held_out(key, share) else split
+
+    def _leak(self, side: str, key: str) -> RowFault | None:
+        """A fault if a split that this one must not share anything with holds the same content already."""
+        for other in _APART[side]:
+            if (place := self._held[other].get(key)) is not None:
+                what = (
+                    f"{other} holds the same content, but for case and spacing, at {place}: a score would mean nothing"
+                )
+                return RowFault("leak", what, f"remove it from the {side} or the {other} data, or group both rows")
+        return None
 
 
 def batched(items: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fulltune.base.records import IGNORE
+from fulltune.data.complete import Completeness
 from fulltune.data.example import Chat, Example, Message, RowFault, Text
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Template, Tokenizer
@@ -75,6 +76,7 @@ class Renderer:
         self._tokenizer, self._template = tokenizer, template
         self._supervise, self._max_length, self._over_length = supervise, max_length, over_length
         self._speller = Speller(tokenizer)
+        self._complete = Completeness(template)
         self.stop_ids: set[int] = set()
         self.truncated = 0
 
@@ -120,23 +122,27 @@ class Renderer:
         content = example.content
         if isinstance(content, Text):
             return None
+        odd = [m.role for m in content.messages if m.role != "assistant" and m.weight != 1]
+        if odd and self._supervise == "all":
+            raise RowFault("type", f"a {odd[0]} turn has a weight", "only assistant turns can be weighted")
         turns = self._speller.hide([message.turn() for message in content.messages])
         tools = self._speller.hide(content.tools)
         text = self._template.render(turns, tools, prompt=False)
         spans = [self._span(index, content.messages[index], turns, tools, text) for index in self._taught(content)]
-        self._require_complete(content, turns, text)
+        self._complete.require(turns, tools, text)
         return _Laid(text, tuple(spans))
 
     def _taught(self, chat: Chat) -> list[int]:
         """Which turns carry loss."""
         roles = [message.role for message in chat.messages]
-        turns = [index for index, role in enumerate(roles) if role == "assistant" and chat.messages[index].weight > 0]
+        turns = [index for index, role in enumerate(roles) if role == "assistant"]
         if self._supervise == "last_turn":
-            return turns[-1:]
+            turns = turns[-1:]
         if self._supervise == "completion":
             last_user = max((index for index, role in enumerate(roles) if role == "user"), default=-1)
-            return [index for index in turns if index > last_user]
-        return turns
+            turns = [index for index in turns if index > last_user]
+        # With `all` a turn of weight 0 is a span too: the one part of the conversation that is not taught.
+        return [index for index in turns if chat.messages[index].weight > 0 or self._supervise == "all"]
 
     def _span(self, index: int, message: Message, turns: list[Any], tools: list[Any], text: str) -> _Span:
         head = self._template.render(turns[:index], tools, prompt=True)
@@ -151,16 +157,6 @@ class Renderer:
         show = self._speller.show
         return _Span(len(show(head)), len(show(upto)), message.weight, head)
 
-    def _require_complete(self, chat: Chat, turns: list[Any], text: str) -> None:
-        """What the row says must be in the text: a template that leaves it out would teach something else."""
-        lost = [str(turn["role"]) for turn in turns if turn["content"].strip() not in text]
-        calls = [call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())]
-        tools = [str(tool.get("function", tool).get("name")) for tool in chat.tools]
-        lost += [f"tool {name}" for name in (*calls, *tools) if name not in text]
-        if lost:
-            what = f"{self._template.name} leaves out or changes: {', '.join(dict.fromkeys(lost))}"
-            raise RowFault("template_lossy", what, "use a template that renders it, or remove it from the row")
-
     def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> Encoded:
         tokens = made[laid.text] if laid.text in made else self._speller.encode(laid.text)
         heads = [made[s.head].ids if s.head in made else self._speller.encode(s.head).ids for s in laid.spans]
@@ -168,13 +164,12 @@ class Renderer:
         if not as_served:
             tokens = self._speller.encode_split(laid.text, [span.start for span in laid.spans])
         starts = np.array([start for start, _ in tokens.offsets])
-        weights = np.zeros(len(tokens.ids), np.float32)  # of each token as something to be produced
+        # Of each token as something to be produced.
+        weights = np.full(len(tokens.ids), float(self._supervise == "all"), np.float32)
         for span, head in zip(laid.spans, heads, strict=True):
             first = len(head) if as_served else int(np.searchsorted(starts, span.start))
             end = int(np.searchsorted(starts, span.end))
             weights[first : self._stop(tokens.ids, first, end) + 1] = span.weight
-        if self._supervise == "all":
-            weights[:] = 1
         return _shift(np.array(tokens.ids, np.int32), weights)
 
     def _stop(self, ids: list[int], first: int, end: int) -> int:

@@ -106,21 +106,6 @@ def _check_tools(chat: Chat) -> None:
             raise RowFault("tool_call", what, "let `tool_call_id` be the id of a call before it")
 
 
-class Taught:
-    """Remembers by hash what training holds, so that measurements can be kept apart from it."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, str] = {}
-
-    def add(self, content: Content, where: str) -> None:
-        """Training holds this content."""
-        self._places.setdefault(loose_id(content), where)
-
-    def holds(self, content: Content) -> str | None:
-        """Where training holds the same content, but for case and spacing; None if it does not."""
-        return self._places.get(loose_id(content))
-
-
 class Ids:
     """Watches a column `id` that rows may have. Nothing is keyed by it, but a repeated one hints at a bad export."""
 

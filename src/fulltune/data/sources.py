@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 from fulltune.data.example import Row, RowFault
 from fulltune.data.findings import Findings
+from fulltune.data.strict import Parser, has_control
 
 LONGEST_ROW = 4 << 20
 """Bytes of one row. More than that is a million tokens: never one example, and never worth the memory."""
@@ -25,9 +27,9 @@ _KINDS = {
 }
 _GZIP = b"\x1f\x8b"
 _MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_ESCAPED = re.compile(rb"\\u(00[01]|d[89a-f])", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_OPEN = re.compile(r"\s*\[\s*(\]?)")
+_BETWEEN = re.compile(r"\s*(\]|,(?!\s*\])\s*)")
+"""Behind an element: the end, or one comma and another element. `[1, 2,` is cut off and `[1, 2,]` is not JSON."""
 
 
 def read_rows(path: Path, findings: Findings) -> Iterator[tuple[int, Row]]:
@@ -61,6 +63,8 @@ def _readable(path: Path, findings: Findings) -> bool:
         findings.bad_file(
             where, "kind", f"{path.suffix} files are not read yet", "convert it to JSONL: one object a line"
         )
+    elif not os.access(path, os.R_OK):
+        findings.bad_file(where, "no_file", "this file may not be read by you", "change its permissions")
     elif path.stat().st_size == 0:
         findings.bad_file(where, "empty_file", "the file is empty (0 rows)", "check how it was made, or remove it")
     else:
@@ -138,60 +142,24 @@ def _parse(line: bytes, where: str, findings: Findings) -> Row:
             f"not UTF-8: byte {bad.hex(' ')} at offset {fault.start} of the line (perhaps {guess})",
             "save the file as UTF-8",
         ) from fault
-    strict = _Strict()
+    parser = Parser()
     try:
-        row = strict.decoder.decode(text)
+        row = parser.whole(text)
     except json.JSONDecodeError as fault:
         raise _not_json(fault, line) from fault
-    except RecursionError as fault:
-        raise RowFault("json_parse", "nested too deeply", "a row is a flat JSON object") from fault
-    return strict.checked(row, line, where, findings)
+    return _object(row, text, parser, where, findings)
 
 
-class _Strict:
-    """JSON as the standard has it, for one row: remembers constants that it has not (NaN) and keys given twice."""
-
-    def __init__(self) -> None:
-        self._constants: list[str] = []
-        self._twice: set[str] = set()
-        self.decoder = json.JSONDecoder(parse_constant=self._constants.append, object_pairs_hook=self._pairs)
-
-    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self._twice |= {key for key in keys if keys.count(key) > 1}
-        return made
-
-    def checked(self, row: Any, raw: bytes, where: str, findings: Findings) -> Row:
-        """The row, if nothing forbids to teach it."""
-        if self._constants:
-            raise RowFault("json_nan", f"{self._constants[0]} is not JSON", "write null, or leave the row out")
-        if self._twice:
-            findings.note("duplicate_key", f"{where} ({', '.join(sorted(self._twice))})")
-        return _object(row, raw, where, findings)
-
-
-def _object(row: Any, raw: bytes, where: str, findings: Findings) -> Row:
-    """The row, if it is an object whose texts can be encoded."""
+def _object(row: Any, text: str, parser: Parser, where: str, findings: Findings) -> Row:
+    """The row, if it is an object; what is odd about it is noted."""
     if not isinstance(row, dict):
         what = f"the row is {_kind(row)}, not an object"
         raise RowFault("not_an_object", what, 'a row looks like {"prompt": "...", "completion": "..."}')
-    if _ESCAPED.search(raw):
-        whole = json.dumps(row, ensure_ascii=False)
-        if _SURROGATE.search(whole):
-            raise RowFault("unicode_surrogate", "half of a surrogate pair, which is no character", "repair the text")
-        if any(_CONTROL.search(text) for text in _texts(row)):
-            findings.note("control_char", where)
+    if parser.twice:
+        findings.note("duplicate_key", f"{where} ({', '.join(sorted(parser.twice))})")
+    if has_control(row, text):
+        findings.note("control_char", where)
     return row
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
 
 
 def _not_json(fault: json.JSONDecodeError, line: bytes) -> RowFault:
@@ -209,36 +177,36 @@ def _kind(value: Any) -> str:
 
 
 def _array(stream: io.BufferedReader, path: Path, findings: Findings) -> Iterator[tuple[int, Row]]:
-    """The elements of one JSON array, each with the line on which it begins."""
+    """The elements of one JSON array, each with the line on which it begins (its number if all is one line)."""
     try:
         text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         findings.bad_file(f"{path}:1", "encoding", f"not UTF-8 at byte {fault.start}", "save the file as UTF-8")
         return
-    space = re.compile(r"[\s,]*")
-    at, line, before = text.index("[") + 1, 1, 0
-    while (at := _after(space, text, at)) < len(text) and text[at] != "]":
-        line += text.count("\n", before, at)
-        before = at
-        where = f"{path}:{line}"
-        strict = _Strict()
+    counted = "\n" not in text.strip()  # an array on one line has no lines to name, so its elements are counted
+    mend = "copy the file again, or write one object a line"
+    found, count, line, before = _OPEN.match(text), 0, 1, 0
+    while found is not None and found[1] != "]":
+        at = found.end()
+        line, count, before = line + text.count("\n", before, at), count + 1, at
+        number = count if counted else line
+        parser = Parser()
         try:
-            row, at = strict.decoder.raw_decode(text, at)
-            yield line, strict.checked(row, text[before:at].encode("utf-8", "surrogatepass"), where, findings)
-        except json.JSONDecodeError as fault:
-            what = f"not JSON: {fault.msg} (column {fault.colno})"
-            findings.bad_file(
-                f"{path}:{fault.lineno}", "json_parse", what, "mend the array, or write one object a line"
-            )
+            value, end = parser.part(text, at)
+        except (json.JSONDecodeError, RowFault) as fault:
+            what = f"not JSON, in element {count} of the array: {fault}"
+            findings.bad_file(f"{path}:{line}", "json_parse", what, mend)
             return
+        try:
+            row = parser.checked(value, text[at:end])
+            yield number, _object(row, text[at:end], parser, f"{path}:{number}", findings)
         except RowFault as fault:
-            findings.bad_row(where, fault)
-    if before == 0:
+            findings.bad_row(f"{path}:{number}", fault)
+        found = _BETWEEN.match(text, end)
+    if found is None:
+        what = f"the array is cut off behind element {count}, or no comma stands there"
+        findings.bad_file(f"{path}:{line}", "json_parse", what, mend)
+    elif count == 0:
         findings.bad_file(str(path), "empty_file", "the array is empty (0 rows)", "check how it was made")
-    elif text[at + 1 :].strip():
+    elif text[found.end() :].strip():
         findings.bad_file(f"{path}:{line}", "json_parse", "more text behind the array", "write one object a line")
-
-
-def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at

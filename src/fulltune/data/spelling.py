@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.data.example import RowFault
+from fulltune.data.strict import strings
 from fulltune.data.template import Tokenizer
 
-_STAND_INS = 0xF0000  # a private-use plane: no text has a meaning there
+_STAND_INS = 0x100000  # the last private-use plane; icon fonts use the one before it
 _ANCHORS = ("\n", ".", "a")
 
 
@@ -37,19 +38,23 @@ class Speller:
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._names = {chr(_STAND_INS + n): text for n, text in enumerate(sorted(self._special))}
         self._stand_ins = {text: char for char, text in self._names.items()}
+        self._taken = re.compile(f"[{''.join(self._names)}]") if self._names else None
 
     def spelled(self, value: Any) -> set[str]:
         """The control tokens whose spelling occurs in the texts of a row."""
         if self._pattern is None:
             return set()
-        return {found for text in _texts(value) for found in self._pattern.findall(text)}
+        return {found for text in strings(value) for found in self._pattern.findall(text)}
 
     def hide(self, value: Any) -> Any:
-        """The same value with each spelling replaced by its stand-in."""
-        if isinstance(value, str) and self._pattern is not None:
-            return self._pattern.sub(lambda found: self._stand_ins[found[0]], value)
+        """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""
+        if isinstance(value, str):
+            if self._taken is not None and (found := self._taken.search(value)):
+                what = f"the text holds U+{ord(found[0]):X}, a private character that stands for a control token here"
+                raise RowFault("private_character", what, "remove it from the text")
+            return value if self._pattern is None else self._pattern.sub(lambda found: self._stand_ins[found[0]], value)
         if isinstance(value, Mapping):
-            return {key: self.hide(inner) for key, inner in value.items()}
+            return {self.hide(key): self.hide(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self.hide(inner) for inner in value]
         return value
@@ -140,14 +145,3 @@ class Speller:
                 return Tokens(both.ids[count:], [(a - width, b - width) for a, b in both.offsets[count:]])
         what = "the tokenizer merges the end of the prompt with the answer, and cannot be kept from it"
         raise RowFault("boundary", what, "end the prompt in the chat template with a line break or a control token")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)

@@ -1,18 +1,28 @@
-"""The model's chat template: text of a conversation exactly as inference will write it."""
+"""The model's chat template: text of a conversation exactly as inference will write it, within bounds."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
+from transformers import PreTrainedTokenizerBase
 
-from fulltune.base.errors import DataError
+from fulltune.base.errors import DataError, Fault
 from fulltune.data.example import RowFault
+from fulltune.data.sandbox import Excess, Late, compiled
 
 Turn = Mapping[str, Any]
 
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+
+_SLOW_ROWS = 3
+"""After so many that ran out of time it is the template that is at fault: more of them would take days."""
+
+_SHORTEN = "mend the template's loops, or name another in model.chat_template"
+_PLAIN = ({"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"})
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Tokenizer(Protocol):
@@ -31,6 +41,10 @@ class Tokenizer(Protocol):
         """Token ids back to text."""
 
     @property
+    def special_tokens_map(self) -> Mapping[str, str]:
+        """The named special tokens (`bos_token` and so on) as text."""
+
+    @property
     def all_special_ids(self) -> list[int]:
         """Ids of the named special tokens (BOS, EOS and so on)."""
 
@@ -43,34 +57,47 @@ class Template:
     """Renders turns to text. `name` is what errors call the template by."""
 
     def __init__(self, tokenizer: Tokenizer, source: str | None, name: str) -> None:
-        """Use `source` in place of the tokenizer's own template. DataError if it does not parse or renders nothing."""
+        """Use `source` in place of the tokenizer's own template. DataError if it cannot render a question and answer.
+
+        A tokenizer may have several templates by name. As in transformers, `tool_use` renders rows with tools, and
+        `default` all others.
+        """
         self.name = name
         self._tokenizer = tokenizer
-        self.source = source if source is not None else tokenizer.chat_template
-        if isinstance(self.source, Mapping):
-            self.source = self.source["default"]
-        if self.source is not None:
+        self._slow = 0
+        self._sources = self._named(source if source is not None else tokenizer.chat_template)
+        if self._sources:
             self._try()
 
     @property
-    def digest(self) -> str:
-        """Hash of the template's text; empty if the model has none."""
-        return hashlib.sha256(self.source.encode()).hexdigest() if self.source is not None else ""
+    def source(self) -> str | Mapping[str, str] | None:
+        """The template's text; by name if there are several, None if the model has none."""
+        alone = self._sources.keys() == {"default"}
+        return self._sources["default"] if alone else self._sources or None
 
     @property
-    def exported(self) -> str | None:
-        """The text to ship: without `{% generation %}` tags, which inference engines need not know; same output.
+    def digest(self) -> str:
+        """Hash of the template's text, or of all of them and their names; empty if the model has none."""
+        source = self.source
+        if source is None:
+            return ""
+        text = source if isinstance(source, str) else json.dumps(source, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def exported(self) -> str | Mapping[str, str] | None:
+        """As `source`, to ship: without `{% generation %}` tags, which inference engines need not know; same output.
 
         A neutral block takes their place, so that the white space that `-` trims stays trimmed.
         """
-        if self.source is None:
-            return None
-        neutral = {None: "if true", "end": "endif"}
-        return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {neutral[tag[2]]} {tag[3]}%}}", self.source)
+        source = self.source
+        if isinstance(source, Mapping):
+            return {name: _neutral(text) for name, text in source.items()}
+        return None if source is None else _neutral(source)
 
     def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), *, prompt: bool) -> str:
         """The text of the turns; with `prompt`, up to where the assistant is to speak. RowFault if refused."""
-        if self.source is None:
+        if not self._sources:
             raise DataError(
                 "the tokenizer has no chat template, so a conversation has no text",
                 where=self.name,
@@ -78,46 +105,108 @@ class Template:
             )
         try:
             return self._text(turns, tools, prompt)
+        except Excess as fault:
+            raise self._excess(fault, len(turns)) from fault
         except UndefinedError as fault:
             raise RowFault(
                 "template_undefined", f"{self.name}: {fault.message}", "define it in the template"
             ) from fault
-        except TemplateError as fault:
-            what = f"{self.name} refuses the conversation: {fault.message}"
+        except Exception as fault:  # a template is foreign code: 1/0 and 'a' + none are up to it
+            what = f"{self.name} refuses the conversation: {_said(fault)}"
             raise RowFault("template_refused", what, "change the row, or model.chat_template") from fault
 
     def _text(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns],
+        """What `apply_chat_template` would write, which has no bounds."""
+        if not turns:
+            raise TemplateError("it has no turn")
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        return compiled(self._sources[name]).render(
+            messages=[_turn(turn) for turn in turns],
             tools=[dict(tool) for tool in tools] or None,
-            chat_template=self.source,
+            documents=None,
             add_generation_prompt=prompt,
-            tokenize=False,
+            **self._tokenizer.special_tokens_map,
         )
-        return text
+
+    def _excess(self, fault: Excess, turns: int) -> RowFault | DataError:
+        """A row's fault, until so many rows ran out of time that it must be the template's."""
+        self._slow += isinstance(fault, Late)
+        what = f"{self.name} {fault}, for a conversation of {turns} turns"
+        if self._slow < _SLOW_ROWS:
+            return RowFault(fault.code, what, _SHORTEN)
+        return DataError(
+            faults=[Fault(f"{what}, as for {self._slow - 1} rows before", self.name, _SHORTEN, fault.code)]
+        )
+
+    def _named(self, found: Any) -> Mapping[str, str]:
+        """The templates by name, whichever way they were given."""
+        named = dict(found) if isinstance(found, Mapping) else {} if found is None else {"default": found}
+        for name, text in named.items():
+            if not isinstance(name, str) or not isinstance(text, str):
+                what = f"the chat template {name!r} is no text, but {type(text).__name__}"
+                raise DataError(what, where=self.name, mend="write the text of a Jinja template there")
+        if found is not None and "default" not in named:
+            raise DataError(
+                f"of {len(named)} chat templates none is named default: {', '.join(named)}",
+                where=self.name,
+                mend="name one of them default, or name a Jinja file in model.chat_template",
+            )
+        return named
 
     def _try(self) -> None:
         """A template that cannot render the plainest conversation is broken, whatever the rows are."""
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        plain = [dict(turn) for turn in _PLAIN]
         try:
-            self._text(turns, (), False)
+            wanted = served = self._text(plain, (), False)
+            # Only where a tokenizer has code of its own: that of transformers computes constants without bounds.
+            if type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+                source = self._sources["default"]
+                served = self._tokenizer.apply_chat_template(plain, chat_template=source, tokenize=False)
         except TemplateSyntaxError as fault:
-            lines = str(self.source).splitlines()
+            lines = self._sources["default"].splitlines()
             near = lines[fault.lineno - 1].strip()[:80] if 0 < fault.lineno <= len(lines) else ""
             raise DataError(
                 f"the chat template does not parse: {fault.message}: {near}",
                 where=f"{self.name}:{fault.lineno}",
                 mend="mend the Jinja syntax",
             ) from fault
+        except Excess as fault:
+            what = f"the chat template {fault}, for a question and its answer"
+            raise DataError(faults=[Fault(what, self.name, _SHORTEN, fault.code)]) from fault
         except UndefinedError as fault:
             raise DataError(
                 f"the chat template uses what is not defined: {fault.message}",
                 where=self.name,
                 mend="templates know messages, tools, add_generation_prompt, bos_token, eos_token and the like",
             ) from fault
-        except TemplateError as fault:
+        except Exception as fault:  # as above
             raise DataError(
-                f"the chat template refuses a question and its answer: {fault.message}",
+                f"the chat template refuses a question and its answer: {_said(fault)}",
                 where=self.name,
                 mend="use a template for conversations",
             ) from fault
+        if served != wanted:
+            raise DataError(
+                "the tokenizer's own apply_chat_template writes another text with this chat template",
+                where=self.name,
+                mend="use a tokenizer that renders chat templates as transformers does",
+            )
+
+
+def _neutral(source: str) -> str:
+    """The template with a neutral block for every `{% generation %}`."""
+    neutral = {None: "if true", "end": "endif"}
+    return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {neutral[tag[2]]} {tag[3]}%}}", source)
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    """The turn as transformers hands it to a template: without nulls, its reasoning under every name it goes by."""
+    kept = {key: value for key, value in turn.items() if value is not None}
+    reasoning = next((kept[name] for name in _REASONING if name in kept), None)
+    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+
+
+def _said(fault: Exception) -> str:
+    """What a template's fault says, with its kind if it is none of Jinja's."""
+    said = " ".join(str(fault).split())[:300]
+    return said if isinstance(fault, TemplateError) else f"{type(fault).__name__}: {said}"

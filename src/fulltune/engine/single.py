@@ -50,7 +50,9 @@ class SingleEngine:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision == "float32":
             return nullcontext()
-        return torch.autocast(self.world.device.split(":")[0], torch.bfloat16)
+        # Uncached: the cache would hold a bf16 copy of every weight until the forward pass ends, 2 bytes a parameter,
+        # also where checkpointing frees all else; and no weight but a tied one is used twice in it.
+        return torch.autocast(self.world.device.split(":")[0], torch.bfloat16, cache_enabled=False)
 
     def micro(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from fulltune.base.errors import CheckpointError
 
 _SEPARATOR = "/"
+_GROUP = "group:"
 
 
 def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -24,6 +25,14 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
                 tensors[key] = value.detach().cpu().contiguous()
             else:
                 numbers[key] = value
+    # Some optimizers (schedule-free ones, Prodigy) count in their groups; what the recipe sets stands there too.
+    for index, group in enumerate(optimizer.param_groups):
+        for key in sorted(group.keys() - {"params"}):
+            value, place = group[key], f"{_GROUP}{index}{_SEPARATOR}{key}"
+            if isinstance(value, Tensor):
+                tensors[place] = value.detach().cpu().contiguous()
+            else:
+                numbers[place] = value
     return tensors, numbers
 
 
@@ -38,6 +47,10 @@ def restore(
     optimizer.state.clear()
     for key, value in [*tensors.items(), *numbers.items()]:
         name, _, entry = key.rpartition(_SEPARATOR)
+        if name.startswith(_GROUP):
+            group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
+            group[entry] = tuple(value) if isinstance(group.get(entry), tuple) else value  # JSON has lists only
+            continue
         if name not in parameters:
             raise CheckpointError(
                 f"the optimizer state speaks of {name!r}, which the model has not",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,9 @@ _COPIED = (
 )
 """Files of the base that the result takes over byte for byte; a `.py` that a config names is taken too."""
 
+_NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates besides the default one, as transformers writes them."""
+
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -36,8 +40,8 @@ class Target:
     """Folder of the model it started from."""
     dtype: str
     """`float32`, `bfloat16` or `float16`."""
-    template: str | None
-    """The chat template to ship, if it is not the base's own."""
+    template: str | Mapping[str, str] | None
+    """The chat template to ship (by name if there are several), if it is not the base's own."""
     stop_ids: tuple[int, ...]
     """Tokens that training taught to end a turn with."""
 
@@ -65,6 +69,8 @@ def write(model: nn.Module, target: Target, folder: Path) -> None:
             shutil.copyfile(target.base / name, folder / name)
     if target.template is not None:
         _write_template(folder, target.template)
+    elif (target.base / _NAMED_TEMPLATES).is_dir():
+        shutil.copytree(target.base / _NAMED_TEMPLATES, folder / _NAMED_TEMPLATES)
 
 
 def _cast_state(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -108,12 +114,20 @@ def _generation(target: Target) -> dict[str, Any]:
     return config
 
 
-def _write_template(folder: Path, template: str) -> None:
-    """The template in its own file, where transformers looks first; another in the tokenizer's config would confuse."""
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if config.exists() and "chat_template" in (values := _read_json(config)):
-        del values["chat_template"]
+def _write_template(folder: Path, template: str | Mapping[str, str]) -> None:
+    """One template in its own file, where transformers looks first; several in the tokenizer's config.
+
+    A template in both places would confuse, and a name from the base's files is no name for a file of ours.
+    """
+    path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    values = _read_json(config) if config.exists() else {}
+    found = values.pop("chat_template", None)
+    if isinstance(template, str):
+        path.write_text(template, encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+        values["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
+    if found is not None or "chat_template" in values:
         _write_json(config, values)
 
 

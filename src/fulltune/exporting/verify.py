@@ -1,5 +1,7 @@
 """Open what was written, and ask it the same question."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +18,6 @@ from fulltune.model.facts import arithmetic
 
 _TOLERANCE = 1e-6
 """Of the largest logit (at least 1): the same weights through the same code, so nothing but the last bit may differ."""
-
-_CONVERSATION = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": "An answer."}]
 
 
 @torch.no_grad()
@@ -42,7 +42,9 @@ def verify(folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenize
         found = cast(Tensor, reloaded.eval()(input_ids=ids, use_cache=False).logits).float()
         # One set of weights for both: a second float32 copy of a large model would not fit beside its optimizer.
         inputs = {"input_ids": ids, "use_cache": False}
-        expected = functional_call(model, dict(reloaded.named_parameters()), (), inputs).logits.float()
+        kinds = {name: buffer.dtype for name, buffer in reloaded.named_buffers()}
+        buffers = {name: buffer.to(kinds.get(name, buffer.dtype)) for name, buffer in model.named_buffers()}
+        expected = functional_call(model, {**buffers, **dict(reloaded.named_parameters())}, (), inputs).logits.float()
     model.train(training)
     difference = float((expected - found).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -65,16 +67,16 @@ def _verify_tokens(folder: Path, target: Target, ids: Tensor, tokenizer: Any, co
     text = tokenizer.decode(ids[0])
     if own(text)["input_ids"] != tokenizer(text)["input_ids"]:
         raise _refused("its tokenizer makes other tokens than the one used in training", folder)
-    template = target.template if target.template is not None else tokenizer.chat_template
-    if template is None:
-        return
-    for prompt in (False, True):
-        written = own.apply_chat_template(_CONVERSATION, tokenize=False, add_generation_prompt=prompt)
-        wanted = tokenizer.apply_chat_template(
-            _CONVERSATION, chat_template=template, tokenize=False, add_generation_prompt=prompt
-        )
-        if written != wanted:
-            raise _refused("its chat template writes another text than the one used in training", folder)
+    template = tokenizer.chat_template if target.template is None else target.template
+    # What a template writes besides the rows: the same text of it could name another special token.
+    if _templates(own.chat_template) != _templates(template) or own.special_tokens_map != tokenizer.special_tokens_map:
+        raise _refused("its chat template writes another text than the one used in training", folder)
+
+
+def _templates(found: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Chat templates by name, with line ends as a text file gives them back."""
+    named = {} if found is None else {"default": found} if isinstance(found, str) else found
+    return {name: re.sub("\r\n?", "\n", text) for name, text in named.items()}
 
 
 def _refused(what: str, folder: Path) -> DataError:

@@ -91,15 +91,19 @@ def keeps_logits(model: nn.Module) -> bool:
 def undecayed(model: nn.Module) -> frozenset[str]:
     """Parameters that weight decay must leave alone.
 
-    Those of fewer than two dimensions (biases, norms); embeddings, whose rows for tokens that the data lacks would
-    shrink without a gradient to hold them; and the decay rates of state space models, which are no matrices though
-    they have two dimensions. A head that is tied to the embedding is the embedding.
+    Vectors, whatever their shape (norms), and biases, of which experts have a matrix; embeddings, whose rows for
+    tokens that the data lacks would shrink without a gradient to hold them; and the decay rates of state space
+    models, which are no matrices though they have two dimensions. A head that is tied to the embedding is the
+    embedding.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     return frozenset(
         name
         for name, p in model.named_parameters()
-        if p.ndim < 2 or id(p) in embeddings or name.rpartition(".")[2] in _STATE_SPACE
+        if sum(width > 1 for width in p.shape) < 2
+        or id(p) in embeddings
+        or name.rpartition(".")[2] in _STATE_SPACE
+        or "bias" in name.rpartition(".")[2]
     )
 
 
@@ -110,7 +114,7 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, "p"
             continue
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
                 yield module, name
 
 

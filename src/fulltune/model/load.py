@@ -19,6 +19,17 @@ from fulltune.base.files import fingerprint
 from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""Each is a JSON object, if it is there. So is `tokenizer.json`, but that takes a second to read."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header; its own readers allow no more."""
+_AGAIN = "copy or download it again"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "tokenizer_config.json")
 
 
@@ -32,6 +43,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     """The model's tokenizer; DataError if there is none or it cannot report which characters a token stands for."""
     _hush()
     folder = base_folder(section)
+    load_config(section)  # AutoTokenizer reads it too, and would call a fault in it one of the tokenizer
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise DataError(
             "the folder has no tokenizer",
@@ -40,7 +52,7 @@ def load_tokenizer(section: ModelSection) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(section.path, **_options(section))
-    except (ValueError, OSError, ImportError) as fault:
+    except Exception as fault:  # foreign code on foreign files: the tokenizers library raises plain Exceptions
         raise _unusable("tokenizer", section, fault) from fault
     if not tokenizer.is_fast:
         raise DataError(
@@ -54,7 +66,6 @@ def load_tokenizer(section: ModelSection) -> Any:
 def load_model(section: ModelSection) -> nn.Module:
     """The model with float32 weights, whatever its file holds, all of them read from it and finite; in eval mode."""
     _hush()
-    _check_files(base_folder(section))
     if load_config(section).to_dict().get("quantization_config"):
         raise DataError(
             "the weights are quantised, and rounded weights cannot be trained",
@@ -72,7 +83,7 @@ def load_model(section: ModelSection) -> nn.Module:
             **attention,
             **_options(section),
         )
-    except (ValueError, OSError, ImportError, RuntimeError) as fault:
+    except Exception as fault:  # foreign code on foreign files
         raise _unusable("model", section, fault) from fault
     _check_weights(model, info, section.path)
     return cast(nn.Module, model)
@@ -81,17 +92,21 @@ def load_model(section: ModelSection) -> nn.Module:
 def empty_model(section: ModelSection) -> nn.Module:
     """The model's shape without its weights (on the meta device): enough to plan by, at no cost."""
     _hush()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(section), trust_remote_code=section.trust_remote_code)
+    config = load_config(section)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+    except Exception as fault:  # foreign code on a foreign config: an unknown activation is a KeyError
+        raise _unusable("model", section, fault) from fault
     return cast(nn.Module, model)
 
 
 def load_config(section: ModelSection) -> Any:
-    """The model's config."""
-    base_folder(section)
+    """The model's config. DataError if it, or a file of weights beside it, is damaged."""
+    _check_weight_files(base_folder(section))
     try:
         return AutoConfig.from_pretrained(section.path, **_options(section))
-    except (ValueError, OSError, ImportError) as fault:
+    except Exception as fault:  # foreign code on a foreign file
         raise _unusable("config", section, fault) from fault
 
 
@@ -117,6 +132,7 @@ def base_folder(section: ModelSection) -> Path:
             )
         if not (folder / "config.json").exists():
             raise DataError("there is no config.json", where=section.path, mend="name a Hugging Face model folder")
+        _check_json_files(folder)
         return folder
     if section.path.startswith((".", "/", "~")):
         raise RecipeError(
@@ -126,7 +142,9 @@ def base_folder(section: ModelSection) -> Path:
         found = cached_file(section.path, "config.json", revision=section.revision)
     except OSError as fault:
         raise _unusable("model", section, fault) from fault
-    return Path(cast(str, found)).parent
+    folder = Path(cast(str, found)).parent
+    _check_json_files(folder)
+    return folder
 
 
 def require_rows(model: nn.Module, tokenizer: Any, where: str) -> None:
@@ -166,28 +184,43 @@ def _hush() -> None:
 
 def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError | RecipeError:
     said = " ".join(str(fault).split())
+    if not isinstance(fault, ValueError | OSError | ImportError | RuntimeError):
+        said = f"{type(fault).__name__}: {said}"  # the text of a KeyError is the key alone
     if "trust_remote_code" in said:
         return RecipeError(
             "the model brings Python code of its own, which is not run unasked",
             where=section.path,
             mend="read the code, pin model.revision to a commit, and say model.trust_remote_code=true",
         )
-    mend = "check model.path" if Path(section.path).is_dir() else "check the hub id, the network, and your access to it"
+    mend = (
+        "check the files there, or model.path"
+        if Path(section.path).is_dir()
+        else "check the hub id, the network, and your access to it"
+    )
     return DataError(f"the {what} cannot be loaded: {said[:300]}", where=section.path, mend=mend)
 
 
-def _check_files(folder: Path) -> None:
+def _check_json_files(folder: Path) -> None:
+    """Each JSON file is whole and holds an object; transformers would say so late, and not which file it is."""
+    for path in (folder / name for name in _JSON_FILES):
+        if not path.exists():
+            continue
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as fault:
+            raise DataError(f"the file is no JSON: {fault}", where=str(path), mend=_AGAIN) from fault
+        if not isinstance(values, dict):
+            raise DataError(f"the file holds no JSON object, but {type(values).__name__}", where=str(path), mend=_AGAIN)
+
+
+def _check_weight_files(folder: Path) -> None:
     """Each safetensors file is as long as its header says; transformers' own message names neither file nor size."""
     for path in sorted(folder.glob("*.safetensors")):
         header, expected = _header(path)
         size = path.stat().st_size
         expected += max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if expected != size:
-            raise DataError(
-                f"the file has {size:,} bytes, its header says {expected:,}",
-                where=str(path),
-                mend="copy or download it again",
-            )
+            raise DataError(f"the file has {size:,} bytes, its header says {expected:,}", where=str(path), mend=_AGAIN)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -197,8 +230,24 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
         if 8 + length > path.stat().st_size:
             return {}, 8 + length
-        header = json.loads(file.read(length))
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}, 8 + length
+        said = file.read(min(length, _LONGEST_HEADER + 1))
+    try:
+        return _tensors(said), 8 + length
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+        what = "the file does not begin with the header of a safetensors file"
+        raise DataError(what, where=str(path), mend=_AGAIN) from fault
+
+
+def _tensors(header: bytes) -> dict[str, Any]:
+    """The entries of a safetensors header. It may hold any JSON, or none: what is asked of it here must be there."""
+    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+    for entry in entries.values():
+        begin, end = entry["data_offsets"]
+        if not isinstance(entry["dtype"], str) or not all(
+            type(n) is int and n >= 0 for n in (*entry["shape"], begin, end)
+        ):
+            raise ValueError
+    return entries
 
 
 def _check_weights(model: Any, info: dict[str, Any], where: str) -> None:

@@ -36,7 +36,7 @@ def make(name: str, groups: Sequence[Group], *, lr: float, weight_decay: float, 
     """An entry of OPTIMIZERS with the recipe's options; RecipeError if it does not take one of them."""
     try:
         return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **options)
-    except (TypeError, ValueError) as fault:
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as fault:  # what torch's own raise
         raise RecipeError(
             f"optimizer {name!r}: {fault}", where="optim.options", mend="see the optimizer's own parameters"
         ) from fault

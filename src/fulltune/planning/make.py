@@ -1,10 +1,14 @@
 """The plan: every number derived from recipe, data, model and machine, or a refusal. Pure."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from fulltune.base.errors import RecipeError
+from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision
+from fulltune.base.table import Table
+from fulltune.data.formats import FORMATS
+from fulltune.optim.schedules import SCHEDULES
 from fulltune.recipe.schema import Recipe, TrainSection
 
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -12,6 +16,30 @@ _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 CountUpdates = Callable[[TrainSection, int], int]
 """How many updates the order of the data gives: `(train, examples in all) -> updates`."""
+
+
+def require_names(recipe: Recipe) -> None:
+    """RecipeError for every name that no table has: before any row is read, and all at once."""
+    faults: list[Fault] = []
+    for table, name, where in _names(recipe):
+        try:
+            table.find(name, where=where)
+        except RecipeError as fault:
+            faults += fault.faults
+    if faults:
+        raise RecipeError(faults=faults)
+
+
+def _names(recipe: Recipe) -> Iterator[tuple[Table[Any], str, str]]:
+    """Table, name and place of what a recipe names; the tables of objectives and optimizers need torch."""
+    yield SCHEDULES, recipe.optim.schedule, "optim.schedule"
+    data = recipe.data
+    heldout = data.heldout if isinstance(data.heldout, tuple) else ()
+    splits = {"train": data.train, "heldout": heldout, "test": data.test, "retention": data.retention}
+    for split, sources in splits.items():
+        for number, source in enumerate(sources):
+            if source.format != "auto":
+                yield FORMATS, source.format, f"data.{split}.{number}.format"
 
 
 def make_plan(
@@ -29,17 +57,25 @@ def make_plan(
     precision: Precision = (
         ("bf16-mixed" if machine.bf16 else "float32") if train.precision == "auto" else train.precision
     )
+    if precision == "float32" and recipe.model.attention.startswith("flash"):
+        raise RecipeError(
+            "flash attention computes in bf16, and the precision is float32",
+            where="model.attention",
+            mend="model.attention=sdpa, or train.precision=bf16-mixed",
+        )
     longest = max(split.lengths["max"] for split in data.splits.values())
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
         examples=examples,
         epoch_examples=epoch,
-        micro_examples=train.micro_examples or train.batch_examples,
+        # With `batch_tokens` an update has at most that many examples, of one token each.
+        micro_examples=train.micro_examples or train.batch_tokens or train.batch_examples,
         micro_tokens=train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest),
+        context=model.context,
         layout=layout,
         precision=precision,
-        notes=tuple(_notes(recipe, machine, updates)),
+        notes=tuple(_notes(recipe, machine, updates, longest)),
     )
 
 
@@ -75,19 +111,21 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
         raise RecipeError(
             f"checkpoint.best_by names {recipe.checkpoint.best_by!r}, which this run does not measure",
             where="checkpoint.best_by",
-            mend=f"one of {', '.join(known)}",
+            mend=f"one of {', '.join(known)}" if known else "data.heldout=0.05, or leave checkpoint.best_by out",
         )
-    if not measured and recipe.checkpoint.patience is not None:
+    if not chosen and recipe.checkpoint.patience is not None:
         raise RecipeError(
-            "checkpoint.patience needs a score, but nothing is held out",
+            "checkpoint.patience needs a score to judge by, but nothing is held out and checkpoint.best_by names none",
             where="checkpoint.patience",
             mend="data.heldout=0.05, or leave checkpoint.patience out",
         )
 
 
-def _notes(recipe: Recipe, machine: Machine, updates: int) -> Sequence[str]:
+def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequence[str]:
     """What a reader of the plan should know."""
     notes = []
+    if recipe.train.micro_tokens is not None and recipe.train.micro_tokens < longest:
+        notes.append(f"the longest example has {longest:,} tokens: alone it exceeds train.micro_tokens")
     if recipe.train.layout == "auto":
         notes.append("layout: padded, examples of similar length beside each other")
     if recipe.train.precision == "auto":

@@ -1,12 +1,20 @@
-"""Kinds of values that recipe fields share: cadences, warm-ups, sources, and what is written short."""
+"""Kinds of values that recipe fields share: cadences, warm-ups, counts, paths, and what is written short."""
 
+import os
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from fulltune.base.records import Every, Unit
 
+MOST = 10**12
+"""More than any run counts of anything; up to here numbers go through floats and JSON unchanged."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes that Linux and macOS allow."""
 _CADENCE = re.compile(r"(\d+(?:\.\d+)?)\s*(updates?|epochs?|min(?:utes?)?)?")
 _UNITS: dict[str, Unit] = {"upd": "updates", "epo": "epochs", "min": "minutes"}
 
@@ -17,7 +25,7 @@ def every(value: Any) -> Every:
         return value
     plain = isinstance(value, int | str) and not isinstance(value, bool)
     found = _CADENCE.fullmatch(str(value).strip()) if plain else None
-    if found is None or float(found[1]) <= 0:
+    if found is None or not 1e-6 <= float(found[1]) <= MOST:
         raise ValueError("write a number of updates such as 50, or `0.5 epochs`, or `10 min`")
     unit = _UNITS[(found[2] or "updates")[:3]]
     if unit == "updates" and not float(found[1]).is_integer():
@@ -40,7 +48,7 @@ def is_number(value: Any) -> bool:
 
 def warmup(value: Any) -> Any:
     """A share of the run below 1, or a whole number of updates; `1.0` could mean either and is refused."""
-    if not is_number(value) or value < 0:
+    if not is_number(value) or not 0 <= value <= MOST:
         raise ValueError("write a share of the run below 1, such as 0.06, or a whole number of updates, such as 100")
     if isinstance(value, float) and value >= 1:
         raise ValueError(f"{value} is neither a share below 1 nor a whole number; for updates write {value:.0f}")
@@ -48,6 +56,27 @@ def warmup(value: Any) -> Any:
 
 
 Warmup = Annotated[int | float, BeforeValidator(warmup)]
+
+
+def can_be_held(path: str) -> bool:
+    """Whether a disk can hold a file of this name."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    fits = len(encoded) <= _LONGEST_PATH and max(map(len, encoded.split(b"/"))) <= _LONGEST_NAME
+    return fits and b"\0" not in encoded
+
+
+def _held(path: str) -> str:
+    if not can_be_held(path):
+        raise ValueError("no file can have this name: it is too long, or holds a character that is none")
+    if path.startswith("~"):  # otherwise it was made absolute when the recipe was read
+        raise ValueError(f"there is no home folder {path.partition('/')[0]}; if that is a name, write ./ before it")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_held)]
 
 
 def _listed(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast, get_args
@@ -12,13 +12,15 @@ from pydantic_core import ErrorDetails
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.recipe.foreign import FOREIGN
-from fulltune.recipe.schema import Recipe, Source
+from fulltune.recipe.kinds import can_be_held
+from fulltune.recipe.schema import BRANCHES, EITHER_OR, Recipe, Source
 from fulltune.recipe.tree import Tree, override, parse
 
 Asked = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 """What a recipe may be given as: a file, a mapping of the same shape, or one that is loaded already."""
 
 _LARGEST = 1 << 20
+_TYPED = "command line"
 
 
 def load_recipe(asked: Asked, overrides: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
@@ -36,8 +38,38 @@ def load_recipe(asked: Asked, overrides: Mapping[str, Any] = MappingProxyType({}
         path = Path(asked)
         tree, folder = parse(_text(path), str(path)), path.resolve().parent
         _root_paths(tree.values, folder)
-    override(tree, dict(_flat(overrides)), "override")
+    changes = dict(_flat(overrides))
+    _displace(tree, changes)
+    override(tree, changes, "override")
     return _checked(tree)
+
+
+def given(texts: Iterable[str]) -> dict[str, Any]:
+    """`section.field=value` texts of a command line as a mapping; values are the YAML that recipes are written in."""
+    values: dict[str, Any] = {}
+    faults = []
+    for text in texts:
+        key, equals, written = (part.strip() for part in text.partition("="))
+        value = _plain(written)
+        if not equals or not all(key.split(".")):
+            faults.append(Fault(f"`{text}` is no override", _TYPED, "write key=value, such as optim.lr=1e-5"))
+        elif "." not in key and not (key in Recipe.model_fields and isinstance(value, dict)):
+            mend = f"write {key}.field=value" if key in Recipe.model_fields else _unknown((key,))
+            faults.append(Fault(f"`{key}` is no field of a section", _TYPED, mend))
+        else:
+            for name, inner in _flat({key: value}):
+                if name in values:
+                    faults.append(Fault(f"`{name}` is given twice", _TYPED, "keep one"))
+                values[name] = inner
+    if faults:
+        raise RecipeError(faults=faults)
+    return values
+
+
+def _plain(written: str) -> Any:
+    """The value of an override as YAML; what is none, such as a path with a colon, is text."""
+    tree = parse(f"value: {written}\n", _TYPED)
+    return written if tree.faults or len(tree.values) > 1 else tree.values["value"]
 
 
 def _text(path: Path) -> str:
@@ -51,7 +83,7 @@ def _text(path: Path) -> str:
             where=str(path),
             mend="check the path, or write one with `fulltune init`",
         ) from fault
-    except (IsADirectoryError, PermissionError) as fault:
+    except OSError as fault:  # a folder, a loop of links, a name too long, no permission
         raise RecipeError(f"cannot be read: {fault.strerror}", where=str(path), mend="name a YAML file") from fault
     except UnicodeDecodeError as fault:
         raise RecipeError(f"not UTF-8: {fault.reason}", where=str(path), mend="save the file as UTF-8") from fault
@@ -59,7 +91,7 @@ def _text(path: Path) -> str:
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """`{"train": {"epochs": 1}}` and `{"train.epochs": 1}` alike as `train.epochs`, relative paths made absolute."""
-    for section, value in values.items():
+    for section, value in ((str(key), value) for key, value in values.items()):
         fields = value.items() if isinstance(value, Mapping) and "." not in section else None
         for key, inner in [(section, value)] if fields is None else [(f"{section}.{k}", v) for k, v in fields]:
             yield key, _rooted_at(key, inner)
@@ -69,11 +101,25 @@ def _rooted_at(key: str, value: Any) -> Any:
     """The value of an override, its relative paths counted from the current folder."""
     section, _, name = key.partition(".")
     first, _, inner = name.partition(".")
+    if inner.isdecimal():  # a whole source, such as data.train.0
+        return _rooted_at(f"{section}.{first}", [value])[0]
     if inner:  # such as data.train.0.path
         return _rooted(value, Path.cwd()) if section == "data" and inner.endswith("path") else value
     values: dict[str, Any] = {section: {first: value}}
     _root_paths(values, Path.cwd())
     return values[section][first]
+
+
+def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
+    """Take out of a tree the fields that an override stands in place of; both overridden would contradict."""
+    pairs = [(f"train.{one}", f"train.{other}") for pair in EITHER_OR for one, other in (pair, pair[::-1])]
+    displaced = {other for one, other in pairs if changes.get(one) is not None}
+    if changes.get("optim.schedule") == "constant":
+        displaced.add("optim.floor")
+    for section, _, name in (key.partition(".") for key in displaced):
+        fields = tree.values.get(section)
+        if isinstance(fields, dict):
+            fields.pop(name, None)
 
 
 def _root_paths(values: dict[str, Any], folder: Path) -> None:
@@ -97,7 +143,9 @@ def _root_paths(values: dict[str, Any], folder: Path) -> None:
 
 def _is_local(path: Any, folder: Path) -> bool:
     """A model's path is a folder if it looks like one or is there; else it is a hub id."""
-    return isinstance(path, str) and (path.startswith((".", "/", "~")) or (folder / path).is_dir())
+    if not isinstance(path, str) or not can_be_held(path):
+        return False
+    return path.startswith((".", "/", "~")) or (folder / path).is_dir()
 
 
 def _root(values: dict[str, Any], key: str, folder: Path) -> None:
@@ -106,14 +154,20 @@ def _root(values: dict[str, Any], key: str, folder: Path) -> None:
 
 
 def _rooted(path: Any, folder: Path) -> Any:
-    return os.path.normpath(folder / Path(path).expanduser()) if isinstance(path, str) else path
+    if not isinstance(path, str):
+        return path
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except RuntimeError:  # there is no such user; the schema says so, with the place
+        return path
 
 
 def _checked(tree: Tree) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree.values)
     except ValidationError as fault:
-        found = [_fault(detail, tree) for detail in fault.errors(include_url=False)]
+        details = [detail for detail in fault.errors(include_url=False) if tree.is_read(_path(detail))]
+        found = [_fault(detail, tree) for detail in details]
         raise RecipeError(faults=[*tree.faults, *_unique(found)]) from None
     if tree.faults:
         raise RecipeError(faults=tree.faults)
@@ -126,7 +180,7 @@ def _unique(faults: list[Fault]) -> list[Fault]:
 
 
 def _fault(detail: ErrorDetails, tree: Tree) -> Fault:
-    path = tuple(part for part in detail["loc"] if not _is_branch(part))
+    path = _path(detail)
     name, where = ".".join(map(str, path)), tree.place(path)
     match detail["type"]:
         case "extra_forbidden":
@@ -142,14 +196,16 @@ def _fault(detail: ErrorDetails, tree: Tree) -> Fault:
     return Fault(f"`{name}`: {detail['input']!r}: {detail['msg'].lower()}", where, _about(path))
 
 
-def _is_branch(part: str | int) -> bool:
-    """A union puts the branch it tried into the path; such parts are no field names."""
-    return isinstance(part, str) and not part.isidentifier()
+def _path(detail: ErrorDetails) -> tuple[str | int, ...]:
+    """Where a fault lies, without the branch of a union that pydantic puts behind its field."""
+    found = detail["loc"]
+    pairs = zip((None, *found), found, strict=False)
+    return tuple(part for before, part in pairs if not (before == "heldout" and part in BRANCHES))
 
 
 def _unknown(path: tuple[str | int, ...]) -> str:
     """What was probably meant by a key that we do not have."""
-    last = str(path[-1])
+    last = str(path[-1]).replace("-", "_")
     if (here := _section(path[:-1])) is None:
         return "remove it"
     known = list(here.model_fields)

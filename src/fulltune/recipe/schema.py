@@ -2,30 +2,42 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fulltune.base.records import Every
-from fulltune.recipe.kinds import Cadence, Listed, Warmup, is_number
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Listed, Warmup, is_number
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
+"""Fields of the train section of which one is given; the second of each pair is none by default."""
+BRANCHES = ("<share>", "<sources>")
+"""Tags of the two ways to write data.heldout; pydantic puts them into the place of a fault, where they are no keys."""
+_MOST_APART = 1e6
+"""Ratio of two shares; what is rarer comes less than once in a million examples, and rounds to never."""
 
 
 class Section(BaseModel):
     """What all sections share: frozen, strict, no unknown keys, the docstring below a field describes it."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
 class ModelSection(Section):
     """Which model to start from."""
 
-    path: str
+    path: FilePath
     """A folder that transformers can load, or a hub id such as `meta-llama/Llama-3.1-8B`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; a commit pins it for good."""
-    chat_template: str | None = None
+    chat_template: FilePath | None = None
     """A Jinja file used in place of the tokenizer's own chat template, in training and in the exported model."""
     trust_remote_code: bool = False
     """Whether Python code that lies in the model's folder may run. Read it first."""
@@ -38,18 +50,25 @@ class ModelSection(Section):
 class Source(Section):
     """One set of rows."""
 
-    path: str
+    path: FilePath
     """A JSONL file. A relative path counts from the recipe's folder."""
     format: str = "auto"
     """How rows are read: `messages`, `sharegpt`, `instruction`, `prompt_completion`, `text`; `auto`: by their keys."""
-    share: Annotated[float, Field(gt=0)] | None = None
+    share: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
     """How often this source is seen beside the others (0.7 and 0.3, or 7 and 3); by default by its size."""
 
 
-Sources = Annotated[tuple[Source, ...], Listed]
+def _unmixed(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Sources that are not mixed; a share would be a setting without effect."""
+    if any(source.share is not None for source in sources):
+        raise ValueError("`share` mixes the sources of data.train; these are read once and whole, so leave it out")
+    return sources
+
+
+Sources = Annotated[tuple[Source, ...], Listed, AfterValidator(_unmixed)]
 Heldout = Annotated[
-    Annotated[Share, Tag("<share>")] | Annotated[Sources, Tag("<sources>")],
-    Discriminator(lambda value: "<share>" if is_number(value) else "<sources>"),
+    Annotated[Share, Tag(BRANCHES[0])] | Annotated[Sources, Tag(BRANCHES[1])],
+    Discriminator(lambda value: BRANCHES[0] if is_number(value) else BRANCHES[1]),
 ]
 
 
@@ -64,7 +83,7 @@ class DataSection(Section):
     """Never looked at while training or choosing a checkpoint; `fulltune evaluate` scores it."""
     retention: Sources = ()
     """What must not be forgotten: its loss is measured whenever the held-out loss is."""
-    max_length: Annotated[int, Field(ge=2)] = 2048
+    max_length: Annotated[int, Field(ge=2, le=MOST)] = 2048
     """Most tokens of one example."""
     over_length: Literal["error", "drop", "truncate"] = "error"
     """What a longer example is: a bad row, left out and counted, or cut at its end and counted."""
@@ -79,28 +98,32 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        given = [source.share is not None for source in self.train]
-        if any(given) and not all(given):
+        shares = [source.share for source in self.train if source.share is not None]
+        if shares and len(shares) < len(self.train):
             raise ValueError("give every source of data.train a `share`, or none")
-        if self.group_by is not None and not isinstance(self.heldout, float):
-            raise ValueError("`group_by` steers the held-out share, but data.heldout names sources of its own")
+        if shares and max(shares) / min(shares) > _MOST_APART:
+            raise ValueError(
+                "the shares of data.train are more than a million times apart: the least would hardly be seen"
+            )
+        if self.group_by is not None and (isinstance(self.heldout, tuple) or self.heldout == 0):
+            raise ValueError("`group_by` steers the held-out share, but data.heldout is no share")
         return self
 
 
 class TrainSection(Section):
     """How long, and in what portions."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     """How often the training rows are seen; parts such as 0.5 are allowed."""
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Count | None = None
     """The number of updates, in place of `epochs`."""
-    batch_examples: Annotated[int, Field(ge=1)] = 32
+    batch_examples: Count = 32
     """Examples of one update, over all devices; how they are cut into micro-batches changes no loss."""
-    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    batch_tokens: Count | None = None
     """Tokens of one update, in place of `batch_examples`: as many whole examples as fit."""
-    micro_examples: Annotated[int, Field(ge=1)] | None = None
+    micro_examples: Count | None = None
     """Most examples of one forward pass; by default the plan chooses."""
-    micro_tokens: Annotated[int, Field(ge=1)] | None = None
+    micro_tokens: Count | None = None
     """Most tokens of one forward pass, padding included; by default the plan chooses."""
     layout: Literal["auto", "padded", "packed"] = "auto"
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other."""
@@ -108,14 +131,14 @@ class TrainSection(Section):
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
     precision: Literal["auto", "float32", "bf16-mixed"] = "auto"
     """Arithmetic of the forward pass; weights and optimizer are float32 in any case. `auto`: bf16 where it is fast."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data and dropout."""
-    max_skipped: Annotated[int, Field(ge=1)] = 3
+    max_skipped: Count = 3
     """The run stops when so many updates were skipped because loss or gradient were not finite."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
-        for one, other in (("epochs", "steps"), ("batch_examples", "batch_tokens")):
+        for one, other in EITHER_OR:
             if {one, other} <= self.model_fields_set and self.model_dump()[other] is not None:
                 raise ValueError(f"train.{one} and train.{other} exclude each other; give one")
         return self
@@ -160,9 +183,9 @@ class EvaluateSection(Section):
 
     every: Cadence = Every(1.0, "epochs")
     """Between evaluations: updates, `0.5 epochs` or `10 min`; also before the first and after the last update."""
-    samples: Annotated[int, Field(ge=0)] = 3
+    samples: Annotated[int, Field(ge=0, le=MOST)] = 3
     """Held-out prompts answered before and after, greedily."""
-    sample_tokens: Annotated[int, Field(ge=1)] = 96
+    sample_tokens: Count = 96
     """Most tokens of such an answer."""
 
 
@@ -171,11 +194,11 @@ class CheckpointSection(Section):
 
     every: Cadence = Every(1.0, "epochs")
     """Between checkpoints; a new best and the last update are saved in any case."""
-    keep: Annotated[int, Field(ge=1)] = 2
+    keep: Count = 2
     """How many of the newest stay on disk; the best stays besides."""
     best_by: str = "heldout.loss"
     """Which score decides what is best; the smallest wins."""
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Count | None = None
     """Stop after so many evaluations in a row without a new best; by default never."""
 
 

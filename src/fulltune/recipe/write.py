@@ -9,18 +9,20 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from fulltune.recipe.schema import Recipe
+from fulltune.recipe.schema import EITHER_OR, Recipe
 
 
 def as_values(recipe: Recipe) -> dict[str, Any]:
     """Every field with its value, so that a later version's other defaults change nothing; loads to an equal recipe."""
     values = recipe.model_dump(mode="json")
     train, optim = values["train"], values["optim"]
-    for superseding, superseded in (("steps", "epochs"), ("batch_tokens", "batch_examples")):
+    for superseded, superseding in EITHER_OR:
         if train[superseding] is not None:
             del train[superseded]
     if optim["schedule"] == "constant":
         del optim["floor"]
+    if not recipe.data.heldout and "best_by" not in recipe.checkpoint.model_fields_set:
+        del values["checkpoint"]["best_by"]  # nobody asked for a held-out score, and none will be measured
     return values
 
 

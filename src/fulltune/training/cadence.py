@@ -40,4 +40,5 @@ class Cadence:
                 passed = before.position / epoch, after.position / epoch
             case "minutes":
                 passed = before.seconds / 60, after.seconds / 60
-        return int(passed[0] / every.amount) < int(passed[1] / every.amount)
+        # 0.3 / 0.1 is a little less than 3 in floating point, and the third tenth of an epoch would come late.
+        return int(passed[0] / every.amount + 1e-9) < int(passed[1] / every.amount + 1e-9)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError
-from fulltune.base.files import read_record, sha256, whole_folder, write_record
+from fulltune.base.files import read_record, sha256, whole_folder, write_record, writing
 from fulltune.base.records import CheckpointInfo, Progress
 from fulltune.engine.contract import Engine, Extra
 
@@ -28,7 +28,8 @@ class Checkpoints:
     def save(self, engine: Engine, progress: Progress, *, journal: int, extra: Extra) -> CheckpointInfo:
         """Write the state after `progress.update` updates, then remove what need not be kept."""
         with whole_folder(self._place(progress.update)) as draft:
-            engine.save(draft, extra)
+            with writing(draft):
+                engine.save(draft, extra)
             write_record(draft / "progress.json", progress)
             files = {path.name: _facts(path) for path in sorted(draft.iterdir())}
             manifest = {"format": 1, "journal": journal, "identity": self._identity, "files": files}
@@ -43,6 +44,12 @@ class Checkpoints:
     def load(self, step: int, engine: Engine, *, weights_only: bool = False) -> tuple[Progress, int, Extra]:
         """Verify and read one: progress, bytes of the journal, extra. CheckpointError names what is damaged."""
         place = self._place(step)
+        if not place.is_dir():
+            raise CheckpointError(
+                f"there is no checkpoint of update {step}",
+                where=str(self._folder),
+                mend=f"those there are: {', '.join(map(str, sorted(self._steps()))) or 'none'}",
+            )
         manifest = self._verified(place)
         extra = engine.load(place, weights_only=weights_only)
         return read_record(place / "progress.json", Progress), manifest["journal"], extra

@@ -1,6 +1,7 @@
 """Where reports go: a JSON line on disk first, then whoever else listens."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ class Sink(Protocol):
 
 
 class Journal:
-    """`journal.jsonl` of a run: one JSON object a line, `kind` first, on disk when `write` returns."""
+    """`journal.jsonl` of a run: one JSON object a line, `kind` first; others can read it when `write` returns."""
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,8 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes so far: what a checkpoint remembers, to cut back to."""
+        """Bytes so far: what a checkpoint remembers, to cut back to. They are on the disk when this returns."""
+        os.fsync(self._file.fileno())  # a checkpoint must not outlive a power cut that its journal does not
         return self.path.stat().st_size
 
     def cut(self, size: int) -> None:

@@ -41,7 +41,7 @@ def step(batches: Sequence[Batch], rates: Sequence[float], *, engine: Engine, ob
             engine.backward(share)
         shares.append(share.detach())
     own = torch.stack(shares)
-    loss = float(engine.sum(own.sum()))  # the one time that an update waits for the device before it is applied
+    loss = float(engine.sum(own.sum()))  # an update waits for the device here, and for the norm
     if not math.isfinite(loss):
         engine.clear()
         guilty = [batch for batch, share in zip(batches, own.tolist(), strict=True) if not math.isfinite(share)]

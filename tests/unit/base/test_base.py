@@ -1,14 +1,25 @@
 """The ground: errors in three lines, tables, whole files."""
 
+import errno
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from fulltune.base.errors import SHOWN_PER_CODE, DataError, Fault, RecipeError
-from fulltune.base.files import fingerprint, read_record, sweep, to_json, whole_folder, write_record, write_whole
+from fulltune.base.errors import SHOWN_PER_CODE, CheckpointError, DataError, Fault, RecipeError
+from fulltune.base.files import (
+    fingerprint,
+    read_record,
+    sweep,
+    to_json,
+    whole_folder,
+    write_record,
+    write_whole,
+    writing,
+)
 from fulltune.base.records import Every, Progress
 from fulltune.base.table import Table
 
@@ -34,6 +45,15 @@ def test_a_table_suggests_and_reaches_outside() -> None:
     for name in ("nosuchmodule:x", "math:nosuchname"):
         with pytest.raises(RecipeError):
             table[name]
+
+
+@pytest.mark.parametrize("name", ["cosin", "nosuchmodule:x", "math:nosuchname", ":x", ".a:x", "math:", "a b:c", "a::b"])
+def test_an_unknown_name_says_where_it_was_asked_for(name: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Table("thing", {"cosine": 1}).find(name, where="optim.thing")
+    (fault,) = caught.value.faults
+    assert fault.where == "optim.thing"
+    assert fault.mend
 
 
 def test_write_whole_leaves_no_draft(tmp_path: Path) -> None:
@@ -75,6 +95,14 @@ def test_records_go_through_json_with_nan_named(tmp_path: Path) -> None:
     assert math.isnan(again.best_score or 0)
 
 
+def test_a_record_that_is_none_is_a_damaged_folder(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "folder.json").mkdir()
+    for name, said in (("list", "not a Progress"), ("folder", "cannot be read"), ("none", "cannot be read")):
+        with pytest.raises(CheckpointError, match=said):
+            read_record(tmp_path / f"{name}.json", Progress)
+
+
 def test_fingerprints_ignore_key_order_only() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint([1, 2]) != fingerprint([2, 1])
@@ -85,6 +113,11 @@ def test_every_prints_as_it_is_written() -> None:
         "50",
         "0.5 epochs",
         "10 min",
+    ]
+    assert [str(Every(1_000_000, "updates")), str(Every(1e-5, "epochs")), str(Every(1234567.5, "minutes"))] == [
+        "1000000",
+        "0.00001 epochs",
+        "1234567.5 min",
     ]
 
 
@@ -113,3 +146,27 @@ def test_drafts_of_a_killed_process_are_swept_and_nothing_else(tmp_path: Path) -
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "part-1", "step-00000002"]
     sweep(tmp_path / "none")
+
+
+@pytest.mark.parametrize("new_stands", [True, False])
+def test_a_replacement_killed_between_its_renames_is_finished_or_undone(tmp_path: Path, new_stands: bool) -> None:
+    old, target = tmp_path / ".model.old", tmp_path / "model"
+    for folder in (old, target) if new_stands else (old,):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    with pytest.raises(KeyError), whole_folder(target):
+        raise KeyError
+    assert (target / "file").read_text() == ("model" if new_stands else ".model.old")
+    with whole_folder(target) as draft:
+        (draft / "file").write_text("newest")
+    assert (target / "file").read_text() == "newest"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_safetensors_found_full_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, writing(tmp_path / "x"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "x")
+    with pytest.raises(SafetensorError), writing(tmp_path / "x"):
+        raise SafetensorError("header too large")

@@ -1,12 +1,14 @@
 """Rows -> content, and what is wrong with a row."""
 
-from typing import Any
+import json
+from typing import Any, cast
 
 import pytest
 
 from fulltune.base.errors import DataError
 from fulltune.data.example import Chat, RowFault, Text
 from fulltune.data.formats import FORMATS, detect, detect_source
+from fulltune.data.screen import check
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
@@ -82,12 +84,87 @@ def test_tool_calls_take_arguments_as_object_or_text() -> None:
         assert content.messages[0].extra["tool_calls"][0]["function"]["arguments"] == {"x": 1}
 
 
-@pytest.mark.parametrize("function", [None, {}, {"name": "f", "arguments": "{"}, {"name": "f", "arguments": "[1]"}])
+@pytest.mark.parametrize(
+    "function",
+    [
+        None,
+        {},
+        "f",
+        ["f"],
+        {"name": ["f"]},
+        {"name": "f", "arguments": "{"},
+        {"name": "f", "arguments": "[1]"},
+        {"name": "f", "arguments": '{"a": NaN}'},
+        {"name": "f", "arguments": '{"a": 1, "a": 2}'},
+        {"name": "f", "arguments": '{"a": "\\ud800"}'},
+        {"name": "f", "arguments": "[" * 100_000},
+        {"name": "f", "arguments": '{"a": ' + "9" * 5000 + "}"},
+    ],
+)
 def test_broken_tool_calls(function: Any) -> None:
     row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]}
     with pytest.raises(RowFault) as caught:
         FORMATS["messages"](row)
+    assert caught.value.code in ("tool_call", "json_nan", "json_parse", "unicode_surrogate")
+
+
+@pytest.mark.parametrize("calls", ["", {}, 0, False, "f"])
+def test_tool_calls_are_a_list(calls: Any) -> None:
+    with pytest.raises(RowFault, match="tool_calls"):
+        FORMATS["messages"]({"messages": [{"role": "assistant", "content": "a", "tool_calls": calls}]})
+
+
+def test_an_empty_list_of_calls_is_no_call() -> None:
+    content = FORMATS["messages"]({"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]})
+    assert isinstance(content, Chat)
+    assert content.messages[0].extra == {}
+    with pytest.raises(RowFault, match="empty"):
+        check(cast(Chat, FORMATS["messages"]({"messages": [ASKED, {**ANSWERED, "content": "", "tool_calls": []}]})))
+
+
+ASKED, ANSWERED = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize("tools", [["f"], [None], [{}], [{"function": "f"}], [{"function": {"name": ["f"]}}], "[{}]"])
+def test_broken_tools(tools: Any) -> None:
+    with pytest.raises(RowFault) as caught:
+        FORMATS["messages"]({"messages": [ASKED, ANSWERED], "tools": tools})
     assert caught.value.code == "tool_call"
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("messages", {"messages": [ASKED, ANSWERED]}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+        ("prompt_completion", {"prompt": "q", "completion": "a"}),
+        ("instruction", {"instruction": "q", "output": "a"}),
+    ],
+)
+def test_system_and_tools_columns_are_read(form: str, row: dict[str, Any]) -> None:
+    content = FORMATS[form]({**row, "system": "be kind", "tools": json.dumps([{"name": "f"}])})
+    assert isinstance(content, Chat)
+    assert [(m.role, m.content) for m in content.messages] == [("system", "be kind"), ("user", "q"), ("assistant", "a")]
+    assert content.tools == ({"name": "f"},)
+
+
+def test_two_system_texts_are_ambiguous() -> None:
+    with pytest.raises(RowFault, match="system"):
+        FORMATS["messages"]({"messages": [{"role": "system", "content": "a"}, ASKED, ANSWERED], "system": "b"})
+
+
+@pytest.mark.parametrize("weight", [float("inf"), 1e39, 10**400, -1, True, "1"])
+def test_weights_are_bounded_in_both_chat_formats(weight: Any) -> None:
+    with pytest.raises(RowFault, match="weight"):
+        FORMATS["messages"]({"messages": [ASKED, {**ANSWERED, "weight": weight}]})
+    with pytest.raises(RowFault, match="weight"):
+        FORMATS["sharegpt"]({"conversations": [{"from": "gpt", "value": "a", "weight": weight}]})
+
+
+def test_a_sharegpt_turn_has_its_weight() -> None:
+    content = FORMATS["sharegpt"]({"conversations": [{"from": "gpt", "value": "a", "weight": 0}]})
+    assert isinstance(content, Chat)
+    assert content.messages[0].weight == 0
 
 
 def test_what_a_message_says_besides_reaches_the_template() -> None:

@@ -49,3 +49,9 @@ def test_padded_widths_are_few() -> None:
     budget = Budget(9, 999, "padded")
     assert {budget.width(n) for n in range(1, 65)} == {16, 32, 48, 64}
     assert Budget(9, 999, "packed").width(7) == 7
+
+
+def test_rows_are_not_padded_beyond_the_models_positions() -> None:
+    budget = Budget(9, 999, "padded", context=250)
+    assert [budget.width(tokens) for tokens in (240, 241, 250)] == [240, 250, 250]
+    assert budget.width(7) == 16

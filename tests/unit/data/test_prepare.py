@@ -129,7 +129,7 @@ def test_files_that_cannot_be_read_are_an_error_in_any_case(tmp_path: Path, rows
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     path = tiny.jsonl(tmp_path / "r.jsonl", [{"prompt": "a", "completion": ""}])
-    with pytest.raises(DataError, match="no training example is left"):
+    with pytest.raises(DataError, match="is left for data.train; left out: {'empty_answer': 1}"):
         run(tmp_path / "s", train=str(path), on_bad_row="drop")
 
 
@@ -233,3 +233,59 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
     assert shared == identity(section(**base), "tokens", template), "shares mix at run time and change no token"
     rows.write_text(rows.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
     assert identity(section(**base), "tokens", template) not in prints
+
+
+def test_a_test_row_that_fell_to_the_held_out_share_is_a_leak(tmp_path: Path) -> None:
+    made = tiny.rows(60)
+    facts = run(tmp_path / "s", train=str(tiny.jsonl(tmp_path / "t.jsonl", made)), heldout=0.5)
+    lines = opened(tmp_path / "s", facts, "heldout")
+    held = [made[int(lines.origin(i).rpartition(":")[2]) - 1] for i in range(len(lines))]
+    test = tiny.jsonl(tmp_path / "test.jsonl", held[:5])
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "s2", train=str(tmp_path / "t.jsonl"), heldout=0.5, test=str(test))
+    assert [fault.code for fault in caught.value.faults] == ["leak"] * 5
+
+
+def test_equal_contents_of_two_groups_are_not_on_both_sides(tmp_path: Path) -> None:
+    made = [
+        {**row, "prompt": case(row["prompt"]), "g": f"{case.__name__}{n}"}
+        for n, row in enumerate(tiny.rows(60))
+        for case in (str.lower, str.upper)
+    ]
+    path = str(tiny.jsonl(tmp_path / "t.jsonl", made))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "s", train=path, heldout=0.3, group_by="g", duplicates="keep")
+    leaks = len(caught.value.faults)
+    assert leaks > 10
+    assert {fault.code for fault in caught.value.faults} == {"leak"}
+    facts = run(tmp_path / "s2", train=path, heldout=0.3, group_by="g", duplicates="keep", on_bad_row="drop")
+    assert facts.dropped == {"leak": leaks}
+
+
+@pytest.mark.parametrize("content", ["one line", "lines"])
+@pytest.mark.parametrize("duplicates", ["error", "drop", "keep"])
+def test_duplicates_in_an_array(tmp_path: Path, content: str, duplicates: str) -> None:
+    path, made = tmp_path / "t.json", tiny.rows(4)
+    path.write_text(json.dumps([*made, made[0], made[1]], indent=0 if content == "lines" else None))
+    if duplicates == "error":
+        with pytest.raises(DataError) as caught:
+            run(tmp_path / "s", train=str(path))
+        assert len({fault.where for fault in caught.value.faults}) == 2
+    else:
+        facts = run(tmp_path / "s", train=str(path), duplicates=duplicates)
+        assert facts.kept == (4 if duplicates == "drop" else 6)
+        assert facts.dropped == ({"duplicate": 2} if duplicates == "drop" else {})
+
+
+def test_a_file_named_twice_and_one_of_which_nothing_is_left(tmp_path: Path, rows: Path) -> None:
+    with pytest.raises(DataError, match="twice"):
+        run(tmp_path / "s", train=[str(rows), str(rows)], duplicates="drop")
+    bad = tiny.jsonl(tmp_path / "bad.jsonl", [{"prompt": "a", "completion": ""}])
+    with pytest.raises(DataError, match=r"none of its 1 rows is left for data\.retention"):
+        run(tmp_path / "s2", train=str(rows), retention=str(bad), on_bad_row="drop")
+
+
+def test_columns_that_nobody_reads_are_noted(tmp_path: Path) -> None:
+    made = [{**row, "id": n, "answer": "x", "g": n} for n, row in enumerate(tiny.rows(30))]
+    facts = run(tmp_path / "s", train=str(tiny.jsonl(tmp_path / "t.jsonl", made)), group_by="g", heldout=0.5)
+    assert facts.notes["unused_column"] == f"1 x: {tmp_path / 't.jsonl'} (answer)"

@@ -61,7 +61,7 @@ def test_every_assistant_turn_is_taught_and_no_header() -> None:
 
 def test_supervise_says_which_turns() -> None:
     call = Message("assistant", "", 1.0, {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]})
-    template = tiny.TEMPLATE.replace(
+    template = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}" + tiny.TEMPLATE.replace(
         "m['content']", "m['content'] + (m.tool_calls[0].function.name if m.tool_calls else '')"
     )
     tokens = tiny.tokenizer()
@@ -83,6 +83,24 @@ def test_weights_scale_and_silence_turns() -> None:
     encoded = render(chat(QUESTION, silent, QUESTION, heavy))
     assert taught(encoded) == ["yes<|end|>"]
     assert set(encoded.weights[encoded.labels != IGNORE]) == {2.5}
+
+
+def test_with_last_turn_a_silenced_last_turn_teaches_nothing_in_its_place() -> None:
+    silent = Message("assistant", "no", 0.0)
+    with pytest.raises(RowFault) as caught:
+        render(chat(QUESTION, ANSWER, QUESTION, silent), supervise="last_turn")
+    assert caught.value.code == "no_trained_tokens"
+
+
+def test_weights_hold_where_all_is_taught() -> None:
+    silent, half = Message("assistant", "no", 0.0), Message("assistant", "yes", 0.5)
+    encoded = render(chat(QUESTION, silent, QUESTION, half), supervise="all")
+    stretches = taught(encoded)
+    assert len(stretches) == 2
+    assert "no" not in "".join(stretches)
+    assert sorted(set(encoded.weights[encoded.labels != IGNORE])) == [0.5, 1.0]
+    with pytest.raises(RowFault, match="weight"):
+        render(chat(Message("user", "a", 0.5), ANSWER), supervise="all")
 
 
 def test_ids_are_those_of_the_chat_template() -> None:

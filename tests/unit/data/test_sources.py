@@ -153,3 +153,38 @@ def test_a_line_of_half_a_gigabyte_takes_no_memory(tmp_path: Path) -> None:
     code, grown = done.stdout.split()
     assert code == "too_long"
     assert int(grown) < 100 * 1024, "KiB of resident memory"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"a": 1},\n{"a": 2},\n',
+        b'[{"a": 1},\n{"a": 2}\n',
+        b'[{"a": 1} {"a": 2}]',
+        b'[{"a": 1},,{"a": 2}]',
+        b'[{"a": 1},]',
+        b"[",
+    ],
+)
+def test_an_array_is_whole_or_refused(file: Path, content: bytes) -> None:
+    _, findings = read(file, content)
+    assert [fault.code for fault in findings.unreadable] == ["json_parse"]
+
+
+def test_elements_of_an_array_on_one_line_are_told_apart(file: Path) -> None:
+    rows, findings = read(file, b'[{"a": 1}, 5, {"a": 2}]')
+    assert [number for number, _ in rows] == [1, 3]
+    assert findings.faults[0].where.endswith(":2")
+    rows, _ = read(file, b'[\n{"a": 1},\n\n{"a": 2}\n]\n')
+    assert [number for number, _ in rows] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 200 + "]" * 200, "[" * 100_000 + "]" * 100_000, "9" * 5000], ids=["deep", "very deep", "digits"]
+)
+def test_values_that_break_readers_are_bad_rows_and_the_rest_is_read(file: Path, value: str) -> None:
+    rows, findings = read(file, f'{{"a": {value}}}\n{{"a": 1}}\n'.encode())
+    assert [number for number, _ in rows] == [2]
+    assert [fault.code for fault in findings.faults] == ["json_parse"]
+    _, findings = read(file, f'[{{"a": {value}}},\n{{"a": 1}}]\n'.encode())
+    assert {fault.code for fault in [*findings.faults, *findings.unreadable]} == {"json_parse"}

@@ -189,3 +189,24 @@ def test_the_machine_is_described() -> None:
     assert machine.kind in ("cpu", "cuda")
     assert machine.bytes_per_device > 1 << 28
     assert machine.cores >= 1
+
+
+def test_numbers_that_an_optimizer_keeps_in_its_groups_are_saved(tmp_path: Path) -> None:
+    """As schedule-free optimizers and Prodigy do."""
+    one, other = (Ground(tmp_path / name, tiny.model("llama"), count=4) for name in "ab")
+    group = one.engine._optimizer.param_groups[1]
+    group["k"], group["lr_max"], group["d"] = 7, 0.5, torch.tensor(0.25)
+    (tmp_path / "c").mkdir()
+    one.engine.save(tmp_path / "c", {})
+    other.engine.load(tmp_path / "c")
+    found = other.engine._optimizer.param_groups[1]
+    assert (found["k"], found["lr_max"], float(found["d"])) == (7, 0.5, 0.25)
+    assert found["betas"] == group["betas"]
+    assert isinstance(found["betas"], tuple)
+
+
+def test_bf16_keeps_no_copy_of_the_weights(tmp_path: Path) -> None:
+    """A cache of them would cost 2 bytes a parameter until the forward pass ends."""
+    ground = Ground(tmp_path, tiny.model("llama"), count=4, precision="bf16-mixed")
+    with ground.engine._autocast():
+        assert not torch.is_autocast_cache_enabled()

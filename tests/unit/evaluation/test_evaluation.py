@@ -104,10 +104,21 @@ def test_greedy_stops_at_stop_tokens_and_leaves_them_out() -> None:
 def test_greedy_takes_nothing_from_the_models_own_generation_config() -> None:
     model = tiny.model("llama")
     plain = greedy(model, [[5, 6, 7]], stop_ids=[2], tokens=6)
-    for name, value in (("repetition_penalty", 5.0), ("max_length", 4), ("num_beams", 3), ("bad_words_ids", [[7]])):
-        setattr(model.generation_config, name, value)
-    model.generation_config.bad_words_ids = None
+    own = model.generation_config
+    slips = {"repetition_penalty": 5.0, "max_length": 4, "num_beams": 3, "bad_words_ids": [[plain[0][0]]]}
+    for name, value in {**slips, "suppress_tokens": plain[0], "max_time": 1e-9, "stop_strings": ["x"]}.items():
+        setattr(own, name, value)
     assert greedy(model, [[5, 6, 7]], stop_ids=[2], tokens=6) == plain
+    assert model.generation_config is own
     model.train()
     greedy(model, [[5]], stop_ids=[2], tokens=1)
     assert model.training
+
+
+def test_greedy_ends_where_the_positions_end() -> None:
+    model = tiny.model("gpt2", n_positions=12)
+    full, nearly = list(range(5, 17)), list(range(5, 15))
+    made = greedy(model, [full, nearly, nearly[:3]], stop_ids=[2], tokens=50)
+    assert made[0] == []
+    assert len(made[1]) <= 2
+    assert len(made[2]) <= 9

@@ -9,21 +9,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from fulltune.assemble import target, template
 from fulltune.base.errors import DataError
+from fulltune.base.records import DataFacts
 from fulltune.exporting.targets import Target, write
 from fulltune.exporting.verify import verify
+from fulltune.model.load import load_tokenizer
+from fulltune.recipe.schema import ExportSection, ModelSection
 from tests import tiny
 
 IDS = torch.arange(10, 40)[None]
 
 
 def exported(tmp_path: Path, base: Path, model: Any, **changes: Any) -> tuple[Path, Target]:
-    target = Target(base=base, **{"dtype": "float32", "template": None, "stop_ids": (2,), **changes})
+    goal = Target(base=base, **{"dtype": "float32", "template": None, "stop_ids": (2,), **changes})
     (tmp_path / "out").mkdir()
-    write(model, target, tmp_path / "out")
-    return tmp_path / "out", target
+    write(model, goal, tmp_path / "out")
+    return tmp_path / "out", goal
 
 
 def check(folder: Path, model: Any, target: Target, tokens: Any = None) -> float:
@@ -102,6 +106,80 @@ def test_another_template_is_shipped_in_its_own_file(tmp_path: Path) -> None:
     check(folder, tiny.model("llama"), target)
 
 
+NAMED = {"default": tiny.TEMPLATE, "tool_use": "{{ tools }}" + tiny.TEMPLATE}
+
+
+def _in_the_config(base: Path, named: dict[str, str]) -> list[str]:
+    listed = [{"name": name, "template": text} for name, text in named.items()]
+    config = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": listed}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    (base / "chat_template.jinja").unlink()
+    return ["tokenizer_config.json"]
+
+
+def _in_files(base: Path, named: dict[str, str]) -> list[str]:
+    (base / "additional_chat_templates").mkdir()
+    places = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
+    for name, text in named.items():
+        (base / places[name]).write_text(text)
+    return ["tokenizer_config.json", *places.values()]
+
+
+def _goal(base: Path, chat_template: Path | None = None) -> tuple[Target, Any]:
+    """The target that a recipe makes of this base, and the tokenizer."""
+    section = ModelSection(path=str(base), chat_template=str(chat_template) if chat_template else None)
+    tokens = load_tokenizer(section)
+    facts = DataFacts(
+        fingerprint="",
+        rows=0,
+        kept=0,
+        dropped={},
+        truncated=0,
+        splits={},
+        sources={},
+        notes={},
+        template="",
+        stop_ids=(),
+    )
+    return target(section, ExportSection(), facts, template(section, tokens), "float32"), tokens
+
+
+@pytest.mark.parametrize("place", [_in_the_config, _in_files])
+def test_templates_by_name_are_the_bases_to_the_byte(tmp_path: Path, place: Any) -> None:
+    base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)
+    files = place(base, NAMED)
+    goal, tokens = _goal(base)
+    assert goal.template is None
+    folder, goal = exported(tmp_path, base, model, template=goal.template)
+    for name in files:
+        assert (folder / name).read_bytes() == (base / name).read_bytes()
+    assert tokens.chat_template == NAMED == AutoTokenizer.from_pretrained(folder).chat_template
+    check(folder, model, goal, tokens)
+
+
+@pytest.mark.parametrize("place", [_in_the_config, _in_files])
+def test_templates_by_name_are_shipped_without_generation_tags(tmp_path: Path, place: Any) -> None:
+    base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)
+    place(base, NAMED | {"tool_use": "{% generation %}x{% endgeneration %}"})
+    goal, tokens = _goal(base)
+    folder, goal = exported(tmp_path, base, model, template=goal.template)
+    wanted = NAMED | {"tool_use": "{% if true %}x{% endif %}"}
+    assert goal.template == wanted == AutoTokenizer.from_pretrained(folder).chat_template
+    check(folder, model, goal, tokens)
+
+
+@pytest.mark.parametrize("place", [_in_the_config, _in_files])
+def test_a_template_of_the_recipe_takes_the_place_of_all_by_name(tmp_path: Path, place: Any) -> None:
+    base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)
+    place(base, NAMED)
+    other = tmp_path / "other.jinja"
+    other.write_bytes(b"\xef\xbb\xbf" + tiny.TEMPLATE.encode() + b"\r\n{# 1 #}")
+    goal, tokens = _goal(base, other)
+    folder, goal = exported(tmp_path, base, model, template=goal.template)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tiny.TEMPLATE + "\n{# 1 #}"
+    check(folder, model, goal, tokens)
+
+
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:
     base = tiny.folder(tmp_path / "base", "llama-tied")
     folder, _ = exported(tmp_path, base, tiny.model("llama-tied", seed=3))
@@ -114,7 +192,7 @@ def test_a_fresh_process_reads_the_same_model(tmp_path: Path) -> None:
     base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)
     folder, _ = exported(tmp_path, base, model)
     script = (
-        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "import torch\nfrom transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n"
         f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
         f"t = AutoTokenizer.from_pretrained({str(folder)!r})\n"
         f"torch.save((m(input_ids=torch.arange(10, 40)[None]).logits, t('the cat').input_ids), {str(tmp_path / 'x')!r})"
@@ -141,6 +219,16 @@ def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(tiny.TEMPLATE + "!")
 
 
+def _special(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<|user|>"}))
+
+
+def _tool_use(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("x")
+
+
 def _tokens(folder: Path) -> None:
     tiny.tokenizer(adds_bos=False).save_pretrained(folder)
 
@@ -151,6 +239,8 @@ def _tokens(folder: Path) -> None:
         (_weights, "1 of its weights differ, such as model.norm.weight"),
         (_config, "logits differ"),
         (_template, "chat template"),
+        (_tool_use, "chat template"),
+        (_special, "chat template"),
         (_tokens, "other tokens"),
     ],
 )
@@ -169,3 +259,20 @@ def test_verification_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     check(folder, model, target)
     assert model.training
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_bf16_base_with_float_buffers_is_verified_by_what_it_computes(tmp_path: Path) -> None:
+    """Its buffers are read back in bf16 too; compared with float32 ones the export seemed to be another model."""
+
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "xglm", vocab_size=tiny.VOCAB, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, activation_dropout=0
+        )
+    ).eval()
+    assert any(buffer.is_floating_point() for buffer in model.buffers())
+    base = tmp_path / "base"
+    model.to(torch.bfloat16).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    trained = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    folder, target = exported(tmp_path, base, trained, dtype="bfloat16")
+    assert check(folder, trained, target) <= 1e-6

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fulltune.base.errors import RecipeError
 from fulltune.model import facts as about
@@ -53,6 +54,23 @@ def test_isolation_does_not_hang_on_dropout_or_mode() -> None:
     assert model.transformer.drop.p == 0.3
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe", "granitemoe"])
+def test_experts_isolate_though_the_last_bits_of_their_products_move(kind: str) -> None:
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=tiny.VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    torch.manual_seed(0)
+    assert packing_isolates(AutoModelForCausalLM.from_config(config).eval(), tiny.VOCAB)
+
+
 def test_leaks_are_seen() -> None:
     assert not packing_isolates(tiny.model("mamba"), tiny.VOCAB), "state runs on through a row"
 
@@ -81,6 +99,12 @@ def test_dropout_is_set_everywhere_or_refused() -> None:
     about.set_dropout(model, 0.25)
     assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.25}
     model = tiny.model("llama")
+    about.set_dropout(model, 0.25)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.25
+    model = tiny.model("llama")
+    for module in model.modules():
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0  # JSON configs say 0 as well as 0.0
     about.set_dropout(model, 0.25)
     assert model.model.layers[0].self_attn.attention_dropout == 0.25
     with pytest.raises(RecipeError, match="no dropout"):

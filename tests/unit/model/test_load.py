@@ -1,6 +1,7 @@
 """Loading models of others: float32 whatever the file holds, and nothing missing in silence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def change(folder: Path, act: object) -> Path:
     act(tensors)  # type: ignore[operator]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def header(text: str, encoding: str = "utf-8") -> bytes:
+    """A safetensors file that consists of this header."""
+    return len(text.encode(encoding)).to_bytes(8, "little") + text.encode(encoding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,6 +77,128 @@ def test_a_file_that_was_cut_off_is_named_with_its_sizes(tmp_path: Path) -> None
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=f"has {length:,} bytes, its header says"):
             load_model(section(folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bytes(1000),
+        header("[]"),
+        header("null"),
+        header("5"),
+        header('{"a": 5}'),
+        header('{"a": {}}'),
+        header('{"a": {"dtype": 5, "shape": [1], "data_offsets": [0, 4]}}'),
+        header('{"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}'),
+        header('{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}'),
+        header('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}'),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}'),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}'),
+        header('{"a": {"dtype": "F32"'),
+        header("[" * 100_000),
+        header("\xff" * 9, "latin-1"),
+    ],
+    ids=range(15),
+)
+def test_a_file_that_is_no_safetensors_file_is_named_before_any_training(tmp_path: Path, content: bytes) -> None:
+    """A download that failed may leave a file of zeros, as long as it should be."""
+    folder = tiny.folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(content)
+    for act in (load_config, empty_model, stored_dtype, load_model):
+        with pytest.raises(DataError, match="does not begin with the header") as caught:
+            act(section(folder))
+        assert caught.value.faults[0].where == str(folder / "model.safetensors")
+
+
+NOT_OBJECTS = ["[]", "null", "5", '{"eos_', "", "[" * 100_000, "\0" * 99]
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"]
+)
+def test_a_file_that_is_no_json_object_is_named_before_any_training(tmp_path: Path, name: str) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    for content in [*(text.encode() for text in NOT_OBJECTS), b"\xff\xfe{\0}\0"]:
+        (folder / name).write_bytes(content)
+        for act in (load_tokenizer, empty_model, load_model):
+            with pytest.raises(DataError, match=r"is no JSON|no JSON object") as caught:
+                act(section(folder))
+            assert caught.value.faults[0].where == str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model_type": "t5"}, "Unrecognized configuration class"),
+        ({"model_type": "vit"}, "Unrecognized configuration class"),
+        ({"hidden_act": "swishh"}, "KeyError: 'swishh'"),
+        ({"rope_parameters": {"rope_type": "nope"}}, "KeyError: 'nope'"),
+        ({"hidden_size": "abc"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": -32}, "negative dimension"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"dtype": "float99"}, "float99"),
+        ({"model_type": 5}, "model type `5`"),
+        ({"text_config": 5}, "AttributeError"),
+    ],
+)
+def test_a_config_of_no_language_model_is_told_when_planning(
+    tmp_path: Path, values: dict[str, object], said: str
+) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    for act in (empty_model, load_model):
+        with pytest.raises(DataError, match=f"(?s)the (model|config) cannot be loaded.*{said}") as caught:
+            act(section(folder))
+        assert caught.value.faults[0].where == str(folder)
+
+
+def test_a_fault_of_the_config_is_not_called_one_of_the_tokenizer(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "abc"}))
+    with pytest.raises(DataError, match="the config cannot be loaded"):
+        load_tokenizer(section(folder))
+
+
+def changed(name: str, **values: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text, encoding="latin-1")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        written("tokenizer.json", "{}"),
+        written("tokenizer.json", "[]"),
+        written("tokenizer.json", ""),
+        changed("tokenizer.json", model={"type": "Nope"}),
+        changed("tokenizer.json", pre_tokenizer={"type": "Nope"}),
+        changed("tokenizer.json", added_tokens={}),
+        changed("tokenizer_config.json", eos_token={"content": "</s>"}),
+        changed("tokenizer_config.json", eos_token=5),
+        changed("tokenizer_config.json", chat_template=["a"]),
+        changed("tokenizer_config.json", chat_template=[{}]),
+        changed("tokenizer_config.json", tokenizer_class=5),
+        changed("tokenizer_config.json", added_tokens_decoder=5),
+        written("added_tokens.json", "[5]"),
+        written("chat_template.jinja", "\xe9"),
+    ],
+    ids=range(14),
+)
+def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    folder = tiny.folder(tmp_path / "m")
+    (folder / "chat_template.jinja").unlink()
+    damage(folder)
+    with pytest.raises(DataError, match="the tokenizer cannot be loaded") as caught:
+        load_tokenizer(section(folder))
+    assert caught.value.faults[0].where == str(folder)
+    assert "\n" not in caught.value.faults[0].what
 
 
 def test_folders_that_are_no_models(tmp_path: Path) -> None:

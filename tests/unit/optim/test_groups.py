@@ -84,3 +84,19 @@ def test_adamw_equals_the_formula() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         x = x - 0.01 * 0.1 * x - 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
     assert torch.allclose(weight.double(), x, atol=1e-6)
+
+
+def test_vectors_and_biases_of_any_shape_are_spared() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj_bias, self.time_mix = nn.Parameter(torch.ones(4, 8)), nn.Parameter(torch.ones(1, 1, 8))
+            self.dense = nn.Linear(4, 4)
+
+    assert decayed(Odd()) == {"dense.weight"}
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"betas": [0.9]}, {"betas": [2, 3]}, {"nonsense": 1}])
+def test_whatever_torch_says_of_options_is_a_fault_of_the_recipe(options: dict) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.options"):
+        make("adamw", groups(tiny.model("llama").named_parameters(), ()), lr=1, weight_decay=0, options=options)

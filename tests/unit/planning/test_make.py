@@ -1,14 +1,16 @@
 """Facts -> numbers, or a refusal."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import DataFacts, Machine, ModelFacts, SplitFacts
-from fulltune.planning.make import make_plan
+from fulltune.planning.make import make_plan, require_names
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import TrainSection
+from fulltune.recipe.write import as_yaml
 
 CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
 GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
@@ -109,6 +111,39 @@ def test_more_tokens_than_positions_are_refused() -> None:
     assert plan(context=512, data={"max_length": 512}).updates
 
 
+def test_unknown_names_are_refused_all_at_once_with_their_places() -> None:
+    sources = ["a.jsonl", {"path": "b.jsonl", "format": "message"}]
+    data = {"train": sources, "heldout": sources[1:], "retention": {"path": "c.jsonl", "format": "nosuchmodule:x"}}
+    with pytest.raises(RecipeError) as caught:
+        require_names(load_recipe({"model": {"path": "x"}, "data": data, "optim": {"schedule": "cosin"}}))
+    assert {fault.where for fault in caught.value.faults} == {
+        "data.train.1.format",
+        "data.heldout.0.format",
+        "data.retention.0.format",
+        "optim.schedule",
+    }
+    assert all(fault.mend for fault in caught.value.faults)
+
+
+def test_known_names_are_none_of_a_fault() -> None:
+    data = {"train": [{"path": "a", "format": "messages"}, "b"], "test": {"path": "c", "format": "json:loads"}}
+    require_names(load_recipe({"model": {"path": "x"}, "data": data, "optim": {"schedule": "wsd"}}))
+
+
+def test_a_resolved_recipe_plans_as_the_one_it_came_from(tmp_path: Path) -> None:
+    recipe = load_recipe({"model": {"path": "x"}, "data": {"train": "a", "heldout": 0}})
+    (tmp_path / "recipe.yaml").write_text(as_yaml(recipe))
+    made = [
+        make_plan(r, facts(heldout=0), model(), CPU, count) for r in (recipe, load_recipe(tmp_path / "recipe.yaml"))
+    ]
+    assert made[0] == made[1]
+
+
+def test_a_score_that_cannot_be_measured_has_a_mend() -> None:
+    with pytest.raises(RecipeError, match=r"data\.heldout=0\.05, or leave checkpoint\.best_by out"):
+        plan(facts(heldout=0), checkpoint={"best_by": "heldout.loss"})
+
+
 def test_the_best_is_chosen_by_something_measured() -> None:
     with pytest.raises(RecipeError, match="does not measure"):
         plan(checkpoint={"best_by": "heldout.accuracy"})
@@ -119,3 +154,21 @@ def test_the_best_is_chosen_by_something_measured() -> None:
     assert plan(facts(heldout=0)).updates
     assert plan(facts(heldout=0, retention=3)).updates
     assert plan(facts(heldout=0, retention=3), checkpoint={"best_by": "retention.loss"}).updates
+
+
+def test_patience_needs_something_to_judge_by() -> None:
+    with pytest.raises(RecipeError, match="best_by names none"):
+        plan(facts(heldout=0, retention=3), checkpoint={"patience": 2})
+    assert plan(facts(heldout=0, retention=3), checkpoint={"patience": 2, "best_by": "retention.loss"}).updates
+
+
+def test_flash_attention_needs_bf16() -> None:
+    with pytest.raises(RecipeError, match="flash"):
+        plan(model={"path": "x/y", "attention": "flash_attention_2"}, train={"precision": "float32"})
+
+
+def test_what_a_micro_batch_may_hold() -> None:
+    assert plan(train={"batch_tokens": 4000}).micro_examples == 4000, "the default of batch_examples is no limit then"
+    assert plan(train={"batch_examples": 8}).micro_examples == 8
+    assert any("exceeds train.micro_tokens" in note for note in plan(train={"micro_tokens": 16}).notes)
+    assert plan().context == 4096

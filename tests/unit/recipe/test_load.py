@@ -1,15 +1,16 @@
 """Reading recipes: every fault at once, each with file and line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies
 
 from fulltune.base.errors import RecipeError
 from fulltune.recipe.foreign import FOREIGN
+from fulltune.recipe.load import given as given_on_the_command_line
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
-from fulltune.recipe.tree import given as given_on_the_command_line
 from fulltune.recipe.tree import parse
 from fulltune.recipe.write import as_yaml, schema, starter
 
@@ -109,6 +110,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="cannot be read: Not a directory"):
+        load_recipe(write(tmp_path, GOOD) / "x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RecipeError, match="cannot be read: Too many levels"):
+        load_recipe(tmp_path / "loop")
+    with pytest.raises(RecipeError, match="cannot be read: File name too long"):
+        load_recipe(tmp_path / ("x" * 300))
     (tmp_path / "latin.yaml").write_bytes(b"model: {path: \xe9}")
     with pytest.raises(RecipeError, match="UTF-8"):
         load_recipe(tmp_path / "latin.yaml")
@@ -128,6 +136,133 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         given_on_the_command_line(["train"])
 
 
+@pytest.mark.parametrize(
+    ("key", "what", "mend"),
+    [
+        ("learning-rate: 1e-5", "`learning-rate`", "optim.lr"),
+        ("train: {learning-rate: 1}", "`train.learning-rate`", "optim.lr"),
+        ("data: {train: a, max-length: 7}", "`data.max-length`", "`max_length`"),
+        ("data: {train: {t.jsonl: 1, path: a}}", "`data.train.0.t.jsonl`", "known here: path"),
+        ("data: {train: a, <share>: 1}", "`data.<share>`", "known here: train"),
+        ("1: 2", "`1`", "known here: model"),
+        ("1.5: 2", "`1.5`", "known here: model"),
+        ("'': 2", "``", "known here: model"),
+        ("'[key]': 2", "`[key]`", "known here: model"),
+        ("'<<': 2", "`<<`", "known here: model"),
+        ("é ü: 2", "`é ü`", "known here: model"),
+    ],
+)
+def test_keys_of_any_spelling_are_named(tmp_path: Path, key: str, what: str, mend: str) -> None:
+    good = "model: {path: x}\n" + ("" if key.startswith("data") else "data: {train: a}\n")
+    ((said, meant),) = faults(tmp_path, good + key + "\n").values()
+    assert said == f"there is no field {what}"
+    assert mend in meant
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "mend"),
+    [
+        ("=5", "is no override", "key=value"),
+        (".=1", "is no override", "key=value"),
+        ("train.=1", "is no override", "key=value"),
+        ("train..epochs=1", "is no override", "key=value"),
+        ("train", "is no override", "key=value"),
+        ("out=x", "`out` is no field", "known here: model"),
+        ("recipe={a: 1}", "`recipe` is no field", "known here: model"),
+        ("sinks=1", "`sinks` is no field", "known here: model"),
+        ("learning-rate=1", "`learning-rate` is no field", "optim.lr"),
+        ("model=x", "`model` is no field", "model.field=value"),
+        ("train=&a [*a]", "`train` is no field", "train.field=value"),
+    ],
+)
+def test_texts_that_are_no_overrides(text: str, what: str, mend: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        given_on_the_command_line([text])
+    (fault,) = caught.value.faults
+    assert what in fault.what
+    assert mend in fault.mend
+    assert fault.where == "command line"
+
+
+def test_an_override_is_given_once() -> None:
+    for texts in (["train.epochs=1", "train.epochs=2"], ["train={epochs: 1}", " train.epochs =1"]):
+        with pytest.raises(RecipeError, match="`train.epochs` is given twice"):
+            given_on_the_command_line(texts)
+
+
+def test_all_that_is_wrong_on_a_command_line_is_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        given_on_the_command_line(["=1", "out=2", "train.seed=1", "train.seed=1"])
+    assert len(caught.value.faults) == 3
+
+
+def test_sections_and_texts_of_more_lines_are_values() -> None:
+    read = given_on_the_command_line(["train={epochs: 1, seed: 2}", "data.group_by=a\nb: c", "optim.options={x: 1}"])
+    assert read == {"train.epochs": 1, "train.seed": 2, "data.group_by": "a\nb: c", "optim.options": {"x": 1}}
+
+
+@given(strategies.text(max_size=30))
+def test_no_text_makes_an_override_crash(text: str) -> None:
+    assert set(given_on_the_command_line([f"train.objective={text}"])) == {"train.objective"}
+    for whole in (text, f"{text}=1", f"train.{text}"):
+        try:
+            read = given_on_the_command_line([whole])
+        except RecipeError as told:
+            assert told.faults[0].where == "command line"
+        else:
+            assert all("." in key for key in read), "else it could be taken for an argument of a stage"
+
+
+@pytest.mark.parametrize(
+    "key", ["data.train.²", "data.train.٣", "data.train.-1.path", "data.train.1", "a." * 3000 + "a"]
+)
+def test_overrides_that_lead_nowhere(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path, "model: {path: x}\ndata: {train: [a.jsonl]}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, {key: "x"})
+    assert [fault.where for fault in caught.value.faults] == ["override"]
+
+
+def test_numbers_are_keys_of_mappings_and_places_of_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: {path: x}\ndata: {train: [a.jsonl]}\n")
+    recipe = load_recipe(path, {"optim.options.5": 1, "data.train.0": "b.jsonl"})
+    assert recipe.optim.options == {"5": 1}
+    assert recipe.data.train[0].path == str(Path.cwd() / "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("written", "changes", "wanted"),
+    [
+        ("train: {epochs: 2}", {"train.steps": 5}, {"steps": 5}),
+        ("train: {steps: 5}", {"train.epochs": 2}, {"epochs": 2.0, "steps": None}),
+        ("train: {epochs: 2}", {"train": {"steps": 5}}, {"steps": 5}),
+        ("train: {epochs: 2}", {"train.steps": None}, {"epochs": 2.0, "steps": None}),
+        ("train: {batch_examples: 4}", {"train.batch_tokens": 99}, {"batch_tokens": 99}),
+        ("train: {batch_tokens: 99}", {"train.batch_examples": 4}, {"batch_examples": 4, "batch_tokens": None}),
+        ("train: null", {"train.steps": 5}, None),
+        ("train: {epochs: 2}", {"train.steps": 5, "train.epochs": 1}, None),
+        ("train: {epochs: 2, steps: 5}", {}, None),
+    ],
+)
+def test_an_override_stands_in_place_of_what_it_excludes(
+    tmp_path: Path, written: str, changes: dict[str, Any], wanted: dict[str, Any] | None
+) -> None:
+    path = write(tmp_path, GOOD + written + "\n")
+    if wanted is None:
+        with pytest.raises(RecipeError):
+            load_recipe(path, changes)
+        return
+    train = load_recipe(path, changes).train.model_dump()
+    assert {name: train[name] for name in wanted} == wanted
+
+
+def test_a_constant_schedule_may_be_asked_of_a_resolved_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, as_yaml(load_recipe(write(tmp_path, GOOD))))
+    assert load_recipe(path, {"optim.schedule": "constant"}).optim.schedule == "constant"
+    with pytest.raises(RecipeError, match="has no floor"):
+        load_recipe(path, {"optim.schedule": "constant", "optim.floor": 0.5})
+
+
 def test_overridden_paths_count_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -135,6 +270,20 @@ def test_overridden_paths_count_from_the_current_folder(tmp_path: Path, monkeypa
     assert recipe.data.test[0].path == str(tmp_path / "here/t.jsonl")
     listed = write(tmp_path, "model: {path: x}\ndata: {train: [{path: a.jsonl}]}\n")
     assert load_recipe(listed, {"data.train.0.path": "b.jsonl"}).data.train[0].path == str(tmp_path / "here/b.jsonl")
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/t.jsonl", "x" * 300, "a\0b"])
+@pytest.mark.parametrize(
+    "field", ["model.path", "model.chat_template", "data.train", "data.heldout", "data.test.0.path"]
+)
+def test_paths_that_can_not_be_are_named_with_their_field(tmp_path: Path, field: str, path: str) -> None:
+    listed = write(tmp_path, "model: {path: x}\ndata: {train: a.jsonl, test: [{path: a.jsonl}]}\n")
+    with pytest.raises(RecipeError, match="no home folder|no file can have this name") as caught:
+        load_recipe(listed, {field: path})
+    assert caught.value.faults[0].where.startswith(f"override: {field}")
+    (tmp_path / "b.yaml").write_text(f'model: {{path: x}}\ndata: {{train: "{path}"}}\n'.replace("\0", "\\0"))
+    with pytest.raises(RecipeError, match=r"b\.yaml:2"):
+        load_recipe(tmp_path / "b.yaml")
 
 
 def test_sources_are_written_in_three_ways(tmp_path: Path) -> None:
@@ -185,9 +334,27 @@ def test_the_answers_name_fields_that_exist() -> None:
 
 
 def test_a_resolved_recipe_loads_to_the_same_recipe(tmp_path: Path) -> None:
-    for extra in ("", "train: {steps: 4, batch_tokens: 99}\n", "optim: {schedule: constant, clip: null}\n"):
+    for extra in (
+        "",
+        "train: {steps: 4, batch_tokens: 99}\n",
+        "optim: {schedule: constant, clip: null}\n",
+        "evaluate: {every: 1000000}\ncheckpoint: {every: 0.00001 epochs}\n",
+        "evaluate: {every: 1234567}\ncheckpoint: {every: 0.3333333333 min}\n",
+    ):
         recipe = load_recipe(write(tmp_path, GOOD + extra))
         assert load_recipe(write(tmp_path, as_yaml(recipe))).model_dump() == recipe.model_dump()
+
+
+def test_a_score_that_nobody_asked_for_is_not_resolved(tmp_path: Path) -> None:
+    """Written out it would be asked for, and without held-out data it is not measured."""
+    bare = "model: {path: x}\ndata: {train: a.jsonl, heldout: 0}\n"
+    assert "best_by" in as_yaml(load_recipe(write(tmp_path, GOOD)))
+    for text, kept in ((bare, False), (bare + "checkpoint: {best_by: retention.loss}\n", True)):
+        recipe = load_recipe(write(tmp_path, text))
+        again = load_recipe(write(tmp_path, as_yaml(recipe)))
+        assert ("best_by" in again.checkpoint.model_fields_set) is kept
+        assert again.model_dump() == recipe.model_dump()
+        assert as_yaml(again) == as_yaml(recipe)
 
 
 def test_the_starter_is_a_recipe_and_names_every_field(tmp_path: Path) -> None:

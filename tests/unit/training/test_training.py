@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ PLAN = Plan(
     epoch_examples=40,
     micro_examples=8,
     micro_tokens=99,
+    context=None,
     layout="padded",
     precision="float32",
 )
@@ -54,6 +56,14 @@ def test_cadences(every: Every, wanted: list[int]) -> None:
     asked = cadence(every, every)
     assert [u for u in range(1, 11) if asked.evaluates(at(u - 1), at(u))] == wanted
     assert [u for u in range(1, 11) if asked.saves(at(u - 1), at(u))] == wanted
+
+
+def test_a_tenth_of_an_epoch_comes_ten_times_each_in_its_place() -> None:
+    """0.3 / 0.1 is 2.9999999999999996."""
+    plan = replace(PLAN, epoch_examples=10, examples=100)
+    asked = cadence(Every(0.1, "epochs"), Every(1, "epochs"), plan=plan)
+    places = [Progress(update=u, position=u) for u in range(31)]
+    assert all(asked.evaluates(one, other) for one, other in pairwise(places))
 
 
 def test_a_new_best_is_saved_at_once() -> None:
