@@ -173,6 +173,17 @@ def test_what_cannot_be_read_is_refused_whole(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["label_trouble.jsonl", "preference_trouble.jsonl"])
+def test_rows_of_later_tasks_are_checked(tmp_path: Path, model: Path, shared: Path, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare(model, shared, name, tmp_path / "run")
+    path = str(shared / "dirty" / name)
+    other = [fault for fault in caught.value.faults if fault.code == "other_task"]
+    found = {(int(f.where.removeprefix(path + ":")), f.code) for f in caught.value.faults if f not in other}
+    assert found == lines(name)
+    assert other[0].what.startswith(f"{expected()[name]['usable_rows']} rows of")
+
+
 def test_a_file_of_texts_with_nulls_is_read_as_text_if_asked(tmp_path: Path, model: Path, shared: Path) -> None:
     source = {"path": str(shared / "dirty/nulls.jsonl"), "format": "text"}
     with pytest.raises(DataError) as caught:

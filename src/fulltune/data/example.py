@@ -43,12 +43,40 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A plain document; every token of it is taught."""
+    """A plain document. `taught`: the characters [start, end) that are; None for all of them, and an end token."""
 
     text: str
+    taught: tuple[tuple[int, int], ...] | None = None
 
 
-Content = Chat | Text
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or a pair of them, and what it is: one label, or with `several` any number."""
+
+    text: str
+    pair: str | None
+    labels: tuple[str | int, ...]
+    several: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A conversation up to a question, and two answers to it of which the first is the better one."""
+
+    prompt: Chat
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Ids that somebody else made; `labels` stand beside their own ids, not shifted, -100 where nothing is taught."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+Content = Chat | Text | Labelled | Preference | Tokens
 
 
 @dataclass(frozen=True, slots=True)

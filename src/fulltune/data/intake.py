@@ -1,14 +1,17 @@
 """One source of rows -> examples that may be taught: its format told from its rows, its order and answers checked."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
-from fulltune.data.example import Content, Example, Row, RowFault
+from fulltune.data.columns import Columns
+from fulltune.data.detect import detect, detect_source
+from fulltune.data.example import Content, Example, Labelled, Preference, Row, RowFault
 from fulltune.data.findings import Findings
-from fulltune.data.formats import FORMATS, READ, detect, detect_source
+from fulltune.data.formats import FORMATS, READ
+from fulltune.data.labels import Labels
 from fulltune.data.screen import Ids, check, content_id
 from fulltune.data.sources import read_rows
 from fulltune.recipe.schema import DataSection, Source
@@ -24,23 +27,38 @@ class Intake:
         self._number, self._path = number, Path(source.path)
         self._data, self._findings = data, findings
         self._detects = source.format == "auto"
+        self._columns = Columns(source.columns, f"columns of {source.path}") if source.columns else None
         self.format = source.format
 
     def __iter__(self) -> Iterator[Example]:
-        ids, unread = Ids(), set[str]()
+        ids, unread, other, labels = Ids(), set[str](), 0, Labels()
         for line, row in self._rows():
             where = f"{self._path}:{line}"
             try:
-                content = self._content(row, where)
+                content = self._content(self._named(row), where)
                 check(content)
                 group = self._group(row)
             except RowFault as fault:
                 self._findings.bad_row(where, fault)
                 continue
-            unread |= row.keys() - READ.get(self.format, row.keys()) - {"id", self._data.group_by}
+            read = READ.get(self.format, row.keys()) if self._columns is None else self._columns.read
+            unread |= row.keys() - read - {"id", self._data.group_by}
             if problem := ids.problem(row, line):
                 self._findings.note(problem[0], f"{where} ({problem[1]})")
+            if isinstance(content, Labelled):
+                for label in content.labels:
+                    labels.add(label, where)
+            if isinstance(content, Labelled | Preference):
+                other += 1
+                continue
             yield Example(content_id(content), self._number, line, content, group)
+        for where, slip in labels.faults():
+            self._findings.bad_row(where, slip)
+            other -= 1
+        if other:
+            what = f"{other} rows of {self.format!r} are fine, but this version only reads and checks such rows"
+            mend = "name another format or other columns beside the path, or leave the file out"
+            self._findings.bad_file(str(self._path), "other_task", what, mend)
         if unread:
             self._findings.note("unused_column", f"{self._path} ({', '.join(sorted(unread))})")
 
@@ -54,15 +72,25 @@ class Intake:
         if not first:
             return
         try:
-            self.format = detect_source([row for _, row in first], str(self._path))
+            self.format = detect_source(list(self._readable(row for _, row in first)), str(self._path))
         except DataError as fault:
             self._findings.unreadable += fault.faults
             return
         yield from itertools.chain(first, rows)
 
+    def _named(self, row: Row) -> Row:
+        return row if self._columns is None else self._columns(row)
+
+    def _readable(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows under the names of formats; those that lack a column are named when their turn comes."""
+        for row in rows:
+            if self._columns is None or self._columns.read <= row.keys():
+                yield self._named(row)
+
     def _content(self, row: Row, where: str) -> Content:
         form = self.format
-        if self._detects and (own := detect(row)) not in (None, form):
+        # A row that merely lacks a column, such as a text without its label, is none of another format.
+        if self._detects and (own := detect(row)) not in (None, form) and not READ[str(own)] & row.keys() <= READ[form]:
             if self._data.on_bad_row == "error":
                 raise RowFault(
                     "mixed_schema",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fulltune.base.records import IGNORE
 from fulltune.data.complete import Completeness
 from fulltune.data.example import Chat, Example, Message, RowFault, Text
+from fulltune.data.plain import encode
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Template, Tokenizer
 
@@ -91,7 +92,7 @@ class Renderer:
             if isinstance(item, _Laid):
                 outcomes.append(self._attempt(lambda item=item: self._fit(self._encode_chat(item, made))))
             elif item is None:
-                outcomes.append(self._attempt(lambda example=example: self._fit(self._encode_text(example))))
+                outcomes.append(self._attempt(lambda example=example: self._fit(self._encode_other(example))))
             else:
                 outcomes.append(item)
         return outcomes
@@ -99,11 +100,10 @@ class Renderer:
     def spelled(self, example: Example) -> set[str]:
         """Control tokens that the example's texts spell; they are taught as letters."""
         content = example.content
-        if isinstance(content, Text):
-            return self._speller.spelled(content.text)
-        return self._speller.spelled([[m.content, m.extra] for m in content.messages]) | self._speller.spelled(
-            content.tools
-        )
+        if isinstance(content, Chat):
+            return self._speller.spelled([*([m.content, m.extra] for m in content.messages), content.tools])
+        # Who marks segments writes control tokens on purpose; in a document they are letters.
+        return self._speller.spelled(content.text) if isinstance(content, Text) and content.taught is None else set()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the assistant is to speak, as inference would make them."""
@@ -120,7 +120,7 @@ class Renderer:
     def _lay(self, example: Example) -> _Laid | None:
         """The conversation's text and spans; None for a plain document."""
         content = example.content
-        if isinstance(content, Text):
+        if not isinstance(content, Chat):
             return None
         odd = [m.role for m in content.messages if m.role != "assistant" and m.weight != 1]
         if odd and self._supervise == "all":
@@ -186,15 +186,9 @@ class Renderer:
             "let the template write eos_token or another control token behind the answer",
         )
 
-    def _encode_text(self, example: Example) -> Encoded:
-        """A document: what the tokenizer puts before every text (BOS), the text, one end token; all of it taught."""
-        assert isinstance(example.content, Text)
-        made = self._tokenizer(example.content.text, split_special_tokens=True, verbose=False)
-        ids = list(made["input_ids"])
-        end = self._tokenizer.eos_token_id
-        if end is not None and ids[-1:] != [end]:
-            ids.append(end)
-        return _shift(np.array(ids, np.int32), np.ones(len(ids), np.float32))
+    def _encode_other(self, example: Example) -> Encoded:
+        ids, produced = encode(example.content, self._tokenizer, self._speller)
+        return _shift(np.array(ids, np.int32), np.array(produced, np.float32))
 
     def _fit(self, encoded: Encoded) -> Encoded:
         length = len(encoded.ids)

@@ -5,20 +5,51 @@ import unicodedata
 from collections.abc import Callable, Iterator
 
 from fulltune.base.files import fingerprint
-from fulltune.data.example import Chat, Content, Message, Row, RowFault, Text
+from fulltune.base.records import IGNORE
+from fulltune.data.example import Chat, Content, Labelled, Message, Preference, Row, RowFault, Text, Tokens
 
 _SPACE = re.compile(r"\s+")
 
 
 def check(content: Content) -> None:
     """RowFault if the content cannot be taught as it stands."""
-    if isinstance(content, Text):
-        if _is_empty(content.text):
-            raise RowFault("empty_text", "the text is empty", "leave the row out")
-        return
-    _check_order(content.messages)
-    _check_answers(content.messages)
-    _check_tools(content)
+    match content:
+        case Text():
+            _check_text(content.text)
+            if content.taught == ():
+                raise RowFault("no_answer", "no segment is labelled true, so nothing to learn", "label the answer")
+        case Labelled():
+            _check_text(content.text)
+            if content.pair is not None:
+                _check_text(content.pair)
+        case Tokens():
+            if all(label == IGNORE for label in content.labels[1:]):
+                raise RowFault("no_trained_tokens", "no label behind the first id is taught", "leave the row out")
+        case Preference():
+            _check_preference(content)
+        case Chat():
+            _check_chat(content)
+
+
+def _check_text(text: str) -> None:
+    if _is_empty(text):
+        raise RowFault("empty_text", "the text is empty", "leave the row out")
+
+
+def _check_chat(chat: Chat) -> None:
+    _check_order(chat.messages)
+    _check_answers(chat.messages)
+    _check_tools(chat)
+
+
+def _check_preference(content: Preference) -> None:
+    """Both answers must fit behind the prompt, and differ."""
+    if not content.prompt.messages:
+        raise RowFault("empty_conversation", "the prompt has no turns", "write the question")
+    if content.chosen == content.rejected:
+        raise RowFault("preference", "chosen and rejected are the same", "leave the row out")
+    for answer in (content.chosen, content.rejected):
+        _check_chat(Chat((*content.prompt.messages, *answer), content.prompt.tools))
 
 
 def content_id(content: Content) -> str:
@@ -37,10 +68,22 @@ def is_held_out(key: str, share: float) -> bool:
 
 
 def _plain(content: Content, fold: Callable[[str], str]) -> object:
-    if isinstance(content, Text):
-        return ["text", fold(content.text)]
-    turns = [[m.role, fold(m.content), m.weight, dict(m.extra)] for m in content.messages]
-    return ["chat", turns, list(content.tools)]
+    match content:
+        case Text():
+            return ["text", fold(content.text), *([] if content.taught is None else [content.taught])]
+        case Labelled():
+            return ["labelled", fold(content.text), fold(content.pair or ""), content.labels]
+        case Tokens():
+            return ["tokens", content.ids, content.labels]
+        case Preference():
+            answers = [_turns(answer, fold) for answer in (content.chosen, content.rejected)]
+            return ["preference", _plain(content.prompt, fold), answers]
+        case Chat():
+            return ["chat", _turns(content.messages, fold), list(content.tools)]
+
+
+def _turns(messages: tuple[Message, ...], fold: Callable[[str], str]) -> list[object]:
+    return [[m.role, fold(m.content), m.weight, dict(m.extra)] for m in messages]
 
 
 def _is_empty(text: str) -> bool:

@@ -31,6 +31,9 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token_id: int | None
 
+    def __len__(self) -> int:
+        """How many tokens it knows, added ones too."""
+
     def __call__(self, text: Any, **options: Any) -> Any:
         """Token ids and offsets of one text or several."""
 

@@ -53,7 +53,15 @@ class Source(Section):
     path: FilePath
     """A JSONL file. A relative path counts from the recipe's folder."""
     format: str = "auto"
-    """How rows are read: `messages`, `sharegpt`, `instruction`, `prompt_completion`, `text`; `auto`: by their keys."""
+    """How rows are read, an entry of FORMATS or package.module:name; `auto`: by their keys.
+
+    `messages`, `sharegpt`, `instruction`, `prompt_completion`, `input_output`, `text`, `tokens`; `classification` and
+    `preference` are read and checked, but not trained on yet.
+    """
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the format calls a column -> what this source calls it, `{prompt: question, completion: answer}`, or a Jinja
+    template over its columns, `{text: "{{ title }}: {{ body }}"}`. Others are not read then.
+    """
     share: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
     """How often this source is seen beside the others (0.7 and 0.3, or 7 and 3); by default by its size."""
 

@@ -6,8 +6,9 @@ from typing import Any, cast
 import pytest
 
 from fulltune.base.errors import DataError
-from fulltune.data.example import Chat, RowFault, Text
-from fulltune.data.formats import FORMATS, detect, detect_source
+from fulltune.data.detect import detect, detect_source
+from fulltune.data.example import Chat, Labelled, Preference, RowFault, Text, Tokens
+from fulltune.data.formats import FORMATS, READ
 from fulltune.data.screen import check
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -30,7 +31,7 @@ def test_every_format_gives_one_shape() -> None:
         assert turns(FORMATS[name](row)) == asked, name
         assert detect(row) == name
     assert FORMATS["text"]({"text": "t"}) == Text("t")
-    assert set(FORMATS) == {*rows, "text"}
+    assert {*rows, "text", "input_output", "classification", "preference", "tokens"} == set(FORMATS)
 
 
 def test_instruction_joins_input_history_and_system() -> None:
@@ -53,9 +54,9 @@ def test_texts_are_kept_to_the_byte() -> None:
         ("prompt_completion", {"prompt": "q", "completion": None}, "null_value", "leave the row out"),
         ("prompt_completion", {"prompt": 3, "completion": "a"}, "type", "JSON string"),
         ("prompt_completion", {"prompt": True, "completion": "a"}, "type", "JSON string"),
-        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "type", "JSON string"),
-        ("messages", {"messages": "hello"}, "type", "list of turns"),
-        ("messages", {"messages": None}, "null_value", "list of turns"),
+        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "type", "role"),
+        ("messages", {"messages": "hello"}, "type", "write a list"),
+        ("messages", {"messages": None}, "null_value", "write a list"),
         ("messages", {"messages": ["x"]}, "type", "role"),
         ("messages", {"messages": [{"role": "bot", "content": "x"}]}, "unknown_role", "system, user"),
         ("messages", {"messages": [{"role": "user"}]}, "missing_field", "'role'"),
@@ -183,8 +184,6 @@ def test_a_source_has_the_format_of_most_of_its_rows() -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "x", "label": "y"}, "classification"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "preference"),
         ({"foo": 1, "bar": 2}, "bar, foo"),
         ({"prompt": "a", "completion": "b", "messages": []}, "more than one"),
     ],
@@ -195,6 +194,114 @@ def test_what_is_ambiguous_is_asked(row: dict, said: str) -> None:
         detect_source([row], "f")
 
 
-def test_a_row_that_lost_its_label_does_not_make_a_source_text() -> None:
-    with pytest.raises(DataError, match="classification"):
-        detect_source([{"text": "x", "label": "y"}, {"text": "x"}, {"text": "x", "label": "y"}], "f")
+def test_some_keys_decide_whatever_stands_beside_them() -> None:
+    assert detect({"text": "x", "label": "y"}) == "classification"
+    assert detect({"text": "x", "labels": ["y"]}) == "classification"
+    assert detect({"prompt": "x", "chosen": "a", "rejected": "b"}) == "preference"
+    assert detect({"input_ids": [1], "text": "x"}) == "tokens"
+    rows = [{"text": "x", "label": "y"}, {"text": "x"}, {"text": "x", "label": "y"}]
+    assert detect_source(rows, "f") == "classification"
+
+
+def test_every_format_reads_columns() -> None:
+    assert set(READ) == set(FORMATS)
+
+
+def test_sharegpt_calls_tools_as_llama_factory_writes_them() -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": "12"},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": '[{"name": "f", "parameters": {}}]',
+    }
+    content = FORMATS["sharegpt"](row)
+    assert isinstance(content, Chat)
+    assert [m.role for m in content.messages] == ["user", "assistant", "tool", "assistant"]
+    assert content.messages[1].extra["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    ]
+    check(content)
+    row["conversations"][1]["value"] = "f(1)"  # type: ignore[index]
+    with pytest.raises(RowFault, match="turn 2"):
+        FORMATS["sharegpt"](row)
+
+
+def test_prompts_and_completions_may_be_messages() -> None:
+    row = {"prompt": [{"role": "system", "content": "s"}, ASKED], "completion": [ANSWERED]}
+    assert turns(FORMATS["prompt_completion"](row)) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    assert turns(FORMATS["prompt_completion"]({**row, "completion": "b"}))[-1] == ("assistant", "b")
+    with pytest.raises(RowFault, match="begins with user"):
+        FORMATS["prompt_completion"]({**row, "completion": [ASKED]})
+
+
+@pytest.mark.parametrize(("train", "weight"), [(True, 1.0), (False, 0.0)])
+def test_train_is_a_weight_of_one_or_nothing(train: bool, weight: float) -> None:
+    content = FORMATS["messages"]({"messages": [ASKED, {**ANSWERED, "train": train}]})
+    assert isinstance(content, Chat)
+    assert content.messages[1].weight == weight
+    assert "train" not in content.messages[1].turn()
+    for odd in ({"train": 1}, {"train": True, "weight": 1}):
+        with pytest.raises(RowFault, match="train"):
+            FORMATS["messages"]({"messages": [ASKED, {**ANSWERED, **odd}]})
+
+
+def test_segments_have_their_own_labels() -> None:
+    parts = [{"text": "Q: ", "label": False}, {"text": "", "label": True}, {"text": "yes", "label": True}]
+    assert FORMATS["input_output"]({"segments": parts}) == Text("Q: yes", ((3, 6),))
+    with pytest.raises(RowFault, match="segment 1"):
+        FORMATS["input_output"]({"segments": [{"text": "x"}]})
+    with pytest.raises(RowFault, match="nothing to learn"):
+        check(FORMATS["input_output"]({"segments": [{"text": "x", "label": False}]}))
+
+
+def test_labels_of_texts_and_pairs() -> None:
+    read = FORMATS["classification"]
+    assert read({"text": "x", "label": "spam"}) == Labelled("x", None, ("spam",))
+    assert read({"text": "x", "text_pair": "y", "label": 3}) == Labelled("x", "y", (3,))
+    assert read({"text": "x", "labels": ["a", "b"]}) == Labelled("x", None, ("a", "b"), several=True)
+    assert read({"text": "x", "labels": []}) == Labelled("x", None, (), several=True)
+    for label, code in ((None, "null_value"), (True, "type"), (1.5, "type"), ("", "label")):
+        with pytest.raises(RowFault) as caught:
+            read({"text": "x", "label": label})
+        assert caught.value.code == code
+    with pytest.raises(RowFault) as caught:
+        read({"text": "x"})
+    assert caught.value.code == "missing_field"
+
+
+def test_preferences() -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    content = FORMATS["preference"](row)
+    assert isinstance(content, Preference)
+    assert [m.content for m in (*content.prompt.messages, *content.chosen, *content.rejected)] == ["q", "good", "bad"]
+    check(content)
+    as_turns = {"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [{**ANSWERED, "content": "b"}]}
+    check(FORMATS["preference"](as_turns))
+    for change, code in (
+        ({"rejected": "good"}, "preference"),
+        ({"chosen": ""}, "empty_answer"),
+        ({"prompt": [], "chosen": [ANSWERED], "rejected": [{**ANSWERED, "content": "b"}]}, "empty_conversation"),
+        ({"chosen": [ANSWERED]}, "type"),
+    ):
+        with pytest.raises(RowFault) as caught:
+            check(FORMATS["preference"]({**row, **change}))
+        assert caught.value.code == code
+
+
+def test_ready_ids() -> None:
+    read = FORMATS["tokens"]
+    assert read({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == Tokens((5, 6, 7), (-100, 6, 7))
+    assert read({"input_ids": [5, 6]}) == Tokens((5, 6), (5, 6))
+    for row in (
+        {"input_ids": [5, 6], "labels": [6]},
+        {"input_ids": [5, 6], "labels": [6, 7]},
+        {"input_ids": [-1]},
+        {"input_ids": ["a"]},
+    ):
+        with pytest.raises(RowFault):
+            read(row)
+    with pytest.raises(RowFault, match="no label"):
+        check(Tokens((5, 6), (5, -100)))

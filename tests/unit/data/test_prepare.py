@@ -156,7 +156,7 @@ def test_mixed_schemas_are_named_or_read_each_by_its_keys(tmp_path: Path) -> Non
 def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
     path = tiny.jsonl(tmp_path / "m.jsonl", [{"text": "a b c", "label": 1}, {"text": "c d e", "label": None}])
     assert run(tmp_path / "s", train={"path": str(path), "format": "text"}).kept == 2
-    with pytest.raises(DataError, match="classification"):
+    with pytest.raises(DataError, match="the label is null"):
         run(tmp_path / "s2", train=str(path))
 
 

@@ -1,0 +1,129 @@
+"""Turns of a conversation as rows write them: roles, weights, tools and calls of tools."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from fulltune.data.example import ROLES, Message, Role, Row, RowFault
+from fulltune.data.fields import inner_json, optional_text, require, said, text_of
+
+_HEAVIEST = 100
+"""A larger weight is a slip: the loss is a weighted mean, so only ratios count."""
+
+
+def role_of(role: str, number: int) -> Role:
+    """The role, if it is one that chat templates know."""
+    if role not in ROLES:
+        raise RowFault("unknown_role", f"turn {number} has the role {role!r}", f"known roles: {', '.join(ROLES)}")
+    return role
+
+
+def message(turn: Any, number: int) -> Message:
+    """One turn of the OpenAI shape: role, content, tool calls, weight or train, and what else it says."""
+    fine = isinstance(turn, dict)
+    require(fine, "type", f"turn {number} is not an object", 'write {"role": ..., "content": ...}')
+    role = role_of(text_of(turn, "role"), number)
+    calls = turn.get("tool_calls")
+    fine = calls is None or isinstance(calls, list)
+    require(fine, "tool_call", f"`tool_calls` of turn {number} is {said(calls)}", "write a list of calls")
+    answered = turn.get("tool_call_id")
+    fine = answered is None or isinstance(answered, str)
+    require(fine, "tool_call", f"`tool_call_id` of turn {number} is {said(answered)}", "write a text")
+    # With tool calls the content may be absent or null: the OpenAI shape.
+    content = optional_text(turn, "content") if calls else text_of(turn, "content")
+    own = ("role", "content", "weight", "train", "tool_calls")
+    extra = {key: value for key, value in turn.items() if key not in own and value is not None}
+    if calls:
+        require(role == "assistant", "tool_call", f"turn {number} is {role} and calls a tool", "only assistants may")
+        extra["tool_calls"] = [call_of(call, number) for call in calls]
+    return Message(role, content, weight_of(turn, number), extra)
+
+
+def weight_of(turn: Mapping[str, Any], number: int) -> float:
+    """How much a turn's tokens count, 1 by default."""
+    weight = turn.get("weight", 1)
+    train = turn.get("train")
+    require(
+        train is None or isinstance(train, bool), "type", f"`train` of turn {number} is {said(train)}", "true or false"
+    )
+    both = train is not None and "weight" in turn
+    require(not both, "type", f"turn {number} has `train` and `weight`", "leave one of them out")
+    if train is not None:
+        return float(train)
+    fine = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= _HEAVIEST
+    require(fine, "type", f"the weight of turn {number} is {said(weight)}", f"write a number from 0 to {_HEAVIEST}")
+    return float(weight)
+
+
+def call_of(call: Any, number: int) -> dict[str, Any]:
+    """One tool call with its arguments as an object; OpenAI writes them as a JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    fine = isinstance(function, dict) and isinstance(function.get("name"), str)
+    require(
+        fine, "tool_call", f"a tool call of turn {number} has no function name", "write function: {name, arguments}"
+    )
+    function = cast(dict[str, Any], function)
+    name, arguments = function["name"], function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = inner_json(arguments, f"the arguments of {name!r} are", "write a JSON object")
+    fine = isinstance(arguments, dict)
+    require(fine, "tool_call", f"the arguments of {name!r} are no object", "write a JSON object")
+    return {**call, "type": call.get("type", "function"), "function": {**function, "arguments": arguments}}
+
+
+def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
+    """The column `tools`: a list, or the JSON text of one."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = inner_json(tools, "`tools` is", "write a list of tools") if tools.strip() else None
+    if tools is None:
+        return ()
+    require(isinstance(tools, list), "type", "`tools` is not a list", "write a list of tools in JSON Schema")
+    for number, tool in enumerate(tools, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        fine = isinstance(function, dict) and isinstance(function.get("name"), str)
+        mend = 'write {"type": "function", "function": {"name": ..., "parameters": ...}}'
+        require(fine, "tool_call", f"tool {number} has no function name", mend)
+    return tuple(tools)
+
+
+def with_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns, behind the text of a column `system` if there is one."""
+    system = optional_text(row, "system")
+    twice = bool(system and turns and turns[0].role == "system")
+    require(not twice, "role_order", "a `system` column and a system turn", "leave one of them out")
+    return (Message("system", system), *turns) if system else tuple(turns)
+
+
+_SENDERS: Mapping[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Who speaks in a ShareGPT row; tools as LLaMA-Factory writes them."""
+
+
+def shared_turn(turn: Any, number: int) -> Message:
+    """One turn of the ShareGPT shape: from, value, weight or train."""
+    require(isinstance(turn, dict), "type", f"turn {number} is not an object", 'write {"from": ..., "value": ...}')
+    sender, value = text_of(turn, "from"), text_of(turn, "value")
+    role = role_of(_SENDERS.get(sender, sender), number)
+    if sender != "function_call":
+        return Message(role, value, weight_of(turn, number))
+    made = inner_json(value, f"the call in turn {number} is", 'write {"name": ..., "arguments": {...}}')
+    calls = [call_of({"function": call}, number) for call in (made if isinstance(made, list) else [made])]
+    return Message(role, "", weight_of(turn, number), {"tool_calls": calls})
+
+
+def prompted(value: Any, role: Role, key: str) -> list[Message]:
+    """A prompt or an answer: a text is one turn of this role, a list is turns."""
+    if isinstance(value, list):
+        made = [message(turn, number) for number, turn in enumerate(value, 1)]
+        fine = not made or role == "user" or made[0].role == role
+        require(fine, "role_order", f"`{key}` begins with {made[0].role if made else role}", f"begin it with {role}")
+        return made
+    return [Message(role, value)]

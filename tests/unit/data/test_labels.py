@@ -1,0 +1,29 @@
+"""Labels that are slips of others."""
+
+from fulltune.data.labels import Labels
+
+
+def found(counts: dict[str | int, int]) -> set[tuple[str, str]]:
+    labels = Labels()
+    for label, count in counts.items():
+        for number in range(count):
+            labels.add(label, f"{label}:{number}")
+    return {(where, fault.code) for where, fault in labels.faults()}
+
+
+def test_slips_are_named_with_what_they_mean() -> None:
+    slips = {"Spam": 1, "spam ": 1, "hma": 2, 0: 1}
+    assert found({"spam": 40, "ham": 60, **slips}) == {
+        ("Spam:0", "label"),
+        ("spam :0", "label"),
+        ("hma:0", "label"),
+        ("hma:1", "label"),
+        ("0:0", "type"),
+    }
+
+
+def test_classes_that_are_meant_are_left_alone() -> None:
+    assert found({"spam": 40, "Spam": 30}) == set(), "as frequent as the other: a class, however odd"
+    assert found({"on": 90, "no": 1, "A1": 90, "1A": 1}) == set()
+    assert found({0: 50, 1: 50, 10: 1}) == set()
+    assert found({}) == set()
