@@ -28,6 +28,8 @@ DAMAGE = tuple(_DAMAGE)
 
 LEAST_WORDS = 50
 """Of a text in which repetition is looked for: the shortest document that the Gopher rules keep."""
+_LOOKED_AT = 200_000
+"""Characters in which repetition is looked for: a book of five million would take a gigabyte of n-grams."""
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 """n -> share of characters in the most frequent n-gram that is too much."""
 _REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
@@ -49,8 +51,10 @@ def damage(text: str) -> Mapping[str, int]:
 def repetition(text: str) -> tuple[str, ...]:
     """The rules of Gopher that the text breaks (Rae et al. 2021, "Scaling Language Models", table A1).
 
-    Those of lines and of n-grams; the rules of paragraphs are left out. Texts of fewer than 50 words are not judged.
+    Those of lines and of n-grams; the rules of paragraphs are left out. Texts of fewer than 50 words are not judged,
+    and of longer ones the first 200,000 characters.
     """
+    text = text[:_LOOKED_AT]
     words = text.split()
     if len(words) < LEAST_WORDS:
         return ()

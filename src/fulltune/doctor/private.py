@@ -14,11 +14,16 @@ _PHONE = re.compile(
     r"\+\d{1,3}(?:[ ./-]?\(?\d{1,5}\)?){2,6}"  # +49 (0)30 1234567
     r"|\(\d{2,5}\)[ -]?\d{2,5}(?:[ -]\d{2,5}){1,3}"  # (555) 123-4567
     r"|\d{3}[ .-]\d{3}[.-]\d{4}"  # 555 123-4567
-    r"|0\d{2,4}[ /-]\d{4,8}"  # 030/1234567
+    r"|0\d{2,4}[ /-]\d{5,8}"  # 030/1234567
     r"|0\d{9,10}"  # 09064019788
     r")(?![\w-])"
 )
 _CARD = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?![ -]?\d|\w)")
+_ISSUED = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6[0245]\d{14}(?:\d{3})?",
+    re.ASCII,
+)
+"""Prefixes and lengths of Visa, Mastercard, American Express, Diners Club, JCB, Discover, UnionPay, Maestro."""
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -61,7 +66,7 @@ def _phones(text: str) -> int:
 
 def _cards(text: str) -> int:
     numbers = ("".join(_DIGITS.findall(match)) for match in _CARD.findall(text))
-    return sum(number[0] in "23456" and len(set(number)) > 2 and luhn(number) for number in numbers if number.isascii())
+    return sum(_ISSUED.fullmatch(number) is not None and luhn(number) for number in numbers)
 
 
 def _ibans(text: str) -> int:
