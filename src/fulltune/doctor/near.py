@@ -27,8 +27,10 @@ BANDS, ROWS = 20, 6
 assert BANDS * ROWS == HASHES
 _TOGETHER = 256
 """Texts signed in one call."""
-_WINDOW = 64
+_WINDOW = 16
 """Neighbours that a text is compared with among those that agree in a band: thousands may (a shared instruction)."""
+_TRIES = 6
+"""Comparisons in vain after which a row is let be: where half of every row is one instruction, all are candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class NearFacts:
     clusters: tuple[tuple[str, ...], ...]
     """Rows that hang together by links, largest first, each in the order in which it was read."""
     uncompared: int
-    """Candidates beyond the window of neighbours: pairs that may have been missed. 0 means none for that reason."""
+    """Candidates not looked at since too many rows are candidates of each other (one long instruction in all of them):
+    pairs that may have been missed. 0 means that none was missed for this reason."""
 
     @property
     def surplus_places(self) -> frozenset[str]:
@@ -160,18 +163,28 @@ class NearIndex:
         codes, estimates = candidates.found()
         groups = _Groups(len(self._places))
         partnered: set[int] = set()
+        vain = [0] * len(self._places)
+        uncompared = candidates.uncompared
         links = []
         for index in np.lexsort((codes, -estimates)):
             first, second = divmod(int(codes[index]), len(self._places))
             if leaks and sides[first] > sides[second]:
                 first, second = second, first
             known = second in partnered if leaks else groups.root(first) == groups.root(second)
-            if known or (similarity := self._similarity(first, second)) < self._threshold:
+            if known:
+                continue
+            if max(vain[first], vain[second]) >= _TRIES:
+                uncompared += 1
+                continue
+            similarity = self._similarity(first, second)
+            if similarity < self._threshold:
+                vain[first] += 1
+                vain[second] += 1
                 continue
             groups.join(first, second)
             partnered.add(second)
             links.append((first, second, similarity))
-        return links, candidates.uncompared
+        return links, uncompared
 
     def _similarity(self, first: int, second: int) -> float:
         left, right = self._text(first), self._text(second)
