@@ -6,8 +6,9 @@ probability 1 - (1 - s^6)^20: 0.9977 at 0.8, 0.9999 at 0.85, 0.27 at 0.5. Candid
 are left out (3 of 100,000 pairs that belong), and every other is compared by its exact sets of shingles, so no pair is
 reported that is not one.
 
-Memory: 0.5 kB a row for its signature (50 MB for 100,000 rows) and its place; normalised texts wait in a temporary
-file. Time: 100,000 rows of 100 words in about 15 s on one core.
+Memory: 0.5 kB a row for its signature and its place, 1.4 kB at the peak (140 MB for 100,000 rows); normalised texts wait
+in a temporary file. Time, on one core: 100,000 rows of 100 words in 8 to 16 s (5 % of them near-duplicates). The worst
+case is a crowd of rows that share most of their words: 20,000 rows of which 80 % is one text took 40 s.
 """
 
 import math
@@ -249,7 +250,10 @@ class _Candidates:
         shares = np.empty(len(one), np.float32)
         for begin in range(0, len(one), 1 << 16):
             part = slice(begin, begin + (1 << 16))
-            shares[part] = (self._signatures[one[part]] == self._signatures[other[part]]).mean(axis=1, dtype=np.float32)
+            agree = self._signatures[one[part]] == self._signatures[other[part]]
+            # Eight truth values are added at a time: bytes of a word, none of which can pass 15.
+            lanes = agree.view(np.uint64).sum(axis=1, dtype=np.uint64)
+            shares[part] = (lanes * np.uint64(0x0101010101010101) >> np.uint64(56)).astype(np.float32) / HASHES
         return shares
 
 
