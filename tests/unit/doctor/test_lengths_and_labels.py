@@ -1,0 +1,87 @@
+"""What limits cut, against cutting for real; labels that are slips of others."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fulltune.base.records import IGNORE
+from fulltune.data.render import Encoded, _cut
+from fulltune.doctor.labels import label_facts
+from fulltune.doctor.lengths import Lengths, quantile, quantiles
+
+
+def test_the_share_cut_is_what_preparation_would_cut() -> None:
+    random = np.random.default_rng(0)
+    examples = []
+    for _ in range(200):
+        length = int(random.integers(1, 60))
+        labels = np.where(random.random(length) < 0.4, 7, IGNORE).astype(np.int32)
+        labels[-1] = IGNORE
+        examples.append(Encoded(np.zeros(length, np.int32), labels, np.ones(length, np.float32)))
+    lengths = Lengths(range(1, 70))
+    for example in examples:
+        lengths.add(len(example.ids), np.flatnonzero(example.labels != IGNORE))
+    facts = lengths.facts
+    total = sum(example.supervised for example in examples)
+    assert facts.supervised_per_epoch == total
+    assert facts.tokens_per_epoch == sum(len(example.ids) for example in examples)
+    assert [cut.max_length for cut in facts.cuts] == list(range(1, 60))  # 59 is the longest: nothing is cut there
+    for cut in facts.cuts:
+        longer = [example for example in examples if len(example.ids) > cut.max_length]
+        left = [_cut(example, cut.max_length).supervised for example in longer]
+        gone = sum(example.supervised for example in longer) - sum(left)
+        assert (cut.rows, cut.supervised) == (len(longer), gone)
+        assert cut.supervised_share == gone / total and cut.rows_share == len(longer) / 200
+        assert cut.rows_untaught == sum(not n and e.supervised > 0 for n, e in zip(left, longer, strict=True))
+
+
+def test_the_histogram_counts_every_row_once() -> None:
+    lengths = Lengths()
+    for length in (1, 2, 3, 4, 5, 8, 9, 1000):
+        lengths.add(length, np.arange(length - 1))
+    assert lengths.facts.histogram == {"1": 1, "2": 1, "4": 2, "8": 2, "16": 1, "1024": 1}
+    assert [cut.max_length for cut in lengths.facts.cuts] == [256, 512, 1024]
+
+
+def test_no_example_at_all() -> None:
+    facts = Lengths().facts
+    assert (facts.examples, facts.quantiles, facts.histogram) == (0, {}, {})
+    with pytest.raises(ValueError, match="at least one token"):
+        Lengths([0])
+
+
+def test_quantiles_of_counts_are_those_of_the_values() -> None:
+    values = np.random.default_rng(1).integers(0, 50, 333)
+    counts = Counter(values.tolist())
+    for share in (0.0, 0.25, 0.5, 0.9, 0.99, 1.0):
+        assert quantile(counts, share) == np.quantile(values, share, method="inverted_cdf")
+    assert quantiles(counts)["max"] == values.max()
+
+
+def test_labels_the_rarest_first_with_their_slips() -> None:
+    facts = label_facts({"ham": 40, "spam": 30, "Spam": 1, "spam ": 1, "hma": 1, 0: 1, "": 1, None: 1})
+    assert list(facts.counts)[-2:] == ['"spam"', '"ham"']
+    assert {(m.label, m.into) for m in facts.merges} == {("Spam", "spam"), ("spam ", "spam"), ("hma", "ham")}
+    assert facts.kinds == ("NoneType", "int", "str")
+    assert (facts.empty, facts.rows, facts.imbalance) == (2, 76, 40.0)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"positive": 500, "negative": 480, "neutral": 20},
+        {"card_arrival": 100, "card_linking": 90, "card_swallowed": 80},
+        {"a": 1000, "b": 1},
+        {True: 5, False: 5},
+        {},
+    ],
+)
+def test_honest_labels_are_no_slips(counts: dict[str, int]) -> None:
+    assert label_facts(counts).merges == ()
+
+
+def test_evenness() -> None:
+    assert label_facts({"a": 5, "b": 5}).evenness == pytest.approx(1)
+    assert label_facts({"a": 5}).evenness == 0
+    assert 0 < label_facts({"a": 99, "b": 1}).evenness < 0.1

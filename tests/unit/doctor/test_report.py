@@ -1,0 +1,113 @@
+"""The report: findings with policies, plain text, JSON, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fulltune.base.errors import DataError, RecipeError
+from fulltune.data.example import Chat, Message, Text
+from fulltune.doctor.damage import DAMAGE
+from fulltune.doctor.labels import label_facts
+from fulltune.doctor.lengths import Lengths
+from fulltune.doctor.near import NearIndex
+from fulltune.doctor.overlap import Overlap
+from fulltune.doctor.private import PRIVATE
+from fulltune.doctor.report import PER_ROW, Checkup, check_policies, findings, record, refuse, text
+from fulltune.doctor.survey import Survey
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+@pytest.fixture(scope="module")
+def checkup() -> Checkup:
+    survey, lengths, overlap = Survey(), Lengths(), Overlap([("b:1", LONG)])
+    with NearIndex() as near, NearIndex() as leaks:
+        for number, row in enumerate([LONG, LONG + "!", "mail a@b.org", "NUL \0"], 1):
+            survey.add(Chat((Message("user", row), Message("assistant", "yes"))), f"rows.jsonl:{number}")
+            near.add(row, f"rows.jsonl:{number}", row)
+            leaks.add(row, f"rows.jsonl:{number}", row)
+            overlap.add(row, f"rows.jsonl:{number}")
+            lengths.add(300, np.arange(200, 299))
+        leaks.add(LONG.upper(), "test.jsonl:1", "key", side=1)
+        near_facts, leak_facts = near.duplicates(), leaks.leaks()
+    return Checkup(
+        survey=survey.facts,
+        near=near_facts,
+        leaks=leak_facts,
+        overlap=overlap.facts,
+        lengths=lengths.facts,
+        labels=label_facts({"spam": 50, "Spam": 1, "": 1, 0: 2}),
+    )
+
+
+CODES = {
+    "near_duplicate",
+    "near_leak",
+    "benchmark_overlap",
+    "pii_email",
+    "control_char",
+    "label_slip",
+    "empty_label",
+    "label_kinds",
+}
+
+
+def test_findings_have_counts_places_and_the_policy_given(checkup: Checkup) -> None:
+    found = {each.code: each for each in findings(checkup, {"pii_email": "drop"})}
+    assert found.keys() == CODES
+    assert (found["pii_email"].policy, found["pii_email"].count) == ("drop", 1)
+    assert found["pii_email"].places == ("rows.jsonl:3",)
+    assert found["near_duplicate"].policy == "keep"
+    assert found["near_duplicate"].places == ("rows.jsonl:2 (as rows.jsonl:1)",)
+    assert found["near_leak"].count == 1
+    assert found["benchmark_overlap"].count == 2
+
+
+def test_the_text_says_all_of_it_without_colours(checkup: Checkup) -> None:
+    told = text(checkup, findings(checkup, {}))
+    assert all(code in told for code in CODES)
+    assert "256  100.00% of rows and 44.44% of supervised tokens are cut" in told
+    assert "1 of 4 rows at similarity 0.8 or more" in told
+    assert "'Spam' -> 'spam'? differs in case or spacing" in told
+    assert "\x1b" not in told and "a@b.org" not in told
+    assert all(line == line.rstrip() for line in told.split("\n"))
+
+
+def test_the_record_is_json_and_short(checkup: Checkup) -> None:
+    with NearIndex() as near:
+        for number in range(100):
+            near.add(f"{LONG} {LONG} {number}", f"f:{number}", str(number))
+        crowded = near.duplicates()
+    large = Checkup(survey=checkup.survey, near=crowded)
+    plain = json.loads(json.dumps(record(large, findings(large, {})), allow_nan=False))
+    assert plain["near"]["surplus"] == 99
+    assert len(plain["near"]["pairs"]) == 20 and len(plain["near"]["clusters"][0]) == 20
+    assert plain["overlap"] is None
+    assert {each["code"] for each in plain["findings"]} == {"pii_email", "control_char", "near_duplicate"}
+
+
+def test_nothing_odd_is_said_to_be_so() -> None:
+    survey = Survey()
+    survey.add(Text("All is well with the world."), "f:1")
+    fine = Checkup(survey=survey.facts)
+    assert findings(fine, {}) == ()
+    assert text(fine, ()).startswith("findings: nothing odd")
+
+
+def test_the_policy_error_refuses_and_names_all(checkup: Checkup) -> None:
+    refuse(findings(checkup, {"pii_email": "drop"}))
+    with pytest.raises(DataError) as caught:
+        refuse(findings(checkup, {"pii_email": "error", "control_char": "error"}))
+    assert {fault.code for fault in caught.value.faults} == {"pii_email", "control_char"}
+    assert "rows.jsonl:3" in str(caught.value)
+
+
+def test_policies_that_would_have_no_effect_are_refused_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_policies({"pii_mail": "drop", "pii_email": "mask", "label_slip": "drop", "mojibake": "error"})
+    assert [fault.where for fault in caught.value.faults] == ["pii_mail", "pii_email", "label_slip"]
+
+
+def test_every_code_has_its_sentence() -> None:
+    assert {*DAMAGE, *PRIVATE} <= PER_ROW.keys()
