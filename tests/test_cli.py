@@ -104,6 +104,14 @@ def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
         (["prepare", "recipe.yaml", "--out", "loop/x"], 2, "loop is no folder"),
         (["prepare", "recipe.yaml", "--out", "/proc/nowhere/x"], 7, "where: /proc/nowhere"),
         (["prepare", "recipe.yaml", "--out", "x" * 300], 7, "File name too long"),
+        (["inspect", "recipe.yaml", "--row", "99"], 2, "its rows are 0 to "),
+        (["inspect", "recipe.yaml", "--origin", "rows.jsonl:99"], 2, "no row of train comes from rows.jsonl:99"),
+        (["inspect", "recipe.yaml", "--split", "retention"], 2, "splits that have rows: train"),
+        (["inspect", "recipe.yaml", "--split", "tset"], 2, "is not one of"),
+        (["inspect", "recipe.yaml", "--longest", "--random", "2"], 2, "exclude each other"),
+        (["inspect", "recipe.yaml", "--html", "rows.jsonl"], 2, "no page of ours"),
+        (["inspect", "recipe.yaml", "--html", "/proc/nowhere/x.html"], 7, "where: /proc/nowhere"),
+        (["inspect", "recipe.yaml", "row=3"], 2, "`row` is no field"),
         (["quickstart", "--out", "rows.jsonl"], 2, "rows.jsonl is no folder"),
         (["init", "no/such/folder/r.yaml"], 2, "where: no/such/folder"),
         (["init", "/proc/nowhere.yaml"], 7, "where: /proc/nowhere.yaml"),
@@ -254,6 +262,51 @@ def test_prepare_plan_and_dry_run_print_json_for_programs(
     for verb in ("prepare", "plan"):
         assert main(monkeypatch, verb, "recipe.yaml") == 0
         assert capsys.readouterr().out
+
+
+def test_inspect_shows_what_is_taught(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(monkeypatch, "inspect", "recipe.yaml", "--tokens") == 0
+    shown = capsys.readouterr()
+    assert "‹<|assistant|>›⟦" in shown.out
+    assert "prepared 40 of 40 rows" in shown.err
+    assert "\x1b" not in shown.out
+    assert main(monkeypatch, "inspect", "runs/recipe", "--json", "--first", "1") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert set(row) >= set("origin text ids labels supervised weights length truncated".split())
+    assert "/rows.jsonl:" in row["origin"]
+    for index, label in enumerate(row["labels"]):
+        assert label in (-100, row["ids"][index + 1] if index + 1 < row["length"] else -100)
+    assert row["text"].endswith(row["supervised"][-1])
+    assert main(monkeypatch, "inspect", "runs/recipe", "--html", "rows.html") == 0
+    assert "rows.html" in capsys.readouterr().out
+    assert Path("rows.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_inspect_is_in_colour_on_a_terminal_unless_forbidden(tmp_path: Path, recipe: Path, forbidden: bool) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "fulltune", "inspect", str(recipe), "--out", str(tmp_path / "run")]
+    env = {**os.environ, "TERM": "xterm-256color"}
+    env.pop("NO_COLOR", None)
+    env |= {"NO_COLOR": "1"} if forbidden else {}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=follower, stderr=subprocess.PIPE, env=env) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.wait() == 0
+    text = shown.decode()
+    assert ("\x1b[" in text, "⟦" in text) == (not forbidden, forbidden)
 
 
 def test_chat_keeps_the_conversation_and_ends(

@@ -1,4 +1,4 @@
-"""Full-parameter fine-tuning of language models: prepare, plan, train, evaluate, export.
+"""Full-parameter fine-tuning of language models: prepare, inspect, plan, train, evaluate, export.
 
 The stages are loaded when first used, so that importing the package costs nothing.
 """
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
-    from fulltune.stages import dry_run, evaluate, export, plan, prepare, train
+    from fulltune.stages import dry_run, evaluate, export, inspect, plan, prepare, train
 
-__all__ = ["__version__", "dry_run", "evaluate", "export", "plan", "prepare", "train"]
+__all__ = ["__version__", "dry_run", "evaluate", "export", "inspect", "plan", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

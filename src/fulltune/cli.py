@@ -32,6 +32,7 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<the recipe's stem>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in place of going on with one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
 
 _FREE = "free some space, then run the same command: it goes on from the last checkpoint"
@@ -92,6 +93,37 @@ def prepare(
 
     facts = stages.prepare(recipe, out=out, fresh=fresh, **_given(overrides))
     _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
+
+
+@app.command()
+def inspect(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "train",
+    row: Annotated[int | None, typer.Option(help="The row of this number, from 0.")] = None,
+    origin: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="The row that stood there.")] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="The longest row.")] = False,
+    random: Annotated[int | None, typer.Option(help="So many rows, spread over the split.")] = None,
+    first: Annotated[int | None, typer.Option(help="So many from the start; by default 3, on a page 100.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print every token with its label and weight.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look at in a browser.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the model will be taught: rows as training sees them, the taught tokens marked."""
+    from rich.console import Console
+
+    from fulltune import stages
+    from fulltune.inspection.terminal import put
+
+    chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
+    rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **_given(overrides))
+    if as_json:
+        typer.echo(json.dumps([item.as_values() for item in rows], indent=2, ensure_ascii=False))
+    elif html is not None:
+        typer.echo(f"{html} is written: {len(rows)} rows")
+    else:
+        put(Console(highlight=False), rows, tokens=tokens)
 
 
 @app.command()

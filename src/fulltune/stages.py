@@ -1,4 +1,4 @@
-"""The table of contents: prepare, plan, train, evaluate, export. Each reads what the one before left on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
 
 import os
 from collections.abc import Sequence
@@ -14,6 +14,9 @@ from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import identity
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
+from fulltune.inspection.page import require_place, write_page
+from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
+from fulltune.inspection.uncut import uncut_lengths
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import empty_model, load_config, load_tokenizer, section_of, stored_dtype, tokenizer_digest
 from fulltune.objectives import OBJECTIVES
@@ -27,6 +30,9 @@ from fulltune.training.journal import Sink
 Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]
 
+_IN_A_TERMINAL, _ON_A_PAGE = 3, 100
+"""Rows that are shown if none are named."""
+
 
 def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> DataFacts:
     """Raw rows -> tokens on disk and their card (`data.json`). Done already if nothing that matters has changed.
@@ -34,6 +40,48 @@ def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
     """
     return _prepare(open_run(recipe, overrides, out=out, fresh=fresh))
+
+
+def inspect(
+    recipe: Asked,
+    *,
+    split: str = "train",
+    row: int | None = None,
+    origin: str | None = None,
+    longest: bool = False,
+    random: int | None = None,
+    first: int | None = None,
+    html: Out = None,
+    out: Out = None,
+    **overrides: Any,
+) -> list[Inspected]:
+    """Rows of a prepared split as training sees them. Prepares the data first if need be.
+
+    One of `row` (a number from 0), `origin` (`file:line`), `longest`, `random` (so many, the same for the same
+    `train.seed`) or `first` (so many); by default the first three, on a page the first hundred. `html`: write a page
+    of them.
+
+    >>> fulltune.inspect("recipe.yaml", row=7)[0].supervised
+    """
+    wanted = Wanted(split=split, row=row, origin=origin, longest=longest, random=random, first=first)
+    run = open_run(recipe, overrides, out=out)
+    if html is not None:
+        require_place(Path(html))
+    facts = _prepare(run)
+    data = _opened(run, facts).stores
+    default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
+    numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
+    tokenizer = load_tokenizer(run.recipe.model)
+    reader = Reader(tokenizer)
+    rows = [reader.read(data[split], split, number) for number in numbers]
+    full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
+    if facts.truncated and full:  # which of them were cut the store does not say
+        rows = with_uncut(
+            rows, uncut_lengths(run.recipe.data, split, full, tokenizer, template(run.recipe.model, tokenizer))
+        )
+    if html is not None:
+        write_page(Path(html), rows, facts)
+    return rows
 
 
 def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> Plan:
