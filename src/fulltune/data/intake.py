@@ -1,14 +1,14 @@
 """One source of rows -> examples that may be taught: its format told from its rows, its order and answers checked."""
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
 from fulltune.data.example import Content, Example, Row, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.formats import FORMATS, READ, detect, detect_source
+from fulltune.data.reading.places import Place
 from fulltune.data.screen import Ids, check, content_id
 from fulltune.data.sources import read_rows
 from fulltune.recipe.schema import DataSection, Source
@@ -20,16 +20,18 @@ _LOOKED_AT = 200
 class Intake:
     """Iterates over the examples of one source; `format` is known once iteration has begun."""
 
-    def __init__(self, number: int, source: Source, data: DataSection, findings: Findings) -> None:
-        self._number, self._path = number, Path(source.path)
+    def __init__(
+        self, number: int, source: Source, places: Sequence[Place], data: DataSection, findings: Findings
+    ) -> None:
+        self._number, self._source, self._places = number, source, tuple(places)
         self._data, self._findings = data, findings
         self._detects = source.format == "auto"
         self.format = source.format
 
     def __iter__(self) -> Iterator[Example]:
-        ids, unread = Ids(), set[str]()
-        for line, row in self._rows():
-            where = f"{self._path}:{line}"
+        ids, unread = [Ids() for _ in self._places], set[str]()
+        for file, line, row in self._rows():
+            where = f"{self._places[file].path}:{line}"
             try:
                 content = self._content(row, where)
                 check(content)
@@ -38,15 +40,19 @@ class Intake:
                 self._findings.bad_row(where, fault)
                 continue
             unread |= row.keys() - READ.get(self.format, row.keys()) - {"id", self._data.group_by}
-            if problem := ids.problem(row, line):
+            if problem := ids[file].problem(row, line):
                 self._findings.note(problem[0], f"{where} ({problem[1]})")
-            yield Example(content_id(content), self._number, line, content, group)
+            yield Example(content_id(content), self._number, line, content, group, file)
         if unread:
-            self._findings.note("unused_column", f"{self._path} ({', '.join(sorted(unread))})")
+            self._findings.note("unused_column", f"{self._source.path} ({', '.join(sorted(unread))})")
 
-    def _rows(self) -> Iterator[tuple[int, Row]]:
-        """All rows, after the format was told from the first of them."""
-        rows = read_rows(self._path, self._findings)
+    def _rows(self) -> Iterator[tuple[int, int, Row]]:
+        """All rows, with the number of their file, after the format was told from the first of them."""
+        rows = (
+            (file, line, row)
+            for file, place in enumerate(self._places)
+            for line, row in read_rows(place, self._findings, self._source)
+        )
         if not self._detects:
             yield from rows
             return
@@ -54,7 +60,7 @@ class Intake:
         if not first:
             return
         try:
-            self.format = detect_source([row for _, row in first], str(self._path))
+            self.format = detect_source([row for _, _, row in first], self._source.path)
         except DataError as fault:
             self._findings.unreadable += fault.faults
             return

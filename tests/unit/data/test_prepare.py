@@ -28,7 +28,7 @@ def run(folder: Path, **data: Any) -> DataFacts:
 
 
 def opened(folder: Path, facts: DataFacts, split: str) -> Store:
-    return Store(folder / split, [source.path for source in facts.sources[split]])
+    return Store(folder / split, [source.files for source in facts.sources[split]])
 
 
 @pytest.fixture
