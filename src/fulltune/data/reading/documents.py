@@ -48,6 +48,7 @@ def array(opener: Opener, path: str, findings: Findings) -> Iterator[tuple[int, 
 
 def _elements(window: "_Window") -> Iterator[tuple[int, int, Any, str, Parser]]:
     """Number, line, value and text of each element; JSONDecodeError if the array is not whole."""
+    window.next()
     window.take()  # the bracket
     count = 0
     if window.next() != "]":
@@ -79,7 +80,6 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._whole = "", 0, False
         self.line = 1
-        self.next()
 
     def next(self) -> str:
         """The next character that is no white space; nothing at the end."""
