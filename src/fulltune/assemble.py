@@ -70,7 +70,7 @@ def template(section: ModelSection, tokenizer: Any) -> Template:
 def stores(folder: Path, facts: DataFacts) -> dict[str, Store]:
     """The prepared splits that hold anything."""
     return {
-        split: Store(folder / split, [source.path for source in facts.sources[split]])
+        split: Store(folder / split, [source.files for source in facts.sources[split]])
         for split in SPLITS
         if facts.splits[split].examples
     }

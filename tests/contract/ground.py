@@ -62,7 +62,7 @@ class Ground:
         with StoreWriter(folder / "store") as writer:
             for line, encoded in enumerate(examples(count, weights=weights), 1):
                 writer.append(encoded, source=0, line=line)
-        self.store = Store(folder / "store", ["rows.jsonl"])
+        self.store = Store(folder / "store", [("rows.jsonl",)])
         self.budget = Budget(micro, 10_000, layout)
         self.model = model
         self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits)

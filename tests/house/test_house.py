@@ -50,8 +50,8 @@ def test_sizes(path: Path) -> None:
             assert count <= ARGUMENTS, f"{function.name} takes {count} arguments"
 
 
-FOREIGN_CODE = ("template.py", "load.py")
-"""Modules that run what a user brings: chat templates, and the files and code of a model folder."""
+FOREIGN_CODE = ("template.py", "load.py", "hub.py", "opened.py")
+"""Modules that run what a user brings: templates, a model folder's files and code, data sets, file systems."""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

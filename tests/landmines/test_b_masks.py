@@ -134,7 +134,7 @@ def test_landmine_B12_an_end_token_that_is_also_the_padding_is_taught(tmp_path: 
     facts = fulltune.prepare(
         tiny.recipe(model, tiny.jsonl(tmp_path / "r.jsonl", tiny.rows(5)), data={"heldout": 0}), out=tmp_path / "run"
     )
-    store = Store(tmp_path / "run/data/train", [source.path for source in facts.sources["train"]])
+    store = Store(tmp_path / "run/data/train", [source.files for source in facts.sources["train"]])
     for index in range(len(store)):
         assert store[index].labels[store[index].labels != IGNORE][-1] == 2
 
@@ -149,7 +149,7 @@ def test_landmine_B13_padding_is_never_told_from_ids(tmp_path: Path) -> None:
     labels = np.array([IGNORE, 7, 0, 9, IGNORE], np.int32)
     with StoreWriter(tmp_path / "s") as writer:
         writer.append(Encoded(ids, labels, (labels != IGNORE).astype(np.float32)), source=0, line=1)
-    store = Store(tmp_path / "s", ["r"])
+    store = Store(tmp_path / "s", [("r",)])
     ground = Ground(tmp_path / "g", tiny.model("llama"), count=1)
     batch = collate(store, [0], ground.budget)
     assert batch.labels.flatten()[batch.taught].tolist() == [7, 0, 9]
@@ -211,7 +211,7 @@ def test_landmine_B17_by_default_only_the_assistant_is_taught(tmp_path: Path, ll
     turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
     path = tiny.jsonl(tmp_path / "rows.jsonl", [{"messages": turns}])
     facts = fulltune.prepare(tiny.recipe(llama, path, data={"heldout": 0}), out=tmp_path / "run")
-    store = Store(tmp_path / "run/data/train", [str(path)])
+    store = Store(tmp_path / "run/data/train", [(str(path),)])
     assert taught(store[0]) == ["sat<|end|>"]
     assert facts.splits["train"].supervised_tokens < facts.splits["train"].tokens / 2
 

@@ -1,8 +1,8 @@
 """Broken inputs: every problem line named in one run, or exactly the usable rows left (must show 7).
 
 `expected.json` beside the files says what is wrong with each. Faults stop a run; what it calls notes and warnings
-about rows that can be taught are noted. Classification and preference files, CSV and plain text belong to formats
-that are not read yet; they must be refused whole.
+about rows that can be taught are noted. Classification and preference files belong to formats that are not
+read yet; they must be refused whole.
 """
 
 import json
@@ -35,6 +35,7 @@ FAULTS = {
     "cut_off_copy.jsonl",
     "tool_call_trouble.jsonl",
     "answer_cut_away.jsonl",
+    "broken.csv",
 }
 """Some rows cannot be taught."""
 FINE = {
@@ -44,16 +45,14 @@ FINE = {
     "near_duplicates.jsonl",
     "special_tokens_in_text.jsonl",
     "duplicate_ids.jsonl",
+    "quoted_newlines.csv",
 }
 """All rows can be taught; what is odd about them is noted."""
-UNREADABLE = {"utf16.jsonl", "empty.jsonl", "blank_lines_only.jsonl"}
+UNREADABLE = {"utf16.jsonl", "empty.jsonl", "blank_lines_only.jsonl", "corpus_with_binary.txt"}
 OTHER_FORMATS = {
     "nulls.jsonl",
     "label_trouble.jsonl",
     "preference_trouble.jsonl",
-    "quoted_newlines.csv",
-    "broken.csv",
-    "corpus_with_binary.txt",
 }
 NOTED = {"short_answer", "control_char", "duplicate_key", "blank_line", "suspicious_text"}
 """Codes of expected.json that leave a row teachable."""

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> tuple[Path, R
 
 def heldout(run: tuple[Path, RunRecord]) -> Store:
     folder, record = run
-    return Store(folder / "data/heldout", [source.path for source in record.data.sources["heldout"]])
+    return Store(folder / "data/heldout", [source.files for source in record.data.sources["heldout"]])
 
 
 def test_the_recipe_is_the_one_that_is_shipped() -> None:

@@ -28,11 +28,14 @@ class Every:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """What became of one file of rows."""
+    """What became of one set of rows."""
 
     path: str
+    files: tuple[str, ...]
+    """What was read for it, in the order in which the store numbers them."""
     format: str
     sha256: str
+    """Of the file; of several, over all of them."""
     rows: int
     examples: int
 

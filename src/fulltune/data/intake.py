@@ -1,8 +1,7 @@
 """One source of rows -> examples that may be taught: its format told from its rows, its order and answers checked."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
@@ -12,6 +11,7 @@ from fulltune.data.example import Content, Example, Labelled, Preference, Row, R
 from fulltune.data.findings import Findings
 from fulltune.data.formats import FORMATS, READ
 from fulltune.data.labels import Labels
+from fulltune.data.reading.places import Place
 from fulltune.data.screen import Ids, check, content_id
 from fulltune.data.sources import read_rows
 from fulltune.recipe.schema import DataSection, Source
@@ -23,17 +23,19 @@ _LOOKED_AT = 200
 class Intake:
     """Iterates over the examples of one source; `format` is known once iteration has begun."""
 
-    def __init__(self, number: int, source: Source, data: DataSection, findings: Findings) -> None:
-        self._number, self._path = number, Path(source.path)
+    def __init__(
+        self, number: int, source: Source, places: Sequence[Place], data: DataSection, findings: Findings
+    ) -> None:
+        self._number, self._source, self._places = number, source, tuple(places)
         self._data, self._findings = data, findings
         self._detects = source.format == "auto"
         self._columns = Columns(source.columns, f"columns of {source.path}") if source.columns else None
         self.format = source.format
 
     def __iter__(self) -> Iterator[Example]:
-        ids, unread, other, labels = Ids(), set[str](), 0, Labels()
-        for line, row in self._rows():
-            where = f"{self._path}:{line}"
+        ids, unread, other, labels = [Ids() for _ in self._places], set[str](), 0, Labels()
+        for file, line, row in self._rows():
+            where = f"{self._places[file].path}:{line}"
             try:
                 content = self._content(self._named(row), where)
                 check(content)
@@ -43,7 +45,7 @@ class Intake:
                 continue
             read = READ.get(self.format, row.keys()) if self._columns is None else self._columns.read
             unread |= row.keys() - read - {"id", self._data.group_by}
-            if problem := ids.problem(row, line):
+            if problem := ids[file].problem(row, line):
                 self._findings.note(problem[0], f"{where} ({problem[1]})")
             if isinstance(content, Labelled):
                 for label in content.labels:
@@ -51,20 +53,24 @@ class Intake:
             if isinstance(content, Labelled | Preference):
                 other += 1
                 continue
-            yield Example(content_id(content), self._number, line, content, group)
+            yield Example(content_id(content), self._number, line, content, group, file)
         for where, slip in labels.faults():
             self._findings.bad_row(where, slip)
             other -= 1
         if other:
             what = f"{other} rows of {self.format!r} are fine, but this version only reads and checks such rows"
             mend = "name another format or other columns beside the path, or leave the file out"
-            self._findings.bad_file(str(self._path), "other_task", what, mend)
+            self._findings.bad_file(self._source.path, "other_task", what, mend)
         if unread:
-            self._findings.note("unused_column", f"{self._path} ({', '.join(sorted(unread))})")
+            self._findings.note("unused_column", f"{self._source.path} ({', '.join(sorted(unread))})")
 
-    def _rows(self) -> Iterator[tuple[int, Row]]:
-        """All rows, after the format was told from the first of them."""
-        rows = read_rows(self._path, self._findings)
+    def _rows(self) -> Iterator[tuple[int, int, Row]]:
+        """All rows, with the number of their file, after the format was told from the first of them."""
+        rows = (
+            (file, line, row)
+            for file, place in enumerate(self._places)
+            for line, row in read_rows(place, self._findings, self._source)
+        )
         if not self._detects:
             yield from rows
             return
@@ -72,7 +78,7 @@ class Intake:
         if not first:
             return
         try:
-            self.format = detect_source(list(self._readable(row for _, row in first)), str(self._path))
+            self.format = detect_source(list(self._readable(row for _, _, row in first)), self._source.path)
         except DataError as fault:
             self._findings.unreadable += fault.faults
             return

@@ -1,18 +1,19 @@
 """The data stage: sources -> rows -> examples -> screen -> render -> a store on disk and its card."""
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fulltune.base.errors import DataError
-from fulltune.base.files import fingerprint, sha256
+from fulltune.base.files import fingerprint
 from fulltune.base.records import DataFacts, SourceFacts, SplitFacts
 from fulltune.data.example import Example, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake
+from fulltune.data.reading.places import Place
 from fulltune.data.render import Renderer, TooLong
 from fulltune.data.screen import is_held_out, loose_id
+from fulltune.data.sources import digest, places
 from fulltune.data.store import StoreWriter
 from fulltune.data.template import Template, Tokenizer
 from fulltune.recipe.schema import DataSection, Source
@@ -20,7 +21,7 @@ from fulltune.recipe.schema import DataSection, Source
 SPLITS = ("train", "heldout", "test", "retention")
 _APART = {"train": ("heldout",), "heldout": ("train",), "test": ("train", "heldout"), "retention": ()}
 """Splits that must not share content: what is measured on, with what is taught; the test split with both."""
-_VERSION = 2
+_VERSION = 3
 """Raised when the same rows would give another store."""
 _TOGETHER = 512
 """Examples tokenised in one call."""
@@ -29,10 +30,12 @@ _TOGETHER = 512
 def identity(data: DataSection, tokenizer: str, template: Template) -> str:
     """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
     options = data.model_dump(mode="json", exclude={"train": {"__all__": {"share"}}})
-    paths = sorted({source.path for split in SPLITS for source in sources(data, split)})
-    # What cannot be read is told when its turn to be read comes.
-    digests = {path: sha256(Path(path)) if os.access(path, os.R_OK) and Path(path).is_file() else "" for path in paths}
-    return fingerprint([_VERSION, options, digests, tokenizer, template.digest])
+    found: dict[str, list[tuple[str, str]]] = {}
+    for source in (source for split in SPLITS for source in sources(data, split)):
+        asked = source.model_dump_json(include={"path", "split", "name", "revision"})
+        if asked not in found:  # what cannot be found is told when its turn to be read comes
+            found[asked] = [(place.path, digest(place, source)) for place in places(source, Findings())]
+    return fingerprint([_VERSION, options, found, tokenizer, template.digest])
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:
@@ -119,40 +122,51 @@ class _Preparation:
     def _split(self, split: str, writers: Mapping[str, StoreWriter]) -> tuple[SourceFacts, ...]:
         seen: dict[str, str] = {}
         facts = []
-        paths: set[str] = set()
+        listed: set[tuple[Place, str | None, str | None]] = set()
         for number, source in enumerate(sources(self._data, split)):
-            if source.path in paths:
-                mend = "name it once; data.train.*.share says how often a source is seen"
-                self.findings.bad_file(source.path, "listed_twice", f"data.{split} names this file twice", mend)
-                continue
-            paths.add(source.path)
-            facts.append(self._source(split, number, source, writers, seen))
+            fresh = []
+            for place in places(source, self.findings):
+                if (key := (place, source.name, source.split)) in listed:
+                    mend = "name it once; data.train.*.share says how often a source is seen"
+                    self.findings.bad_file(place.path, "listed_twice", f"data.{split} names this file twice", mend)
+                else:
+                    fresh.append(place)
+                listed.add(key)
+            facts.append(self._source(split, number, source, fresh, (writers, seen)))
         return tuple(facts)
 
     def _source(
-        self, split: str, number: int, source: Source, writers: Mapping[str, StoreWriter], seen: dict[str, str]
+        self,
+        split: str,
+        number: int,
+        source: Source,
+        fresh: Sequence[Place],
+        into: tuple[Mapping[str, StoreWriter], dict[str, str]],
     ) -> SourceFacts:
         rows, kept, unread = self.rows, self.kept, len(self.findings.unreadable)
         fatal = self.findings.fatal(self._data.on_bad_row)
-        intake = Intake(number, source, self._data, self.findings)
-        for together in batched(self._unrepeated(source.path, intake, seen), _TOGETHER):
-            self._render(split, together, source.path, writers)
+        writers, seen = into
+        intake = Intake(number, source, fresh, self._data, self.findings)
+        files = tuple(place.path for place in fresh)
+        for together in batched(self._unrepeated(files, intake, seen), _TOGETHER):
+            self._render(split, together, files, writers)
         made = SourceFacts(
             path=source.path,
+            files=files,
             format=intake.format,
-            sha256=sha256(Path(source.path)) if len(self.findings.unreadable) == unread else "",
+            sha256=_digest(source, fresh) if len(self.findings.unreadable) == unread else "",
             rows=self.rows - rows,
             examples=self.kept - kept,
         )
-        if made.examples == 0 and self.findings.fatal(self._data.on_bad_row) == fatal:
+        if fresh and made.examples == 0 and self.findings.fatal(self._data.on_bad_row) == fatal:
             what = f"none of its {made.rows} rows is left for data.{split}; left out: {dict(self.findings.dropped)}"
             self.findings.bad_file(source.path, "nothing_left", what, "mend the rows, or leave the file out")
         return made
 
-    def _unrepeated(self, path: str, examples: Iterable[Example], seen: dict[str, str]) -> Iterator[Example]:
+    def _unrepeated(self, files: Sequence[str], examples: Iterable[Example], seen: dict[str, str]) -> Iterator[Example]:
         """Those that are not repeated as the recipe forbids."""
         for example in examples:
-            where = f"{path}:{example.line}"
+            where = f"{files[example.file]}:{example.line}"
             earlier = seen.get(example.id)
             seen.setdefault(example.id, where)
             if earlier is not None and self._data.duplicates == "error":
@@ -165,10 +179,12 @@ class _Preparation:
                     self.findings.note("duplicate", f"{where} (as {earlier})")
                 yield example
 
-    def _render(self, split: str, together: Sequence[Example], path: str, writers: Mapping[str, StoreWriter]) -> None:
+    def _render(
+        self, split: str, together: Sequence[Example], files: Sequence[str], writers: Mapping[str, StoreWriter]
+    ) -> None:
         """Tokenise, and write to the side that the content's hash decides."""
         for example, outcome in zip(together, self._renderer.render(together), strict=True):
-            where = f"{path}:{example.line}"
+            where = f"{files[example.file]}:{example.line}"
             if isinstance(outcome, TooLong):
                 self.findings.left_out("too_long")
                 continue
@@ -182,7 +198,7 @@ class _Preparation:
             if spelled := self._renderer.spelled(example):
                 self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
             self._held[side].setdefault(key, where)
-            writers[side].append(verdict, source=example.source, line=example.line)
+            writers[side].append(verdict, source=example.source, line=example.line, file=example.file)
 
     def _side(self, split: str, key: str) -> str:
         share = self._data.heldout if split == "train" and isinstance(self._data.heldout, float) else 0.0
@@ -197,6 +213,12 @@ class _Preparation:
                 )
                 return RowFault("leak", what, f"remove it from the {side} or the {other} data, or group both rows")
         return None
+
+
+def _digest(source: Source, read: Sequence[Place]) -> str:
+    """sha256 of a file; of several, one over all of them."""
+    digests = [digest(place, source) for place in read]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
 
 
 def batched(items: Iterable[Example], size: int) -> Iterator[list[Example]]:

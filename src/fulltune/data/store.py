@@ -18,6 +18,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "weights": np.dtype("<f4"),
     "lengths": np.dtype("<i4"),
     "sources": np.dtype("<i4"),
+    "files": np.dtype("<i4"),
     "lines": np.dtype("<i8"),
 }
 _PER_TOKEN = ("ids", "labels", "weights")
@@ -41,14 +42,15 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
 
-    def append(self, encoded: Encoded, *, source: int, line: int) -> None:
-        """Sources come one after the other; `line` is where the example stood in its file."""
+    def append(self, encoded: Encoded, *, source: int, line: int, file: int = 0) -> None:
+        """Sources come one after the other; `line` is where the example stood in its file, one of the source's."""
         columns: dict[str, Any] = {
             "ids": encoded.ids,
             "labels": encoded.labels,
             "weights": encoded.weights,
             "lengths": [len(encoded.ids)],
             "sources": [source],
+            "files": [file],
             "lines": [line],
         }
         for name, values in columns.items():
@@ -74,9 +76,9 @@ class StoreWriter:
 class Store:
     """One prepared split, mapped from disk. `store[i]` is example i."""
 
-    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
-        """`paths`: the source files, in the order in which the writer numbered them."""
-        self._paths = tuple(paths)
+    def __init__(self, folder: Path, files: Sequence[tuple[str, ...]]) -> None:
+        """`files`: those of each source, in the order in which the writer numbered them."""
+        self._files = tuple(files)
         self._columns = {name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _DTYPES.items()}
         self.lengths: NDArray[np.int32] = self._columns["lengths"]
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
@@ -99,7 +101,8 @@ class Store:
 
     def origin(self, index: int) -> str:
         """`file:line` of an example."""
-        return f"{self._paths[self._columns['sources'][index]]}:{self._columns['lines'][index]}"
+        source, file, line = (int(self._columns[name][index]) for name in ("sources", "files", "lines"))
+        return f"{self._files[source][file]}:{line}"
 
     def prompt_and_answer(self, index: int) -> tuple[list[int], list[int]]:
         """Tokens up to the last taught stretch of an example, and that stretch."""

@@ -10,7 +10,7 @@ from fulltune.data.example import RowFault
 DEEPEST = 64
 """Objects and lists inside each other. A tool's schema needs about ten."""
 _ESCAPED = re.compile(r"\\u(00[01]|d[89a-f])", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -60,7 +60,7 @@ class Parser:
 
 def has_control(value: Any, text: str) -> bool:
     """Whether a text of the value holds a control character; `text`: the JSON, where they must stand escaped."""
-    return _ESCAPED.search(text) is not None and any(_CONTROL.search(inner) for inner in strings(value))
+    return _ESCAPED.search(text) is not None and any(CONTROL.search(inner) for inner in strings(value))
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -58,6 +58,22 @@ def warmup(value: Any) -> Any:
 Warmup = Annotated[int | float, BeforeValidator(warmup)]
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".parquet", ".arrow", ".gz", ".zst", ".zip")
+"""Endings that no data set of the hub has, and that files often have."""
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is an address such as `s3://bucket/rows.jsonl`."""
+    return _ADDRESS.fullmatch(path) is not None
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path is written like a data set of the hub, `org/name`; a file of that name goes first."""
+    return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith(_FILES)
+
+
 def can_be_held(path: str) -> bool:
     """Whether a disk can hold a file of this name."""
     try:
@@ -85,4 +101,12 @@ def _listed(value: Any) -> Any:
     return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
 
 
+def _names(value: Any) -> Any:
+    """A list of names as a tuple, none of which stands there twice."""
+    if isinstance(value, list | tuple) and len(set(map(str, value))) < len(value):
+        raise ValueError("a name stands there twice")
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Listed = BeforeValidator(_listed)

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.recipe.foreign import FOREIGN
-from fulltune.recipe.kinds import can_be_held
+from fulltune.recipe.kinds import can_be_held, is_address, is_hub_id
 from fulltune.recipe.schema import BRANCHES, EITHER_OR, Recipe, Source
 from fulltune.recipe.tree import Tree, override, parse
 
@@ -104,7 +104,7 @@ def _rooted_at(key: str, value: Any) -> Any:
     if inner.isdecimal():  # a whole source, such as data.train.0
         return _rooted_at(f"{section}.{first}", [value])[0]
     if inner:  # such as data.train.0.path
-        return _rooted(value, Path.cwd()) if section == "data" and inner.endswith("path") else value
+        return _source_rooted(value, Path.cwd()) if section == "data" and inner.endswith("path") else value
     values: dict[str, Any] = {section: {first: value}}
     _root_paths(values, Path.cwd())
     return values[section][first]
@@ -133,12 +133,13 @@ def _root_paths(values: dict[str, Any], folder: Path) -> None:
         for name in ("train", "heldout", "test", "retention"):
             entries = data.get(name)
             if isinstance(entries, list):
-                data[name] = [_rooted(entry, folder) for entry in entries]
+                data[name] = [_source_rooted(entry, folder) for entry in entries]
                 entries = data[name]
-            _root(data, name, folder)
+            elif name in data:
+                data[name] = _source_rooted(entries, folder)
             for entry in entries if isinstance(entries, list) else [entries]:
-                if isinstance(entry, dict):
-                    _root(entry, "path", folder)
+                if isinstance(entry, dict) and "path" in entry:
+                    entry["path"] = _source_rooted(entry["path"], folder)
 
 
 def _is_local(path: Any, folder: Path) -> bool:
@@ -146,6 +147,14 @@ def _is_local(path: Any, folder: Path) -> bool:
     if not isinstance(path, str) or not can_be_held(path):
         return False
     return path.startswith((".", "/", "~")) or (folder / path).is_dir()
+
+
+def _source_rooted(path: Any, folder: Path) -> Any:
+    """A source's path, made absolute unless it is an address or a hub id."""
+    if not isinstance(path, str) or is_address(path):
+        return path
+    there = can_be_held(path) and (folder / path).exists()
+    return path if is_hub_id(path) and not there else _rooted(path, folder)
 
 
 def _root(values: dict[str, Any], key: str, folder: Path) -> None:

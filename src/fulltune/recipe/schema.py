@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fulltune.base.records import Every
-from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Listed, Warmup, is_number
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Listed, Names, Warmup, is_number
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -51,7 +51,7 @@ class Source(Section):
     """One set of rows."""
 
     path: FilePath
-    """A JSONL file. A relative path counts from the recipe's folder."""
+    """JSONL, JSON, CSV, TSV, Parquet, Arrow or text (also gzip, zstd); a folder, a pattern, an address, a hub id."""
     format: str = "auto"
     """How rows are read, an entry of FORMATS or package.module:name; `auto`: by their keys.
 
@@ -64,6 +64,18 @@ class Source(Section):
     """
     share: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
     """How often this source is seen beside the others (0.7 and 0.3, or 7 and 3); by default by its size."""
+    document: Literal["file", "paragraph", "line"] = "file"
+    """What is one document of a plain text (.txt, .md): the whole file, each paragraph or each line."""
+    header: Annotated[Names, Field(min_length=1)] | None = None
+    """Column names of CSV or TSV files whose first line is a row already."""
+    quoted: bool | None = None
+    """Whether cells may stand in double quotes; by default they may in CSV and not in TSV."""
+    split: str | None = None
+    """Split of a hub data set or of a folder of `save_to_disk`, or a part of it, such as `train[:10%]`."""
+    name: str | None = None
+    """Configuration of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; a commit pins it for good."""
 
 
 def _unmixed(sources: tuple[Source, ...]) -> tuple[Source, ...]:

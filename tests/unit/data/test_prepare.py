@@ -28,7 +28,7 @@ def run(folder: Path, **data: Any) -> DataFacts:
 
 
 def opened(folder: Path, facts: DataFacts, split: str) -> Store:
-    return Store(folder / split, [source.path for source in facts.sources[split]])
+    return Store(folder / split, [source.files for source in facts.sources[split]])
 
 
 @pytest.fixture
@@ -289,3 +289,46 @@ def test_columns_that_nobody_reads_are_noted(tmp_path: Path) -> None:
     made = [{**row, "id": n, "answer": "x", "g": n} for n, row in enumerate(tiny.rows(30))]
     facts = run(tmp_path / "s", train=str(tiny.jsonl(tmp_path / "t.jsonl", made)), group_by="g", heldout=0.5)
     assert facts.notes["unused_column"] == f"1 x: {tmp_path / 't.jsonl'} (answer)"
+
+
+def test_origins_name_the_file_of_a_source_of_several(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for n in range(3):
+        tiny.jsonl(folder / f"{n}.jsonl", tiny.rows(30)[n * 10 : n * 10 + 10])
+    facts = run(tmp_path / "s", train=str(folder), heldout=0)
+    files = tuple(str(folder / f"{n}.jsonl") for n in range(3))
+    assert facts.sources["train"][0].files == files
+    store = opened(tmp_path / "s", facts, "train")
+    assert [store.origin(n) for n in range(30)] == [f"{files[n // 10]}:{n % 10 + 1}" for n in range(30)]
+
+
+def test_a_store_is_named_by_all_files_their_bytes_and_the_way_they_are_read(tmp_path: Path) -> None:
+    def name(**source: Any) -> str:
+        asked, template = section(train={"path": str(tmp_path / "*.txt"), **source}), Template(TOKENS, None, "t")
+        return identity(asked, "tokens", template)
+
+    (tmp_path / "a.txt").write_text("one")
+    names = [name(), name(document="line")]
+    (tmp_path / "b.txt").write_text("two")
+    names.append(name())
+    (tmp_path / "b.txt").write_text("three")
+    names.append(name())
+    (tmp_path / "b.txt").rename(tmp_path / "c.txt")
+    names.append(name())
+    assert len(set(names)) == len(names)
+    assert name() == names[-1]
+
+
+def test_a_file_that_two_patterns_match_is_named(tmp_path: Path, rows: Path) -> None:
+    with pytest.raises(DataError, match="twice") as caught:
+        run(tmp_path / "s", train=[str(rows), str(rows.parent / "*.jsonl")])
+    assert [fault.where for fault in caught.value.faults] == [str(rows)]
+
+
+def test_a_leak_and_a_repeat_name_the_file_of_a_pattern(tmp_path: Path) -> None:
+    for n in range(2):
+        tiny.jsonl(tmp_path / f"{n}.jsonl", tiny.rows(5))
+    with pytest.raises(DataError, match="the same content as") as caught:
+        run(tmp_path / "s", train=str(tmp_path / "*.jsonl"), heldout=0)
+    assert [fault.where for fault in caught.value.faults] == [f"{tmp_path / '1.jsonl'}:{n}" for n in range(1, 6)]

@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             writer.append(example(ids, min(n % 5 + 1, len(ids) - 1)), source=n // 15, line=n + 1)
         assert writer.facts.examples == 20
         assert writer.facts.by_source == (15, 5)
-    return Store(folder, ["a.jsonl", "b.jsonl"])
+    return Store(folder, [("a.jsonl",), ("b.jsonl",)])
 
 
 def test_what_was_written_is_read(store: Store) -> None:
@@ -68,10 +68,10 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
         writer.append(example([1, 2, 3], 1), source=0, line=1)
     (tmp_path / "s/labels.bin").write_bytes(b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="1 of 3 tokens"):
-        Store(tmp_path / "s", ["a"])
+        Store(tmp_path / "s", [("a",)])
     (tmp_path / "s/labels.bin").unlink()
     with pytest.raises(CheckpointError, match="missing"):
-        Store(tmp_path / "s", ["a"])
+        Store(tmp_path / "s", [("a",)])
 
 
 def test_the_last_answer_is_cut_off_its_prompt(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_last_answer_is_cut_off_its_prompt(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "s") as writer:
         encoded = Encoded(np.array(ids, np.int32), np.array(labels, np.int32), np.ones(7, np.float32))
         writer.append(encoded, source=0, line=1)
-    assert Store(tmp_path / "s", ["a"]).prompt_and_answer(0) == ([1, 2, 3, 4, 5, 6], [7])
+    assert Store(tmp_path / "s", [("a",)]).prompt_and_answer(0) == ([1, 2, 3, 4, 5, 6], [7])
 
 
 @pytest.mark.parametrize("budget", [PADDED, PACKED])

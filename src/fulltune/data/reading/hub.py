@@ -1,0 +1,100 @@
+"""Data sets of the Hugging Face hub, and folders that `save_to_disk` wrote -> rows."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from fulltune.base.errors import DataError
+from fulltune.base.files import fingerprint
+from fulltune.data.example import Row, RowFault
+from fulltune.data.findings import Findings
+from fulltune.data.reading.places import Place
+from fulltune.data.reading.tables import own_row
+from fulltune.recipe.schema import Source
+
+_MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
+"""Columns that are not decoded: no text is in them."""
+
+
+def rows(place: Place, source: Source, findings: Findings) -> Iterator[tuple[int, Row]]:
+    """Every row of the asked split with its number in it."""
+    try:
+        number = 0
+        for number, row in enumerate(_iterated(place, source, findings), 1):
+            try:
+                yield number, own_row(row, f"{place.path}:{number}", findings)
+            except RowFault as fault:
+                findings.bad_row(f"{place.path}:{number}", fault)
+    except DataError as fault:
+        findings.unreadable += fault.faults
+        return
+    if number == 0:
+        findings.bad_file(place.path, "empty_file", "the data set is empty (0 rows)", "check `split` beside the path")
+
+
+def _iterated(place: Place, source: Source, findings: Findings) -> Iterator[dict[str, Any]]:
+    """The rows as the library gives them; whatever stops it while reading its own files is one DataError."""
+    found = loaded(place, source)
+    media = [name for name, feature in found.features.items() if isinstance(feature, _MEDIA)]
+    if media:
+        findings.note("unused_column", f"{place.path} ({', '.join(media)})")
+    try:
+        yield from found.remove_columns(media)
+    except Exception as fault:
+        raise _cannot(place, fault) from fault
+
+
+def digest(place: Place, source: Source) -> str:
+    """Over every byte of the files behind the asked split."""
+    found = loaded(place, source)
+    files = [Path(file["filename"]) for file in found.cache_files]
+    return fingerprint([found.num_rows, [_sha256(file) for file in files]])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def loaded(place: Place, source: Source) -> Any:
+    """The asked split; DataError if there is none or it cannot be had."""
+    try:
+        if place.kind == "saved":
+            return _sliced(datasets.load_from_disk(place.path), place, source.split)
+        found = datasets.load_dataset(place.path, source.name, split=source.split, revision=source.revision)
+    except DataError:
+        raise
+    except Exception as fault:
+        raise _cannot(place, fault) from fault
+    return found if source.split else _sliced(found, place, None)
+
+
+def _sliced(found: Any, place: Place, split: str | None) -> Any:
+    """One split of what was loaded, or the asked slice of it, such as `train[:10]`."""
+    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+    if split is None:
+        if len(splits) > 1:
+            mend = "say `split:` beside the path"
+            raise DataError(f"this data set has the splits {', '.join(splits)}", where=place.path, mend=mend)
+        return next(iter(splits.values()))
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError, KeyError) as fault:
+        mend = f"it has {', '.join(splits)}; a part is written {next(iter(splits))}[:10] or {next(iter(splits))}[:10%]"
+        raise DataError(f"there is no split {split!r}: {fault}", where=place.path, mend=mend) from fault
+    chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def _cannot(place: Place, fault: Exception) -> DataError:
+    told = " ".join(str(fault).split())[:300]
+    if place.kind == "saved":
+        what = f"this data set folder cannot be loaded: {type(fault).__name__}: {told}"
+        return DataError(what, where=place.path, mend="save it again with save_to_disk, or copy it again")
+    what = f"no such file here, and it cannot be loaded from the hub: {type(fault).__name__}: {told}"
+    mend = "check the path or the id (org/name, `name`, `split`, `revision`); without a network it must be cached"
+    return DataError(what, where=place.path, mend=mend)
