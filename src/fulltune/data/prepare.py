@@ -20,7 +20,7 @@ from fulltune.recipe.schema import DataSection, Source
 SPLITS = ("train", "heldout", "test", "retention")
 _APART = {"train": ("heldout",), "heldout": ("train",), "test": ("train", "heldout"), "retention": ()}
 """Splits that must not share content: what is measured on, with what is taught; the test split with both."""
-_VERSION = 2
+_VERSION = 3
 """Raised when the same rows would give another store."""
 _TOGETHER = 512
 """Examples tokenised in one call."""
@@ -181,6 +181,8 @@ class _Preparation:
             self.kept += 1
             if spelled := self._renderer.spelled(example):
                 self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
+            for code in sorted(verdict.notes):
+                self.findings.note(code, where)
             self._held[side].setdefault(key, where)
             writers[side].append(verdict, source=example.source, line=example.line)
 

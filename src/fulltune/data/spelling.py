@@ -6,7 +6,7 @@ token in the rendered text is the template's own; then the text between those is
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,13 @@ class Tokens:
 class Speller:
     """Encodes rendered conversations with one tokenizer, which must be a fast one (it reports offsets)."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, also: Collection[int] = ()) -> None:
+        """Added tokens in `also` are control tokens too, whether or not the tokenizer calls them special."""
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
-        self.special_ids = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-        self._special = {str(token.content): number for number, token in added.items() if token.special}
+        control = {number for number, token in added.items() if token.special or number in also}
+        self.special_ids = control | set(tokenizer.all_special_ids)
+        self._special = {str(added[number].content): number for number in control}
         longest_first = sorted(self._special, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._names = {chr(_STAND_INS + n): text for n, text in enumerate(sorted(self._special))}
@@ -45,6 +47,12 @@ class Speller:
         if self._pattern is None:
             return set()
         return {found for text in strings(value) for found in self._pattern.findall(text)}
+
+    def controls(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """The control tokens in a rendered text: where each begins and ends, and its id."""
+        if self._pattern is not None:
+            for found in self._pattern.finditer(text):
+                yield found.start(), found.end(), self._special[found[0]]
 
     def hide(self, value: Any) -> Any:
         """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""
@@ -99,6 +107,10 @@ class Speller:
                     return_offsets_mapping=True,
                     verbose=False,
                 )
+                spelled = {self._special[name] for name in self.spelled(shown)}
+                if not spelled.isdisjoint(made["input_ids"]):
+                    what = "the text spells control tokens, which this tokenizer parses wherever they stand"
+                    raise RowFault("special_token_text", what, "remove them from the text")
                 ids += made["input_ids"]
                 offsets += [(at + start, at + end) for start, end in made["offset_mapping"]]
                 at += len(shown)
