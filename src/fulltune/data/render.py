@@ -142,9 +142,19 @@ class Renderer:
             what = f"{self._template.name} rewrites a turn with a weight once others follow, so the weight has no place"
             raise RowFault("template_unstable", what, "leave the weight out, or say data.supervise=last_turn")
         self._complete.require(turns, tools, found.text)
+        self._require_letters(content, found.text)
         self._begins.require_one(found.text)
         spans = [self._span(content.messages[index].weight, index, found) for index in found.spans]
         return _Laid(found.text, tuple(spans), found.notes | self._begins.notes(found.text))
+
+    def _require_letters(self, chat: Chat, text: str) -> None:
+        """RowFault if the template reads control tokens that the row spells, as `</think>` in an answer."""
+        shown = self._speller.show(text)
+        if shown != text:
+            said = self._template.render([message.turn() for message in chat.messages], chat.tools, prompt=False)
+            if not shown.startswith(said):
+                what = "the text spells control tokens, and the chat template acts on them"
+                raise RowFault("special_token_text", what, "give thoughts as reasoning_content, or remove them")
 
     def _taught(self, chat: Chat) -> list[int]:
         """Which turns carry loss."""

@@ -87,6 +87,10 @@ class Spans:
                 marker = self._marker(turns[index], text[end:], last)
                 text, end = text[:end] + marker + text[end + len(marker) :], end + len(marker)
             spans[index] = start, end
+        whole = HISTORY not in notes and all(i in spans for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        for mark in marks or () if whole else ():
+            if self._letters(text[slice(*mark)]) and not any(a < mark[1] and b > mark[0] for a, b in spans.values()):
+                raise self._disagreement("what is no answer", [mark], "nothing there")
         return Found(text, spans, frozenset(notes))
 
     def _own(self, added: str) -> str:
@@ -150,12 +154,16 @@ class Spans:
             same &= opens <= reached
             reached = max(reached, closes)
         if not same or reached < end or self._letters(text[end:reached]):
-            raise RowFault(
-                "masks_disagree",
-                f"two ways to find what is taught of turn {index + 1} disagree: the generation tags of "
-                f"{self._template.name} mark {_told(touching)}, incremental rendering finds [{start}, {end})",
-                "let the tags enclose what the assistant writes, its stop token included, or remove them",
-            )
+            raise self._disagreement(f"turn {index + 1}", touching, f"[{start}, {end})")
+
+    def _disagreement(self, place: str, marks: Sequence[tuple[int, int]], found: str) -> RowFault:
+        told = " and ".join(f"[{start}, {end})" for start, end in marks) or "nothing"
+        return RowFault(
+            "masks_disagree",
+            f"two ways to find what is taught disagree at {place}: the generation tags of {self._template.name} mark "
+            f"{told} of the text, incremental rendering finds {found}",
+            "let the tags enclose what the assistant writes, its stop token included, or remove them",
+        )
 
     def _letters(self, text: str) -> str:
         """The text without control tokens and white space around them."""
@@ -220,7 +228,3 @@ def _shared(one: str, other: str) -> int:
     """How many characters two texts begin with in common."""
     length = min(len(one), len(other))
     return next((at for at in range(length) if one[at] != other[at]), length)
-
-
-def _told(marks: Sequence[tuple[int, int]]) -> str:
-    return " and ".join(f"[{start}, {end})" for start, end in marks) or "nothing"
