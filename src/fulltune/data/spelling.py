@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.data.example import RowFault
+from fulltune.data.sandbox import CLOSES, OPENS
 from fulltune.data.strict import strings
 from fulltune.data.template import Tokenizer
 
@@ -40,7 +41,7 @@ class Speller:
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._names = {chr(_STAND_INS + n): text for n, text in enumerate(sorted(self._special))}
         self._stand_ins = {text: char for char, text in self._names.items()}
-        self._taken = re.compile(f"[{''.join(self._names)}]") if self._names else None
+        self._taken = re.compile(f"[{''.join(self._names)}{OPENS}{CLOSES}]")
 
     def spelled(self, value: Any) -> set[str]:
         """The control tokens whose spelling occurs in the texts of a row."""
@@ -57,8 +58,8 @@ class Speller:
     def hide(self, value: Any) -> Any:
         """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""
         if isinstance(value, str):
-            if self._taken is not None and (found := self._taken.search(value)):
-                what = f"the text holds U+{ord(found[0]):X}, a private character that stands for a control token here"
+            if found := self._taken.search(value):
+                what = f"the text holds U+{ord(found[0]):X}, a private character that has a meaning of its own here"
                 raise RowFault("private_character", what, "remove it from the text")
             return value if self._pattern is None else self._pattern.sub(lambda found: self._stand_ins[found[0]], value)
         if isinstance(value, Mapping):

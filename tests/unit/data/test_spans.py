@@ -57,29 +57,31 @@ def test_tags_and_incremental_rendering_agree() -> None:
     assert np.array_equal(tagged.labels, plain.labels)
 
 
+IF, OPEN, SAID, CLOSE, ELSE = (
+    "{% if m['role'] == 'assistant' %}",
+    "{% generation %}",
+    "{{ m['content'] + '<|end|>' }}",
+    "{% endgeneration %}",
+    "{% else %}",
+)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("m['content'] + '<|end|>' }}{% endgeneration %}", "m['content'] }}{% endgeneration %}{{ '<|end|>' }}"),
-        ("{% generation %}{{ m['content']", "{{ m['content'][:1] }}{% generation %}{{ m['content'][1:]"),
-        ("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and loop.last %}"),
-        (
-            "{% generation %}",
-            "{% generation %}{% endgeneration %}{% generation %}{{ '' }}{% endgeneration %}{% if 1 %}",
-        ),
-        ("{% endgeneration %}{% else %}", "{% endgeneration %}{% generation %} dog{% endgeneration %}{% else %}"),
+        (OPEN + SAID + CLOSE, OPEN + "{{ m['content'] }}" + CLOSE + "{{ '<|end|>' }}"),
+        (OPEN + SAID, "{{ m['content'][:1] }}" + OPEN + "{{ m['content'][1:] + '<|end|>' }}"),
+        (IF, "{% if m['role'] == 'assistant' and loop.last %}"),
+        (OPEN + SAID + CLOSE, SAID + OPEN + CLOSE),
+        (ELSE + SAID, ELSE + OPEN + SAID + CLOSE),
+        ("{{ '<|' + m['role'] + '|>' }}" + IF + OPEN, IF + OPEN + "{{ '<|assistant|>' }}"),
     ],
-    ids=["stop", "start", "turn", "nothing", "more"],
+    ids=["stop", "start", "turn", "nothing", "question", "header"],
 )
 def test_a_disagreement_names_both(old: str, new: str) -> None:
+    assert old in TAGGED
     template = TAGGED.replace(old, new)
-    assert template != TAGGED
-    if "{% if 1 %}" in new:
-        template = template.replace("'<|end|>' }}{% endgeneration %}{% else %}", "'<|end|>' }}{% endif %}{% else %}")
     turns = (QUESTION, ANSWER, QUESTION, Message("assistant", "no"))
-    if "dog" in new:
-        refused("template_no_end", *turns, template=template)
-        return
     fault = refused("masks_disagree", *turns, template=template)
     assert "generation tags" in fault.what
     assert "incremental rendering" in fault.what
