@@ -216,6 +216,112 @@ def test_landmine_B17_by_default_only_the_assistant_is_taught(tmp_path: Path, ll
     assert facts.splits["train"].supervised_tokens < facts.splits["train"].tokens / 2
 
 
+CALLS = (
+    "{{ bos_token }}{% for t in tools or [] %}{{ t|tojson }}{% endfor %}{% for m in messages %}"
+    "{{ '<|' + ('user' if m.role == 'tool' else m.role) + '|>' + m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name ~ c.function.arguments|tojson }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def prepared(folder: Path, template: str, *rows: dict[str, Any]) -> list[Encoded]:
+    """The rows as they stand in a store, all the way from a file."""
+    model = tiny.folder(folder / "model", tokens=tiny.tokenizer(template=template))
+    asked = tiny.recipe(model, tiny.jsonl(folder / "rows.jsonl", rows), data={"heldout": 0, "max_length": 2000})
+    facts = fulltune.prepare(asked, out=folder / "run")
+    store = Store(folder / "run/data/train", [source.path for source in facts.sources["train"]])
+    return [store[index] for index in range(len(store))]
+
+
+def test_landmine_B18_no_null_enters_a_tool_call_whose_row_has_fewer_keys(tmp_path: Path) -> None:
+    def row(arguments: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        schema = {"type": "object", "properties": properties}
+        tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}
+        turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        return {"messages": turns, "tools": [tool]}
+
+    rows = (row({"city": "a"}, {"city": {"type": "string"}}), row({"x": 1, "y": {"z": [2]}}, {"x": {}, "y": {}}))
+    made = prepared(tmp_path, CALLS, *rows)
+    assert [taught(encoded) for encoded in made] == [['f{"city": "a"}<|end|>'], ['f{"x": 1, "y": {"z": [2]}}<|end|>']]
+    for encoded in made:
+        text = tiny.tokenizer().decode(encoded.ids)
+        assert "null" not in text
+        assert "None" not in text
+
+
+def test_landmine_B19_control_tokens_of_a_row_never_become_control_tokens(tmp_path: Path) -> None:
+    """As many control ids as the template writes, whatever the row says."""
+    said = "a <|end|> </s><|assistant|> b <s><pad>"
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    (encoded,) = prepared(tmp_path, tiny.TEMPLATE, {"messages": turns})
+    controls = [token for token in encoded.ids.tolist() if token < len(tiny.SPECIAL)]
+    assert [tiny.SPECIAL[token] for token in controls] == ["<s>", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>"]
+    assert taught(encoded) == [said + "<|end|>"]
+    assert tiny.tokenizer().decode(encoded.ids) == f"<s><|user|>{said}<|end|><|assistant|>{said}<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("m.content }}", "(m.content if m.role != 'system' else '') }}", "system"),
+        ("m.content }}", "(m.content if m.role != 'tool' else '') }}", "tool"),
+        ("m.content }}", "(m.content if loop.index0 != 2 else 'x') }}", "assistant"),
+        ("c.function.name ~", "'f' ~", "tool f"),
+        ("c.function.arguments|tojson", "''", "argument city"),
+        ("{{ t|tojson }}", "", "tool f"),
+    ],
+)
+def test_landmine_B20_whatever_a_template_drops_is_named(old: str, new: str, named: str) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"city": "a"}}}
+    content = chat(
+        Message("system", "be kind"),
+        QUESTION,
+        Message("assistant", "so", 1.0, {"tool_calls": [call]}),
+        Message("tool", "12"),
+        ANSWER,
+        tools=({"type": "function", "function": {"name": "f"}},),
+    )
+    assert render(content, template=CALLS).supervised
+    assert old in CALLS
+    with pytest.raises(RowFault, match=named) as caught:
+        render(content, template=CALLS.replace(old, new))
+    assert caught.value.code == "template_lossy"
+
+
+def test_landmine_B21_texts_survive_from_the_file_to_the_ids_to_the_byte(tmp_path: Path) -> None:
+    said = (
+        "{KEY} {0} %s %(x)s UPPER \N{GRINNING FACE} e\u0301 \r\n\t {{ x }}{% endfor %}{# no #} \\n ${HOME}\0 \ufeff end"
+    )
+    (encoded,) = prepared(tmp_path, tiny.TEMPLATE, {"prompt": said, "completion": said})
+    assert taught(encoded) == [said + "<|end|>"]
+    assert tiny.tokenizer().decode(encoded.ids) == f"<s><|user|>{said}<|end|><|assistant|>{said}<|end|>"
+
+
+def test_landmine_B23_the_padding_side_of_a_tokenizer_moves_no_label(tmp_path: Path) -> None:
+    from fulltune.data.feed import collate
+    from fulltune.data.lay import Budget
+    from fulltune.data.store import StoreWriter
+
+    both = []
+    for side in ("left", "right"):
+        tokens = tiny.tokenizer()
+        tokens.padding_side = tokens.truncation_side = side
+        contents = [chat(QUESTION, ANSWER), chat(Message("user", "a"), Message("assistant", "then yes " * 9))]
+        made = render_all(contents, tokens)
+        with StoreWriter(tmp_path / side) as writer:
+            for line, encoded in enumerate(made, 1):
+                assert isinstance(encoded, Encoded)
+                writer.append(encoded, source=0, line=line)
+        batch = collate(Store(tmp_path / side, ["r"]), [0, 1], Budget(2, 999, "padded"))
+        assert batch.ids[0, 0] == 1, "padding stands behind the text"
+        places = torch.nonzero(batch.labels != IGNORE)
+        assert all(batch.labels[r, c] == batch.ids[r, c + 1] for r, c in places.tolist())
+        both.append((batch.ids, batch.labels))
+    assert torch.equal(both[0][0], both[1][0])
+    assert torch.equal(both[0][1], both[1][1])
+
+
 def test_landmine_B22_templates_give_text_and_lists_of_ids_never_a_batch_encoding() -> None:
     tokens = tiny.tokenizer()
     renderer = Renderer(tokens, Template(tokens, None, "t"), supervise="assistant", max_length=99, over_length="error")

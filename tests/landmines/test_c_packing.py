@@ -12,9 +12,11 @@ import fulltune
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import IGNORE
 from fulltune.data.lay import Budget, lay
+from fulltune.model.probe import packing_isolates
 from fulltune.training.journal import read
 from tests import tiny
 from tests.contract.ground import Ground
+from tests.unit.evaluation.test_evaluation import score
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gemma3", "gpt2"])
@@ -47,6 +49,25 @@ def test_landmine_C1_a_model_that_leaks_is_refused(tmp_path: Path, data: Path) -
         fulltune.train(tiny.recipe(model, data, train={"layout": "packed"}), out=tmp_path / "run")
     assert "train.layout=padded" in caught.value.faults[0].mend
     assert fulltune.train(tiny.recipe(model, data, train={"steps": 1}), out=tmp_path / "run2").result_step == 1
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_landmine_C2_no_mask_is_made_that_could_be_misread(tmp_path: Path, layout: str) -> None:
+    """No module of the model is ever handed a mask of two dimensions, whose integers would collapse to booleans."""
+    ground = Ground(tmp_path, tiny.model("llama"), count=6, layout=layout)
+    given_masks: list[Any] = []
+
+    def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given_masks.extend(value for key, value in named.items() if "mask" in key)
+
+    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in ground.model.modules()]
+    for batch in ground.batches():
+        assert not any("mask" in name for name in batch.__dataclass_fields__)
+        ground.engine.forward(batch)
+    for hook in hooks:
+        hook.remove()
+    assert given_masks, "the hooks saw no layer"
+    assert all(mask is None or mask.dim() == 4 for mask in given_masks)
 
 
 def test_landmine_C3_no_example_predicts_the_first_token_of_the_next(tmp_path: Path) -> None:
@@ -88,3 +109,40 @@ def test_landmine_C6_the_schedule_ends_with_the_last_executed_update(
     assert rates[-1] == pytest.approx(0.25e-3)
     assert min(rates[1:-1]) > 0.25e-3
     assert record.progress.position == 60
+
+
+def test_landmine_C7_held_out_loss_is_the_same_packed_and_padded(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, tiny.model("llama"), count=12)
+    padded, packed = (score(ground, 4, 90, layout)["heldout.loss"] for layout in ("padded", "packed"))
+    assert packed == pytest.approx(padded, abs=1e-5)
+
+
+def test_landmine_C9_recurrent_state_that_runs_on_is_seen(tmp_path: Path) -> None:
+    """The leak is real: another first example moves the second's logits. So packing is refused; padding is not."""
+    model = tiny.model("mamba")
+    ids = torch.arange(1, 21)[None]
+    changed = ids.clone()
+    changed[0, :10] += 7
+    with torch.no_grad():
+        one, other, alone = (model(row, use_cache=False).logits[0, -10:] for row in (ids, changed, ids[:, 10:]))
+        padded = model(torch.nn.functional.pad(ids[:, 10:], (0, 6)), use_cache=False).logits[0, :10]
+    assert not torch.allclose(one, other, atol=1e-4)
+    assert torch.allclose(padded, alone, atol=1e-5)
+    assert not packing_isolates(model, tiny.VOCAB)
+    assert packing_isolates(tiny.model("llama"), tiny.VOCAB)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_landmine_C10_ids_and_labels_of_every_example_stay_beside_each_other(tmp_path: Path, layout: str) -> None:
+    ground = Ground(tmp_path, tiny.model("llama"), count=17, layout=layout)
+    seen = []
+    for batch in ground.batches():
+        at = 0
+        for row, (index, length) in enumerate(zip(batch.examples, batch.lengths, strict=True)):
+            place = (0, slice(at, at + length)) if layout == "packed" else (row, slice(0, length))
+            assert batch.ids[place].tolist() == ground.store[index].ids.tolist()
+            assert batch.labels[place].tolist() == ground.store[index].labels.tolist()
+            assert batch.weights[place].tolist() == ground.store[index].weights.tolist()
+            at += length
+            seen.append(index)
+    assert sorted(seen) == list(range(17))

@@ -22,10 +22,20 @@ class Completeness:
         shape = (tuple(_shape(turn) for turn in turns), len(tools))
         if shape not in self._lost:
             self._lost[shape] = list(self._find(turns, tools))
-        lost = self._lost[shape] + [turn["role"] for turn in turns if turn["content"].strip() not in text]
+        lost = self._lost[shape] + [
+            turn["role"]
+            for index, turn in enumerate(turns)
+            if turn["content"].strip() not in text and not self._history(turns, tools, index)
+        ]
         if lost:
             what = f"{self._template.name} leaves out or changes: {', '.join(dict.fromkeys(lost))}"
             raise RowFault("template_lossy", what, "use a template that renders it, or remove it from the row")
+
+    def _history(self, turns: Sequence[Any], tools: Sequence[Any], index: int) -> bool:
+        """Whether a turn of the assistant is whole until others follow: its thoughts go, at inference too."""
+        if turns[index]["role"] != "assistant" or index == len(turns) - 1:
+            return False
+        return turns[index]["content"].strip() in self._template.render(turns[: index + 1], tools, prompt=False)
 
     def _find(self, turns: Sequence[Any], tools: Sequence[Any]) -> Iterator[str]:
         """What is lost of a conversation of this shape."""

@@ -197,6 +197,8 @@ class _Preparation:
             self.kept += 1
             if spelled := self._renderer.spelled(example):
                 self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
+            for code in sorted(verdict.notes):
+                self.findings.note(code, where)
             self._held[side].setdefault(key, where)
             writers[side].append(verdict, source=example.source, line=example.line, file=example.file)
 

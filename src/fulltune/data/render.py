@@ -1,11 +1,10 @@
 """Example -> token ids and labels: loss only on what the assistant must produce, its stop token included.
 
-For every taught turn the template is asked twice: for the prompt that would call for the turn, and for the
-conversation up to its end. What the second adds to the first is what the model must produce at inference, up to
-the stop token. Nothing is searched for in the text, so content that looks like a header cannot mislead.
+Which characters of a conversation those are is found in `spans.py`, by two methods that must agree; here they become
+tokens. The ids are those that inference would make of the same conversation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fulltune.base.records import IGNORE
+from fulltune.data.beginning import Beginning
 from fulltune.data.complete import Completeness
 from fulltune.data.example import Chat, Example, Message, RowFault, Text
 from fulltune.data.plain import encode
+from fulltune.data.spans import Found, Spans, closing
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Template, Tokenizer
 
@@ -33,6 +34,8 @@ class Encoded:
     ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     weights: NDArray[np.float32]
+    notes: frozenset[str] = frozenset()
+    """Codes of what is odd about it and taught all the same."""
 
     @property
     def supervised(self) -> int:
@@ -46,7 +49,7 @@ class TooLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Where the text of a taught turn lies: [start, end) in characters, and what its tokens weigh."""
+    """Where a taught turn lies, [start, end) in the text as shown, what its tokens weigh, and all that precedes it."""
 
     start: int
     end: int
@@ -56,10 +59,11 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Laid:
-    """A conversation as text, with its taught spans."""
+    """A conversation as text, with its taught spans and what was noticed."""
 
     text: str
     spans: tuple[_Span, ...]
+    notes: frozenset[str]
 
 
 class Renderer:
@@ -73,10 +77,15 @@ class Renderer:
         supervise: Supervise,
         max_length: int,
         over_length: OverLength,
+        stop_ids: Collection[int] = (),
     ) -> None:
+        """`stop_ids`: what ends generation at inference besides the tokenizer's eos, as the generation config says."""
         self._tokenizer, self._template = tokenizer, template
         self._supervise, self._max_length, self._over_length = supervise, max_length, over_length
-        self._speller = Speller(tokenizer)
+        known = {*stop_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+        self._speller = Speller(tokenizer, known | closing(template, tokenizer))
+        self._spans = Spans(template, self._speller, known)
+        self._begins = Beginning(tokenizer)
         self._complete = Completeness(template)
         self.stop_ids: set[int] = set()
         self.truncated = 0
@@ -127,10 +136,25 @@ class Renderer:
             raise RowFault("type", f"a {odd[0]} turn has a weight", "only assistant turns can be weighted")
         turns = self._speller.hide([message.turn() for message in content.messages])
         tools = self._speller.hide(content.tools)
-        text = self._template.render(turns, tools, prompt=False)
-        spans = [self._span(index, content.messages[index], turns, tools, text) for index in self._taught(content)]
-        self._complete.require(turns, tools, text)
-        return _Laid(text, tuple(spans))
+        wanted = self._taught(content)
+        found = self._spans.find(turns, tools, wanted)
+        if self._supervise == "all" and any(content.messages[i].weight != 1 for i in wanted if i not in found.spans):
+            what = f"{self._template.name} rewrites a turn with a weight once others follow, so the weight has no place"
+            raise RowFault("template_unstable", what, "leave the weight out, or say data.supervise=last_turn")
+        self._complete.require(turns, tools, found.text)
+        self._require_letters(content, found.text)
+        self._begins.require_one(found.text)
+        spans = [self._span(content.messages[index].weight, index, found) for index in found.spans]
+        return _Laid(found.text, tuple(spans), found.notes | self._begins.notes(found.text))
+
+    def _require_letters(self, chat: Chat, text: str) -> None:
+        """RowFault if the template reads control tokens that the row spells, as `</think>` in an answer."""
+        shown = self._speller.show(text)
+        if shown != text:
+            said = self._template.render([message.turn() for message in chat.messages], chat.tools, prompt=False)
+            if not shown.startswith(said):
+                what = "the text spells control tokens, and the chat template acts on them"
+                raise RowFault("special_token_text", what, "give thoughts as reasoning_content, or remove them")
 
     def _taught(self, chat: Chat) -> list[int]:
         """Which turns carry loss."""
@@ -144,18 +168,10 @@ class Renderer:
         # With `all` a turn of weight 0 is a span too: the one part of the conversation that is not taught.
         return [index for index in turns if chat.messages[index].weight > 0 or self._supervise == "all"]
 
-    def _span(self, index: int, message: Message, turns: list[Any], tools: list[Any], text: str) -> _Span:
-        head = self._template.render(turns[:index], tools, prompt=True)
-        last = index == len(turns) - 1
-        upto = text if last else self._template.render(turns[: index + 1], tools, prompt=False)
-        if not (text.startswith(upto) and upto.startswith(head)):
-            raise RowFault(
-                "template_unstable",
-                f"{self._template.name} writes turn {index + 1} differently when other turns follow",
-                "data.supervise=last_turn, or a template whose earlier turns stay as they are",
-            )
-        show = self._speller.show
-        return _Span(len(show(head)), len(show(upto)), message.weight, head)
+    def _span(self, weight: float, index: int, found: Found) -> _Span:
+        start, end = found.spans[index]
+        show, head = self._speller.show, found.text[:start]
+        return _Span(len(show(head)), len(show(found.text[:end])), weight, head)
 
     def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> Encoded:
         tokens = made[laid.text] if laid.text in made else self._speller.encode(laid.text)
@@ -163,28 +179,23 @@ class Renderer:
         as_served = all(tokens.ids[: len(head)] == head for head in heads)
         if not as_served:
             tokens = self._speller.encode_split(laid.text, [span.start for span in laid.spans])
+        self._begins.require_as_written(laid.text, tokens.ids)
         starts = np.array([start for start, _ in tokens.offsets])
         # Of each token as something to be produced.
         weights = np.full(len(tokens.ids), float(self._supervise == "all"), np.float32)
         for span, head in zip(laid.spans, heads, strict=True):
             first = len(head) if as_served else int(np.searchsorted(starts, span.start))
             end = int(np.searchsorted(starts, span.end))
-            weights[first : self._stop(tokens.ids, first, end) + 1] = span.weight
-        return _shift(np.array(tokens.ids, np.int32), weights)
+            self._remember(tokens.ids[end - 1])
+            weights[first:end] = span.weight
+        return replace(_shift(np.array(tokens.ids, np.int32), weights), notes=laid.notes)
 
-    def _stop(self, ids: list[int], first: int, end: int) -> int:
-        """Index of the turn's stop token: the last control token in it, behind which stands only white space."""
-        for index in range(end - 1, first - 1, -1):
-            if ids[index] in self._speller.special_ids:
-                self.stop_ids.add(ids[index])
-                return index
-            if str(self._tokenizer.decode([ids[index]])).strip():
-                break
-        raise RowFault(
-            "template_no_end",
-            f"{self._template.name} ends the assistant's turn without a stop token, so nothing teaches it to stop",
-            "let the template write eos_token or another control token behind the answer",
-        )
+    def _remember(self, stop: int) -> None:
+        """Keep a stop token that is taught. RowFault if the tokenizer made something else of it."""
+        if stop not in self._speller.special_ids:
+            what = "the tokenizer does not read the stop token behind the answer as one token"
+            raise RowFault("template_no_end", what, "use the tokenizer that the chat template was written for")
+        self.stop_ids.add(stop)
 
     def _encode_other(self, example: Example) -> Encoded:
         ids, produced = encode(example.content, self._tokenizer, self._speller)

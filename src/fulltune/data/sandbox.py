@@ -7,7 +7,9 @@ from typing import Any
 
 from jinja2 import Template
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.nodes import Concat
+from jinja2.ext import Extension
+from jinja2.nodes import CallBlock, Concat
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
@@ -16,6 +18,9 @@ SECONDS = 10.0
 """That one rendering may take. The slowest real template needs 50 microseconds for a turn."""
 CHARACTERS = 2**26
 """That one text of a template may have, or items one list."""
+
+OPENS, CLOSES = "\U0010fffc", "\U0010fffd"
+"""Private characters around what a template marks as the assistant's."""
 
 _LONG = (str, list, tuple)
 
@@ -101,15 +106,34 @@ def _require_room(size: int) -> None:
         raise Excess(f"writes more than {CHARACTERS:,} characters")
 
 
+class _Marking(Extension):
+    """`{% generation %}` that shows what it encloses, also inside macros, where counted blocks would be misplaced."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> CallBlock:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        block = CallBlock(self.call_method("_enclosed"), [], [], body)
+        block.set_lineno(line)
+        return block
+
+    @staticmethod
+    def _enclosed(caller: Any) -> str:
+        return OPENS + str(caller()) + CLOSES
+
+
 @lru_cache
-def compiled(source: str) -> Template:
-    """The template with the tags, filters and names of transformers, as the version at hand has them."""
+def compiled(source: str, *, marking: bool = False) -> Template:
+    """The template with the tags, filters and names of transformers, as the version at hand has them.
+
+    With `marking`, what its `{% generation %}` tags enclose stands between OPENS and CLOSES.
+    """
     theirs = chat_template_utils._compile_jinja_template("").environment
-    ours = _Bounded(
-        trim_blocks=theirs.trim_blocks,
-        lstrip_blocks=theirs.lstrip_blocks,
-        extensions=[type(extension) for extension in theirs.extensions.values()],
-    )
+    extensions = [type(extension) for extension in theirs.extensions.values()]
+    if marking:
+        extensions = [_Marking if "generation" in extension.tags else extension for extension in extensions]
+    ours = _Bounded(trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks, extensions=extensions)
     ours.filters = theirs.filters
     # Random text cannot be learned, and `lipsum(10 ** 9)` would write it for hours.
     ours.globals = {name: value for name, value in theirs.globals.items() if name != "lipsum"}

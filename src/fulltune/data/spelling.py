@@ -6,11 +6,12 @@ token in the rendered text is the template's own; then the text between those is
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fulltune.data.example import RowFault
+from fulltune.data.sandbox import CLOSES, OPENS
 from fulltune.data.strict import strings
 from fulltune.data.template import Tokenizer
 
@@ -29,16 +30,18 @@ class Tokens:
 class Speller:
     """Encodes rendered conversations with one tokenizer, which must be a fast one (it reports offsets)."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, also: Collection[int] = ()) -> None:
+        """Added tokens in `also` are control tokens too, whether or not the tokenizer calls them special."""
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
-        self.special_ids = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-        self._special = {str(token.content): number for number, token in added.items() if token.special}
+        control = {number for number, token in added.items() if token.special or number in also}
+        self.special_ids = control | set(tokenizer.all_special_ids)
+        self._special = {str(added[number].content): number for number in control}
         longest_first = sorted(self._special, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._names = {chr(_STAND_INS + n): text for n, text in enumerate(sorted(self._special))}
         self._stand_ins = {text: char for char, text in self._names.items()}
-        self._taken = re.compile(f"[{''.join(self._names)}]") if self._names else None
+        self._taken = re.compile(f"[{''.join(self._names)}{OPENS}{CLOSES}]")
 
     def spelled(self, value: Any) -> set[str]:
         """The control tokens whose spelling occurs in the texts of a row."""
@@ -46,11 +49,17 @@ class Speller:
             return set()
         return {found for text in strings(value) for found in self._pattern.findall(text)}
 
+    def controls(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """The control tokens in a rendered text: where each begins and ends, and its id."""
+        if self._pattern is not None:
+            for found in self._pattern.finditer(text):
+                yield found.start(), found.end(), self._special[found[0]]
+
     def hide(self, value: Any) -> Any:
         """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""
         if isinstance(value, str):
-            if self._taken is not None and (found := self._taken.search(value)):
-                what = f"the text holds U+{ord(found[0]):X}, a private character that stands for a control token here"
+            if found := self._taken.search(value):
+                what = f"the text holds U+{ord(found[0]):X}, a private character that has a meaning of its own here"
                 raise RowFault("private_character", what, "remove it from the text")
             return value if self._pattern is None else self._pattern.sub(lambda found: self._stand_ins[found[0]], value)
         if isinstance(value, Mapping):
@@ -99,6 +108,10 @@ class Speller:
                     return_offsets_mapping=True,
                     verbose=False,
                 )
+                spelled = {self._special[name] for name in self.spelled(shown)}
+                if not spelled.isdisjoint(made["input_ids"]):
+                    what = "the text spells control tokens, which this tokenizer parses wherever they stand"
+                    raise RowFault("special_token_text", what, "remove them from the text")
                 ids += made["input_ids"]
                 offsets += [(at + start, at + end) for start, end in made["offset_mapping"]]
                 at += len(shown)

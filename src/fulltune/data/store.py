@@ -97,7 +97,8 @@ class Store:
     def __getitem__(self, index: int) -> Encoded:
         end = int(self._ends[index])
         here = slice(end - int(self.lengths[index]), end)
-        return Encoded(*(self._columns[name][here] for name in _PER_TOKEN))
+        ids, labels, weights = (self._columns[name][here] for name in _PER_TOKEN)
+        return Encoded(ids, labels, weights)
 
     def origin(self, index: int) -> str:
         """`file:line` of an example."""

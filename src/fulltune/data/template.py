@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.example import RowFault
-from fulltune.data.sandbox import Excess, Late, compiled
+from fulltune.data.sandbox import CLOSES, OPENS, Excess, Late, compiled
 
 Turn = Mapping[str, Any]
 
-_GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+_EDGES = re.compile(f"[{OPENS}{CLOSES}]")
 
 _SLOW_ROWS = 3
 """After so many that ran out of time it is the template that is at fault: more of them would take days."""
@@ -29,6 +30,7 @@ class Tokenizer(Protocol):
     """What we ask of a transformers tokenizer."""
 
     chat_template: Any
+    bos_token_id: int | None
     eos_token_id: int | None
 
     def __len__(self) -> int:
@@ -100,6 +102,30 @@ class Template:
 
     def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), *, prompt: bool) -> str:
         """The text of the turns; with `prompt`, up to where the assistant is to speak. RowFault if refused."""
+        return self._bounded(turns, tools, prompt, marking=False)
+
+    def marks(self, turns: Sequence[Turn], tools: Sequence[Turn], text: str) -> list[tuple[int, int]] | None:
+        """Where in the text of the turns lies what `{% generation %}` tags enclose; None if the template has none."""
+        if not _GENERATION.search(self._source_for(tools)):
+            return None
+        marked = self._bounded(turns, tools, False, marking=True)
+        if _EDGES.sub("", marked) != text:
+            what = f"the generation tags of {self.name} change what it writes, so it cannot be told what they mark"
+            raise RowFault("masks_disagree", what, "remove them: what is taught is found without them")
+        found: list[tuple[int, int]] = []
+        opened: list[int] = []
+        for number, edge in enumerate(_EDGES.finditer(marked)):
+            if edge[0] == OPENS:
+                opened.append(edge.start() - number)
+            else:
+                found.append((opened.pop(), edge.start() - number))
+        return sorted(found)
+
+    def _source_for(self, tools: Sequence[Turn]) -> str:
+        return self._sources["tool_use" if tools and "tool_use" in self._sources else "default"]
+
+    def _bounded(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, *, marking: bool) -> str:
+        """As `_text`, and whatever goes wrong is a fault of the row, or of the template."""
         if not self._sources:
             raise DataError(
                 "the tokenizer has no chat template, so a conversation has no text",
@@ -107,7 +133,7 @@ class Template:
                 mend="name a Jinja file in model.chat_template, or start from an instruction-tuned model",
             )
         try:
-            return self._text(turns, tools, prompt)
+            return self._text(turns, tools, prompt, marking)
         except Excess as fault:
             raise self._excess(fault, len(turns)) from fault
         except UndefinedError as fault:
@@ -118,12 +144,11 @@ class Template:
             what = f"{self.name} refuses the conversation: {_said(fault)}"
             raise RowFault("template_refused", what, "change the row, or model.chat_template") from fault
 
-    def _text(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool) -> str:
+    def _text(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, marking: bool = False) -> str:
         """What `apply_chat_template` would write, which has no bounds."""
         if not turns:
             raise TemplateError("it has no turn")
-        name = "tool_use" if tools and "tool_use" in self._sources else "default"
-        return compiled(self._sources[name]).render(
+        return compiled(self._source_for(tools), marking=marking).render(
             messages=[_turn(turn) for turn in turns],
             tools=[dict(tool) for tool in tools] or None,
             documents=None,

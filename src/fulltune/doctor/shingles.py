@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.data.example import Content, Text
+from fulltune.data.example import Chat, Content, Labelled, Preference, Text, Tokens
 
 SHINGLE = 5
 """Characters of a shingle (5 for short texts: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.2.2)."""
@@ -27,8 +27,15 @@ _AT_ONCE = 1 << 16
 
 def plain_text(content: Content) -> str:
     """What is compared: all turns but the system's, which many rows share, with their tool calls."""
-    if isinstance(content, Text):
-        return content.text
+    match content:
+        case Text():
+            return content.text
+        case Labelled():
+            return "\n".join(filter(None, (content.text, content.pair)))
+        case Preference():
+            return plain_text(Chat((*content.prompt.messages, *content.chosen)))
+        case Tokens():
+            return " ".join(map(str, content.ids))
     parts = []
     for message in content.messages:
         if message.role != "system":

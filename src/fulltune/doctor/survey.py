@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from fulltune.data.example import Chat, Content
+from fulltune.data.example import Chat, Content, Preference, Tokens
 from fulltune.doctor.damage import damage, repetition
 from fulltune.doctor.found import NAMED, Found, Tally
 from fulltune.doctor.language import language
@@ -132,6 +132,10 @@ def codes_of(content: Content) -> dict[str, int]:
 
 def _answers(content: Content) -> list[str]:
     """Every text that is taught; a turn that calls tools need not have one."""
+    if isinstance(content, Preference):
+        return [message.content for message in content.chosen]
+    if isinstance(content, Tokens):
+        return []
     if not isinstance(content, Chat):
         return [content.text]
     taught = (message for message in content.messages if message.role == "assistant" and message.weight > 0)

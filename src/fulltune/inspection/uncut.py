@@ -7,6 +7,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake
 from fulltune.data.prepare import sources
 from fulltune.data.render import Encoded, Renderer
+from fulltune.data.sources import places
 from fulltune.data.template import Template, Tokenizer
 from fulltune.recipe.schema import DataSection
 
@@ -21,15 +22,16 @@ def uncut_lengths(
     found: dict[str, int] = {}
     # What is held out may come from the training files.
     for number, source in enumerate(sources(data, split) or sources(data, "train")):
-        wanted = {origin for origin in origins if origin.rpartition(":")[0] == source.path}
-        for example in Intake(number, source, data, Findings()) if wanted else ():
-            origin = f"{source.path}:{example.line}"
-            if origin not in wanted:
-                continue
-            (outcome,) = renderer.render([example])
-            if isinstance(outcome, Encoded):
-                found[origin] = len(outcome.ids)
-            wanted.discard(origin)
-            if not wanted:
-                break
+        for place in places(source, Findings()):
+            wanted = {origin for origin in origins if origin.rpartition(":")[0] == place.path}
+            for example in Intake(number, source, [place], data, Findings()) if wanted else ():
+                origin = f"{place.path}:{example.line}"
+                if origin not in wanted:
+                    continue
+                (outcome,) = renderer.render([example])
+                if isinstance(outcome, Encoded):
+                    found[origin] = len(outcome.ids)
+                wanted.discard(origin)
+                if not wanted:
+                    break
     return found

@@ -128,14 +128,16 @@ def test_an_answer_must_end_with_a_stop_token() -> None:
         assert caught.value.code == "template_no_end"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_is_taught() -> None:
+def test_a_template_that_rewrites_earlier_turns_teaches_only_those_that_stay() -> None:
     mark = "m['content'] + (' then' if m['role'] == 'assistant' and not loop.last else '')"
     rewriting = tiny.TEMPLATE.replace("m['content']", mark)
     content = chat(QUESTION, Message("assistant", "no"), QUESTION, ANSWER)
-    with pytest.raises(RowFault, match="turn 2") as caught:
-        render(content, template=rewriting)
-    assert caught.value.code == "template_unstable"
-    assert taught(render(content, template=rewriting, supervise="last_turn")) == ["yes a dog<|end|>"]
+    encoded = render(content, template=rewriting)
+    assert taught(encoded) == ["yes a dog<|end|>"]
+    assert encoded.notes == {"history_rewritten"}
+    last = render(content, template=rewriting, supervise="last_turn")
+    assert taught(last) == ["yes a dog<|end|>"]
+    assert last.notes == frozenset()
 
 
 def test_a_template_that_loses_something_is_refused() -> None:
