@@ -62,6 +62,12 @@ def test_wrong_quotes_and_cells_too_many_take_no_other_row_with_them(tmp_path: P
     assert codes(findings) == [("2", "csv_quote")]
 
 
+def test_quotes_that_are_wrong_all_over_end_soon(tmp_path: Path) -> None:
+    _, findings = read(tmp_path / "t.csv", b"h\n" + b'a",",b\n' * 400_000)
+    assert [fault.code for fault in findings.unreadable] == ["csv_quote"]
+    assert len(findings.faults) < 100
+
+
 def test_tabs_keep_quotes_and_a_header_can_be_given(tmp_path: Path) -> None:
     rows, findings = read(tmp_path / "t.tsv", b'ham\t"a, b\nspam\t"c"\n', header=["label", "text"])
     assert rows == [(1, {"label": "ham", "text": '"a, b'}), (2, {"label": "spam", "text": '"c"'})]
@@ -236,6 +242,7 @@ def test_addresses_are_read_through_fsspec(tmp_path: Path) -> None:
     (place,) = places(source, findings)
     assert len(list(read_rows(place, findings, source))) == 2
     assert len(digest(place, source)) == 64
+    assert Place("remote", "https://x.org/rows.csv.gz?download=1").suffix == ".csv"
     missing = Place("remote", "memory://x/none.jsonl")
     assert list(read_rows(missing, findings, source)) == []
     assert "cannot be read" in findings.unreadable[0].what

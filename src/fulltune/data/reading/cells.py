@@ -11,7 +11,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.reading import lines
 from fulltune.data.strict import CONTROL
 
-_PATIENCE = 256 << 20
+_PATIENCE = 64 << 20
 """Bytes that may be read again behind wrong quotes. Each may take rows of 4 MiB with it, line after line."""
 _MEND_QUOTES = 'double the quotes inside a cell ("") and close the cell, or say `quoted: false` beside the path'
 

@@ -33,7 +33,7 @@ class Place:
     @property
     def suffix(self) -> str:
         """The suffix in lower case that tells the kind of content; that of a compression is looked through."""
-        name = Path(self.path)
+        name = Path(self.path.partition("?")[0] if self.kind == "remote" else self.path)
         return Path(name.stem).suffix.lower() if name.suffix.lower() in _PACKED else name.suffix.lower()
 
 

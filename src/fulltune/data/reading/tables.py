@@ -14,7 +14,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.reading.lines import LONGEST_ROW, too_long
 from fulltune.data.strict import CONTROL, DEEPEST
 
-_TOGETHER = 256
+_TOGETHER = 64
 """Rows that are held at once."""
 BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 """What damaged tables raise: pyarrow's own errors, and Python's for values that it cannot hold."""
