@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from fulltune.data.detect import detect
 from fulltune.data.example import Content, RowFault
 from fulltune.data.findings import Findings
-from fulltune.data.detect import detect
 from fulltune.data.formats import FORMATS
 from fulltune.data.screen import content_id
 from fulltune.data.sources import read_rows

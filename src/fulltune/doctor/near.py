@@ -7,8 +7,9 @@ are left out (3 of 100,000 pairs that belong), and every other is compared by it
 reported that is not one.
 
 Memory: 0.5 kB a row for its signature and its place, 1.4 kB at the peak (140 MB for 100,000 rows); normalised texts
-wait in a temporary file. Time, on one core: 100,000 rows of 100 words in 8 to 16 s (5 % of them near-duplicates). The worst
-case is a crowd of rows that share most of their words: 20,000 rows of which 80 % is one text took 40 s.
+wait in a temporary file. Time, on one core: 100,000 rows of 100 words in 8 to 16 s (5 % of them near-duplicates).
+The worst case is a crowd that shares most of its words: 20,000 rows of which 80 % is one text took 40 s to more than a
+minute.
 """
 
 import math
