@@ -112,9 +112,12 @@ def test_landmine_E8_generation_ends_at_the_tokens_that_were_taught_to_end_a_tur
 
 def test_landmine_E9_tags_for_training_are_not_shipped(tmp_path: Path, llama: Path, data: Path) -> None:
     """A template with {% generation %} trains as it is and is exported without the tag, writing the same text."""
-    tagged = "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{%- generation -%} {{ m['content'] + "
-    tagged += (
-        "'<|end|>' }} {%- endgeneration %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    said = "{{ '<|' + m['role'] + '|>' }}"
+    answer = "{%- generation -%} {{ m['content'] + '<|end|>' }} {%- endgeneration %}"
+    tagged = (
+        "{{ bos_token }}{% for m in messages %}" + said + "{% if m['role'] == 'assistant' %}" + answer + "{% else %}"
+        "{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
     (tmp_path / "t.jinja").write_text(tagged)
     asked = tiny.recipe(llama, data, model={"chat_template": str(tmp_path / "t.jinja")})

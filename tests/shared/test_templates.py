@@ -134,7 +134,9 @@ def refusals(file: str, said: str, wanted: dict[str, str]) -> set[str]:
     if "error" in wanted:
         return {"template_refused"}
     if file in EXCEPTIONS:
-        return {EXCEPTIONS[file][0], "template_refused", "special_token_text", "masks_disagree"}
+        # A role that the template drops is found before its masks are.
+        dropped = set() if said in PLAIN else {"template_lossy"}
+        return {EXCEPTIONS[file][0], "template_refused", "special_token_text", "masks_disagree"} | dropped
     if file in ENDLESS:
         return {"template_no_end", "template_lossy"}
     return set() if said in PLAIN else ALLOWED | ({"template_unstable"} if (said, file) in SYSTEM_LAST else set())

@@ -137,11 +137,12 @@ class Renderer:
         turns = self._speller.hide([message.turn() for message in content.messages])
         tools = self._speller.hide(content.tools)
         wanted = self._taught(content)
-        found = self._spans.find(turns, tools, wanted)
+        text = self._template.render(turns, tools, prompt=False)
+        self._complete.require(turns, tools, text)
+        found = self._spans.find(turns, tools, wanted, text)
         if self._supervise == "all" and any(content.messages[i].weight != 1 for i in wanted if i not in found.spans):
             what = f"{self._template.name} rewrites a turn with a weight once others follow, so the weight has no place"
             raise RowFault("template_unstable", what, "leave the weight out, or say data.supervise=last_turn")
-        self._complete.require(turns, tools, found.text)
         self._require_letters(content, found.text)
         self._begins.require_one(found.text)
         spans = [self._span(content.messages[index].weight, index, found) for index in found.spans]

@@ -61,9 +61,11 @@ class Spans:
         self._template, self._speller, self._known = template, speller, frozenset(known)
         self._ending = self._learn() if template.source is not None else Ending()
 
-    def find(self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int]) -> Found:
-        """The turns named by `wanted`, which are the assistant's. RowFault if one cannot be taught as it stands."""
-        text = self._template.render(turns, tools, prompt=False)
+    def find(self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int], text: str) -> Found:
+        """The turns named by `wanted`, which are the assistant's, in the text of all of them.
+
+        RowFault if one cannot be taught as it stands.
+        """
         marks = self._template.marks(turns, tools, text)
         spans: dict[int, tuple[int, int]] = {}
         notes: set[str] = set()
