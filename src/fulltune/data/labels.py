@@ -21,16 +21,18 @@ class Labels:
     def add(self, label: Label, where: str) -> None:
         """One row has this label."""
         self._counts[label] += 1
-        places = self._places.setdefault(label, [])
-        if self._counts[label] <= _RARE:
-            places.append(where)
+        self._places.setdefault(label, []).append(where)
 
     def faults(self) -> Iterator[tuple[str, RowFault]]:
-        """Place and fault of each row whose label is of another type than most, or a misspelling of a frequent one."""
+        """Place and fault of each row with a label of another type than most, or a misspelling of a frequent one.
+
+        A row of several labels is told once.
+        """
         kinds = Counter[type]()
         for label, count in self._counts.items():
             kinds[type(label)] += count
         usual = kinds.most_common(1)[0][0] if kinds else str
+        told: set[str] = set()
         for label, count in self._counts.items():
             if type(label) is not usual and kinds[type(label)] * _RARE <= kinds[usual]:
                 what = f"the label {label!r} is no {usual.__name__}, as {kinds[usual]} others are"
@@ -40,7 +42,10 @@ class Labels:
                 fault = RowFault("label", what, f"write {meant!r} if that is what it means")
             else:
                 continue
-            yield from ((where, fault) for where in self._places[label])
+            for where in self._places[label]:
+                if where not in told:
+                    told.add(where)
+                    yield where, fault
 
     def _meant(self, label: Label, count: int) -> str | None:
         if not isinstance(label, str):

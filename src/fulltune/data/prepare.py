@@ -93,8 +93,8 @@ class _Preparation:
 
     def __init__(self, data: DataSection, renderer: Renderer) -> None:
         self._data, self._renderer = data, renderer
-        self._held: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
-        """Loose id of each content -> where it stands, by split."""
+        self._held: dict[str, dict[str, str]] = {"train": {}, "heldout": {}}
+        """Loose id of each content -> where it stands, of the splits that others are kept apart from."""
         self.findings = Findings()
         self.kept = 0
 
@@ -199,7 +199,8 @@ class _Preparation:
                 self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
             for code in sorted(verdict.notes):
                 self.findings.note(code, where)
-            self._held[side].setdefault(key, where)
+            if side in self._held:
+                self._held[side].setdefault(key, where)
             writers[side].append(verdict, source=example.source, line=example.line, file=example.file)
 
     def _side(self, split: str, key: str) -> str:

@@ -27,3 +27,14 @@ def test_classes_that_are_meant_are_left_alone() -> None:
     assert found({"on": 90, "no": 1, "A1": 90, "1A": 1}) == set()
     assert found({0: 50, 1: 50, 10: 1}) == set()
     assert found({}) == set()
+
+
+def test_every_row_of_a_slip_is_told_once() -> None:
+    named = {(f"Spam:{number}", "label") for number in range(30)}
+    assert found({"spam": 100, "Spam": 30}) == named
+    labels = Labels()
+    for number in range(50):
+        labels.add("spam", str(number))
+    for label in ("Spam", "psam", "SPAM"):
+        labels.add(label, "a row of several labels")
+    assert [where for where, _ in labels.faults()] == ["a row of several labels"]

@@ -1,6 +1,5 @@
 """Data sets of the Hugging Face hub, and folders that `save_to_disk` wrote -> rows."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import datasets
 
 from fulltune.base.errors import DataError
-from fulltune.base.files import fingerprint
+from fulltune.base.files import fingerprint, sha256
 from fulltune.data.example import Row, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.reading.places import Place
@@ -51,12 +50,7 @@ def digest(place: Place, source: Source) -> str:
     """Over every byte of the files behind the asked split."""
     found = loaded(place, source)
     files = [Path(file["filename"]) for file in found.cache_files]
-    return fingerprint([found.num_rows, [_sha256(file) for file in files]])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return fingerprint([found.num_rows, [sha256(file) for file in files]])
 
 
 def loaded(place: Place, source: Source) -> Any:
