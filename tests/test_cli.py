@@ -50,6 +50,19 @@ def test_train_prints_results_and_progress_apart(tmp_path: Path, recipe: Path) -
     assert (tmp_path / "out/model.safetensors").exists(), exported.stderr
 
 
+def read_all(leader: int) -> bytes:
+    """What was written to a terminal until its last writer left."""
+    shown = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # on Linux a terminal without writers is an input error
+            return shown
+        if not piece:
+            return shown
+        shown += piece
+
+
 def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "fulltune", "train", str(recipe), "--out", str(tmp_path / "run")]
@@ -57,15 +70,7 @@ def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
     env.pop("NO_COLOR", None)
     with subprocess.Popen(command, cwd=tmp_path, stderr=follower, stdout=subprocess.PIPE, env=env) as process:
         os.close(follower)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(leader, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
+        shown = read_all(leader)
         assert process.wait() == 0, shown.decode()
     text = shown.decode(errors="replace")
     assert "tokens/s" in text
@@ -295,15 +300,7 @@ def test_inspect_is_in_colour_on_a_terminal_unless_forbidden(tmp_path: Path, rec
     env |= {"NO_COLOR": "1"} if forbidden else {}
     with subprocess.Popen(command, cwd=tmp_path, stdout=follower, stderr=subprocess.PIPE, env=env) as process:
         os.close(follower)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(leader, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
+        shown = read_all(leader)
         assert process.wait() == 0
     text = shown.decode()
     assert ("\x1b[" in text, "⟦" in text) == (not forbidden, forbidden)

@@ -1,6 +1,7 @@
 """The stages as a user calls them: what a run folder holds, when it goes on, when it refuses."""
 
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def test_a_kill_while_preparing_leaves_nothing_that_stops_or_misleads_the_next(
 ) -> None:
     """Before each file operation in turn, data of another recipe lying there already; then the same command."""
     other = {**recipe, "data": {**recipe["data"], "supervise": "all"}}
-    wanted = fulltune.prepare(recipe, out=tmp_path / "wanted")
+    wanted = {name: fulltune.prepare(asked, out=tmp_path / name) for name, asked in (("a", recipe), ("b", other))}
     real, places = Path.replace, 0
 
     class KilledError(BaseException):
@@ -289,9 +290,12 @@ def test_a_kill_while_preparing_leaves_nothing_that_stops_or_misleads_the_next(
         with suppress(KilledError):
             fulltune.prepare(recipe, out=run)
         monkeypatch.undo()
-        assert fulltune.prepare(recipe, out=run) == wanted
-        store = run / "data/train/labels.bin"
-        assert store.read_bytes() == (tmp_path / "wanted/data/train/labels.bin").read_bytes()
+        shutil.copytree(run, tmp_path / f"killed{place}")
+        # The other recipe's card lay there before: it must not speak for the new data.
+        for name, asked, folder in (("a", recipe, run), ("b", other, tmp_path / f"killed{place}")):
+            assert fulltune.prepare(asked, out=folder) == wanted[name]
+            store = "data/train/labels.bin"
+            assert (folder / store).read_bytes() == (tmp_path / name / store).read_bytes()
     assert places >= 4, "the operations that matter were met"
 
 

@@ -65,6 +65,21 @@ def test_commands(workplace: Path, command: str) -> None:
     assert done.stdout.strip()
 
 
+DATA = (ROOT / "docs/data.md").read_text()
+ABOUT_DATA = [
+    line.partition("#")[0].strip()
+    for text in re.findall(r"```sh\n(.*?)```", DATA, re.DOTALL)
+    for line in text.splitlines()
+]
+
+
+@pytest.mark.parametrize("command", ABOUT_DATA)
+def test_commands_about_data(workplace: Path, command: str) -> None:
+    done = run(command, workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 def test_what_comes_out(workplace: Path) -> None:
     listed = re.findall(r"^(\S+)\s{2,}", blocks("text")[1], re.MULTILINE)
     assert "record.json" in listed
