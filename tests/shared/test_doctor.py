@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from fulltune.data.detect import detect
+from fulltune.data.doctor.labels import label_facts
+from fulltune.data.doctor.near import NearFacts, NearIndex
+from fulltune.data.doctor.overlap import Overlap
+from fulltune.data.doctor.report import Checkup, findings, text
+from fulltune.data.doctor.shingles import plain_text
+from fulltune.data.doctor.survey import Survey, SurveyFacts
 from fulltune.data.example import Content, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.formats import FORMATS
 from fulltune.data.screen import content_id
 from fulltune.data.sources import read_rows
-from fulltune.doctor.labels import label_facts
-from fulltune.doctor.near import NearFacts, NearIndex
-from fulltune.doctor.overlap import Overlap
-from fulltune.doctor.report import Checkup, findings, text
-from fulltune.doctor.shingles import plain_text
-from fulltune.doctor.survey import Survey, SurveyFacts
 from tests.conftest import SHARED
 
 pytestmark = pytest.mark.usefixtures("shared")

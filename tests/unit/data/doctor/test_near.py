@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
+from fulltune.data.doctor.near import BANDS, ROWS, NearFacts, NearIndex
+from fulltune.data.doctor.shingles import Signer, jaccard, normalised, plain_text, shingles
 from fulltune.data.example import Chat, Message, Text
-from fulltune.doctor.near import BANDS, ROWS, NearFacts, NearIndex
-from fulltune.doctor.shingles import Signer, jaccard, normalised, plain_text, shingles
 
 RANDOM = random.Random(7)
 WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=RANDOM.randint(3, 8))) for _ in range(2000)]

@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.doctor.shingles import HASHES, Signer, jaccard, normalised, shingles
+from fulltune.data.doctor.shingles import HASHES, Signer, jaccard, normalised, shingles
 
 THRESHOLD = 0.8
 BANDS, ROWS = 20, 6

@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 from fulltune.base.errors import DataError, Fault, RecipeError
 from fulltune.base.files import to_json
-from fulltune.doctor.found import NAMED, Found
-from fulltune.doctor.labels import LabelFacts
-from fulltune.doctor.lengths import LengthFacts
-from fulltune.doctor.near import NearFacts
-from fulltune.doctor.overlap import OverlapFacts
-from fulltune.doctor.survey import SurveyFacts
+from fulltune.data.doctor.found import NAMED, Found
+from fulltune.data.doctor.labels import LabelFacts
+from fulltune.data.doctor.lengths import LengthFacts
+from fulltune.data.doctor.near import NearFacts
+from fulltune.data.doctor.overlap import OverlapFacts
+from fulltune.data.doctor.survey import SurveyFacts
 
 Policy = Literal["keep", "drop", "error"]
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from fulltune.base.errors import DataError, RecipeError
+from fulltune.data.doctor.damage import DAMAGE
+from fulltune.data.doctor.labels import label_facts
+from fulltune.data.doctor.lengths import Lengths
+from fulltune.data.doctor.near import NearIndex
+from fulltune.data.doctor.overlap import Overlap
+from fulltune.data.doctor.private import PRIVATE
+from fulltune.data.doctor.report import PER_ROW, Checkup, check_policies, findings, record, refuse, text
+from fulltune.data.doctor.survey import Survey
 from fulltune.data.example import Chat, Message, Text
-from fulltune.doctor.damage import DAMAGE
-from fulltune.doctor.labels import label_facts
-from fulltune.doctor.lengths import Lengths
-from fulltune.doctor.near import NearIndex
-from fulltune.doctor.overlap import Overlap
-from fulltune.doctor.private import PRIVATE
-from fulltune.doctor.report import PER_ROW, Checkup, check_policies, findings, record, refuse, text
-from fulltune.doctor.survey import Survey
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 

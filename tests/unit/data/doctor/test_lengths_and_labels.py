@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fulltune.base.records import IGNORE
+from fulltune.data.doctor.labels import label_facts
+from fulltune.data.doctor.lengths import Lengths, quantile, quantiles
 from fulltune.data.render import Encoded, _cut
-from fulltune.doctor.labels import label_facts
-from fulltune.doctor.lengths import Lengths, quantile, quantiles
 
 
 def test_the_share_cut_is_what_preparation_would_cut() -> None:

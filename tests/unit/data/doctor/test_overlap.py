@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fulltune.doctor.overlap import Overlap
+from fulltune.data.doctor.overlap import Overlap
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 

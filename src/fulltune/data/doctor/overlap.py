@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.doctor.found import NAMED
-from fulltune.doctor.shingles import normalised
+from fulltune.data.doctor.found import NAMED
+from fulltune.data.doctor.shingles import normalised
 
 NGRAM = 13
 

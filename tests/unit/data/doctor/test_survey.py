@@ -6,11 +6,11 @@ import random
 import pytest
 
 from fulltune.base.files import to_json
+from fulltune.data.doctor.damage import damage, repetition
+from fulltune.data.doctor.language import language
+from fulltune.data.doctor.private import luhn, private
+from fulltune.data.doctor.survey import Survey, SurveyFacts, codes_of
 from fulltune.data.example import Chat, Content, Message, Text
-from fulltune.doctor.damage import damage, repetition
-from fulltune.doctor.language import language
-from fulltune.doctor.private import luhn, private
-from fulltune.doctor.survey import Survey, SurveyFacts, codes_of
 
 
 def chat(question: str, *answers: str, system: str = "") -> Chat:

@@ -5,13 +5,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from fulltune.data.doctor.damage import damage, repetition
+from fulltune.data.doctor.found import NAMED, Found, Tally
+from fulltune.data.doctor.language import language
+from fulltune.data.doctor.lengths import quantile, quantiles
+from fulltune.data.doctor.private import private
+from fulltune.data.doctor.shingles import plain_text
 from fulltune.data.example import Chat, Content, Preference, Tokens
-from fulltune.doctor.damage import damage, repetition
-from fulltune.doctor.found import NAMED, Found, Tally
-from fulltune.doctor.language import language
-from fulltune.doctor.lengths import quantile, quantiles
-from fulltune.doctor.private import private
-from fulltune.doctor.shingles import plain_text
 
 _FAR = 3.0
 """Interquartile ranges from a quartile that make a length far out (Tukey, "Exploratory Data Analysis", 1977)."""
