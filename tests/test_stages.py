@@ -159,12 +159,12 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path: Pat
 
 def test_before_training_a_recipe_may_change(tmp_path: Path, recipe: dict[str, Any]) -> None:
     fulltune.prepare(recipe, out=tmp_path / "run")
-    written = (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns
+    written = (tmp_path / "run/data/train/examples.bin").stat().st_mtime_ns
     assert fulltune.plan(recipe, out=tmp_path / "run", train={"steps": 9}).updates == 9
-    assert (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns == written, "the data did not change"
+    assert (tmp_path / "run/data/train/examples.bin").stat().st_mtime_ns == written, "the data did not change"
     facts = fulltune.prepare(recipe, out=tmp_path / "run", data={"supervise": "all"})
     assert facts.splits["train"].supervised_tokens > 0
-    assert (tmp_path / "run/data/train/ids.bin").stat().st_mtime_ns != written
+    assert (tmp_path / "run/data/train/examples.bin").stat().st_mtime_ns != written
 
 
 def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, recipe: dict[str, Any], data: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
-    from fulltune.stages import dry_run, evaluate, export, inspect, plan, prepare, train
+    from fulltune.stages import check, dry_run, evaluate, export, inspect, plan, prepare, train
 
-__all__ = ["__version__", "dry_run", "evaluate", "export", "inspect", "plan", "prepare", "train"]
+__all__ = ["__version__", "check", "dry_run", "evaluate", "export", "inspect", "plan", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,12 +86,22 @@ def prepare(
     overrides: Overrides = None,
     out: Out = None,
     fresh: Fresh = False,
+    check_only: Annotated[bool, typer.Option("--check-only", help="Look at the rows, and keep nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn raw rows into tokens on disk, and name every row that cannot be taught."""
     from fulltune import stages
+    from fulltune.data.doctor.report import retold
 
+    if check_only:
+        checked = stages.check(recipe, out=out, **_given(overrides))
+        typer.echo(json.dumps(checked.card, indent=2, ensure_ascii=False) if as_json else checked.report)
+        if checked.refusal is not None:
+            raise checked.refusal
+        return
     facts = stages.prepare(recipe, out=out, fresh=fresh, **_given(overrides))
+    if not as_json:
+        typer.echo(retold(facts.doctor) + "\n")
     _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import fingerprint, is_draft, read_record, write_whole
+from fulltune.base.files import fingerprint, is_begun, is_draft, read_record, write_whole
 from fulltune.base.records import DataFacts, Plan, RunRecord
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
@@ -150,14 +150,14 @@ def _require_place(folder: Path) -> None:
 def _require_same(run: RunFolder) -> None:
     """Before training began a recipe may change; afterwards the folder's weights belong to the one it began with."""
     if not _is_run(run.path):
-        if run.path.exists() and any(not is_draft(path) for path in run.path.iterdir()):
+        if run.path.exists() and any(not is_draft(path) and not is_begun(path) for path in run.path.iterdir()):
             raise RecipeError(
                 "the folder is not empty and is no run",
                 where=str(run.path),
                 mend="name another with --out, or say --fresh",
             )
         return
-    written = {run.data: (run.data / "train" / "ids.bin").exists(), run.model: run.begun}
+    written = {run.data: (run.data / "train" / "examples.bin").exists(), run.model: run.begun}
     for place, ours in written.items():
         if place.exists() and not ours:  # a copied recipe.yaml does not make somebody's data ours to replace
             raise RecipeError(

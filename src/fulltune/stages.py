@@ -1,17 +1,20 @@
 """The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
 
 import os
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from fulltune.assemble import Prepared, count_updates, stores, template
 from fulltune.base.errors import CheckpointError, DataError, RecipeError
-from fulltune.base.files import sweep, whole_folder, write_record
+from fulltune.base.files import begun_folder, sweep, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
-from fulltune.data.prepare import identity
+from fulltune.data.prepare import Kit, Preparation, identity
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.inspection.page import require_place, write_page
@@ -23,12 +26,21 @@ from fulltune.objectives import OBJECTIVES
 from fulltune.optim.optimizers import OPTIMIZERS
 from fulltune.planning.make import make_plan, require_names
 from fulltune.recipe.load import Asked
-from fulltune.recipe.schema import ExportSection, ModelSection
+from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder, open_run
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the data is like: the report for people, the same for programs, and what forbids to go on, if anything."""
+
+    report: str
+    card: dict[str, Any]
+    refusal: DataError | None
+
 
 _IN_A_TERMINAL, _ON_A_PAGE = 3, 100
 """Rows that are shown if none are named."""
@@ -40,6 +52,23 @@ def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
     """
     return _prepare(open_run(recipe, overrides, out=out, fresh=fresh))
+
+
+def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
+    """All that `prepare` looks at, without keeping anything: the doctor's report, and every fault.
+
+    >>> print(fulltune.check("recipe.yaml").report)
+    """
+    run = open_run(recipe, overrides, out=out)
+    kit = _checked(run.recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Preparation(run.recipe.data, kit, Path(scratch), load=partial(_kit, run.recipe.model))
+        report = work.examine()
+        try:
+            work.settle(trains=False)
+        except DataError as fault:
+            return Checked(report, work.card, fault)
+        return Checked(report, work.card, None)
 
 
 def inspect(
@@ -175,12 +204,8 @@ def export(
 
 def _prepare(run: RunFolder) -> DataFacts:
     recipe = run.recipe
-    require_names(recipe)
-    OBJECTIVES.find(recipe.train.objective, where="train.objective")
-    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
-    tokenizer = load_tokenizer(recipe.model)
-    shipped = template(recipe.model, tokenizer)
-    wanted = identity(recipe.data, tokenizer_digest(tokenizer), shipped)
+    kit = _checked(recipe)
+    wanted = identity(recipe.data, tokenizer_digest(kit.tokenizer), kit.template, kit.stop_ids)
     if run.data_card.exists() and run.data.exists():
         facts = run.data_facts()
         if facts.fingerprint == wanted:
@@ -192,12 +217,18 @@ def _prepare(run: RunFolder) -> DataFacts:
                 mend="bring back what it began with, or make a new folder with --fresh",
             )
     sweep(run.path)
-    with whole_folder(run.data) as draft:
-        facts = prepare_data(recipe.data, tokenizer, shipped, draft, wanted)
+    load = partial(_kit, recipe.model)
+    with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
+        facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
         # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
         run.begin()
         run.data_card.unlink(missing_ok=True)
     write_record(run.data_card, facts)
+    _tell(facts)
+    return facts
+
+
+def _tell(facts: DataFacts) -> None:
     train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
     LOGGER.info(
         f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
@@ -207,7 +238,19 @@ def _prepare(run: RunFolder) -> DataFacts:
         LOGGER.warning(f"left out, {reason}: {count:,}")
     for note, places in facts.notes.items():
         LOGGER.warning(f"note, {note}: {places}")
-    return facts
+
+
+def _checked(recipe: Recipe) -> Kit:
+    """What makes tokens of rows, after everything that the recipe names was found."""
+    require_names(recipe)
+    OBJECTIVES.find(recipe.train.objective, where="train.objective")
+    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
+    return _kit(recipe.model)
+
+
+def _kit(section: ModelSection) -> Kit:
+    tokenizer = load_tokenizer(section)
+    return Kit(tokenizer, template(section, tokenizer))
 
 
 def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:

@@ -13,7 +13,7 @@ from fulltune.batch import Batch
 from fulltune.data.feed import collate
 from fulltune.data.lay import Budget, lay
 from fulltune.data.render import Encoded
-from fulltune.data.store import Store, StoreWriter
+from fulltune.data.store import Store
 from fulltune.engine.contract import World
 from fulltune.engine.single import SingleEngine
 from fulltune.model import facts
@@ -21,6 +21,7 @@ from fulltune.objectives import NextToken
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
 from tests import tiny
+from tests.stored import StoreWriter
 
 CPU = World(rank=0, size=1, device="cpu")
 SUPERVISED = (1, 2, 15, 3, 14, 1, 1, 8)

@@ -142,8 +142,8 @@ def test_landmine_B12_an_end_token_that_is_also_the_padding_is_taught(tmp_path: 
 def test_landmine_B13_padding_is_never_told_from_ids(tmp_path: Path) -> None:
     """Token 0 pads and is content too: it keeps its label, and what comes before it does not change."""
     from fulltune.data.feed import collate
-    from fulltune.data.store import StoreWriter
     from tests.contract.ground import Ground
+    from tests.stored import StoreWriter
 
     ids = np.array([5, 0, 7, 0, 9], np.int32)
     labels = np.array([IGNORE, 7, 0, 9, IGNORE], np.int32)
@@ -301,7 +301,7 @@ def test_landmine_B21_texts_survive_from_the_file_to_the_ids_to_the_byte(tmp_pat
 def test_landmine_B23_the_padding_side_of_a_tokenizer_moves_no_label(tmp_path: Path) -> None:
     from fulltune.data.feed import collate
     from fulltune.data.lay import Budget
-    from fulltune.data.store import StoreWriter
+    from tests.stored import StoreWriter
 
     both = []
     for side in ("left", "right"):

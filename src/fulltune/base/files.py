@@ -76,6 +76,29 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
+@contextmanager
+def begun_folder(folder: Path, name: str) -> Iterator[Path]:
+    """A folder for work that goes on after a kill if the name is the same; gone when the block ends in any other way.
+
+    What was begun under another name is removed: nobody will go on with it.
+    """
+    made = folder / f".begun-{name}"
+    for other in folder.glob(".begun-*") if folder.is_dir() else ():
+        if other != made:
+            shutil.rmtree(other)
+    above = [one for one in (folder, *folder.parents) if not one.exists()]
+    made.mkdir(parents=True, exist_ok=True)
+    try:
+        yield made
+    except Exception:
+        shutil.rmtree(made)
+        for one in above:
+            if not any(one.iterdir()):
+                one.rmdir()
+        raise
+    shutil.rmtree(made)
+
+
 def sweep(folder: Path) -> None:
     """Remove the drafts that a killed process left in a folder."""
     for draft in filter(is_draft, folder.iterdir() if folder.is_dir() else ()):
@@ -85,6 +108,11 @@ def sweep(folder: Path) -> None:
 def is_draft(path: Path) -> bool:
     """Whether this is a folder that was being written; nothing else is called `.something.part-...`."""
     return path.is_dir() and path.name.startswith(".") and ".part-" in path.name
+
+
+def is_begun(path: Path) -> bool:
+    """Whether this is what a killed process left to go on with."""
+    return path.is_dir() and path.name.startswith(".begun-")
 
 
 @contextmanager

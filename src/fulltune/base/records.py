@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 IGNORE = -100
 """The label of a token that carries no loss."""
@@ -38,6 +38,8 @@ class SourceFacts:
     """Of the file; of several, over all of them."""
     rows: int
     examples: int
+    augmented: int = 0
+    """Examples among them that were made from other rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class SplitFacts:
     """Quantiles of the examples' lengths in tokens: min, p50, p90, p99, max."""
     by_source: tuple[int, ...]
     """How many examples each source gave, in the order in which they are stored."""
+    tokens_by_source: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,8 @@ class DataFacts:
     """sha256 of the chat template's text."""
     stop_ids: tuple[int, ...]
     """The tokens that end a taught turn."""
+    doctor: dict[str, Any]
+    """What is odd about rows that can be taught: findings, lengths, languages, near-duplicates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What preparation found: rows that cannot be taught, and notes on rows that can. Counted, and named by line."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.example import RowFault
@@ -13,7 +13,9 @@ _NAMED = 20
 class Findings:
     """Gathers faults and notes over all sources, so that one run names every one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = True) -> None:
+        """`keeps`: whether bad rows are held to be told at the end, or counted only."""
+        self._keeps = keeps
         self.faults: list[Fault] = []
         self.unreadable: list[Fault] = []
         self.dropped: Counter[str] = Counter()
@@ -22,16 +24,17 @@ class Findings:
 
     def bad_row(self, where: str, fault: RowFault) -> None:
         """A row that is not taught; `data.on_bad_row` decides what that means."""
-        self.faults.append(Fault(fault.what, where, fault.mend, fault.code))
+        if self._keeps:
+            self.faults.append(Fault(fault.what, where, fault.mend, fault.code))
         self.dropped[fault.code] += 1
 
     def bad_file(self, where: str, code: str, what: str, mend: str) -> None:
         """A file of which nothing can be read: an error whatever the recipe says of bad rows."""
         self.unreadable.append(Fault(what, where, mend, code))
 
-    def left_out(self, code: str) -> None:
-        """A row that the recipe asks to leave out; counted, no fault."""
-        self.dropped[code] += 1
+    def left_out(self, code: str, rows: int = 1) -> None:
+        """A row (or several that were joined) that the recipe asks to leave out; counted, no fault."""
+        self.dropped[code] += rows
 
     def note(self, code: str, where: str) -> None:
         """Something worth knowing about a row that is taught all the same."""
@@ -53,11 +56,11 @@ class Findings:
         """How many faults so far forbid to go on."""
         return len(self.unreadable) + (len(self.faults) if on_bad_row == "error" else 0)
 
-    def settle(self, *, on_bad_row: str, fine: int) -> None:
-        """DataError with every fault, if the recipe does not allow to leave bad rows out."""
+    def settle(self, *, on_bad_row: str, fine: int, checked: Sequence[Fault] = ()) -> None:
+        """DataError with every fault, if the recipe does not allow to leave bad rows out; `checked`: further ones."""
         faults = sorted(self.faults, key=_place) if on_bad_row == "error" else []
-        if self.unreadable:
-            raise DataError(faults=[*self.unreadable, *faults])
+        if self.unreadable or checked:
+            raise DataError(faults=[*self.unreadable, *faults, *checked])
         if faults:
             raise DataError(
                 faults=faults,

@@ -1,231 +1,212 @@
-"""The data stage: sources -> rows -> examples -> screen -> render -> a store on disk and its card."""
+"""The data stage: sources -> parts -> a choice among all rows -> a store on disk and its card."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
-from fulltune.base.records import DataFacts, SourceFacts, SplitFacts
-from fulltune.data.example import Example, RowFault
+from fulltune.base.records import DataFacts, SplitFacts
+from fulltune.data.choose import GONE, SPLITS, Rows, choose
+from fulltune.data.doctor.report import record, text
+from fulltune.data.examine import Examination, looked_for, refusals
 from fulltune.data.findings import Findings
-from fulltune.data.intake import Intake
-from fulltune.data.reading.places import Place
-from fulltune.data.render import Renderer, TooLong
-from fulltune.data.screen import is_held_out, loose_id
+from fulltune.data.gather import Gathering
+from fulltune.data.parts import OTHER, Tables
+from fulltune.data.publish import kept_examples, parts_of, publish, source_facts, write_rejected
 from fulltune.data.sources import digest, places
-from fulltune.data.store import StoreWriter
 from fulltune.data.template import Template, Tokenizer
+from fulltune.data.work import Worker
 from fulltune.recipe.schema import DataSection, Source
 
-SPLITS = ("train", "heldout", "test", "retention")
-_APART = {"train": ("heldout",), "heldout": ("train",), "test": ("train", "heldout"), "retention": ()}
-"""Splits that must not share content: what is measured on, with what is taught; the test split with both."""
-_VERSION = 3
+__all__ = ["SPLITS", "Kit", "identity", "prepare", "sources"]
+
+_VERSION = 4
 """Raised when the same rows would give another store."""
-_TOGETHER = 512
-"""Examples tokenised in one call."""
+_WITHOUT = {"processes": True, "train": {"__all__": {"share"}}}
+"""Settings that change no token."""
 
 
-def identity(data: DataSection, tokenizer: str, template: Template) -> str:
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What makes tokens of rows: the tokenizer, its template, and what ends generation besides its end token."""
+
+    tokenizer: Tokenizer
+    template: Template
+    stop_ids: Collection[int] = ()
+
+    def worker(self, data: DataSection) -> Worker:
+        """What turns rows into parts with it."""
+        return Worker(data, self.tokenizer, self.template, self.stop_ids)
+
+
+def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
     """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
-    options = data.model_dump(mode="json", exclude={"train": {"__all__": {"share"}}})
+    options = data.model_dump(mode="json", exclude=_WITHOUT)
     found: dict[str, list[tuple[str, str]]] = {}
-    for source in (source for split in SPLITS for source in sources(data, split)):
+    for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = [(place.path, digest(place, source)) for place in places(source, Findings())]
-    return fingerprint([_VERSION, options, found, tokenizer, template.digest])
+    return fingerprint([_VERSION, options, found, tokenizer, template.digest, sorted(stop_ids)])
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:
-    """The sources of one split; the held-out ones are those of training if a share of them is held out."""
-    if split == "heldout":
-        return data.heldout if isinstance(data.heldout, tuple) else ()
-    named: dict[str, tuple[Source, ...]] = {
+    """The sources of one split; none if it is a share of the training rows."""
+    named = {
         "train": data.train,
+        "heldout": data.heldout,
         "test": data.test,
         "retention": data.retention,
+        "benchmarks": data.benchmarks,
     }
-    return named[split]
+    found = named[split]
+    return found if isinstance(found, tuple) else ()
 
 
-def prepare(data: DataSection, tokenizer: Tokenizer, template: Template, folder: Path, identity: str) -> DataFacts:
-    """Write one store for each split into `folder` and return the card. DataError names every faulty row."""
-    renderer = Renderer(
-        tokenizer,
-        template,
-        supervise=data.supervise,
-        max_length=data.max_length,
-        over_length=data.over_length,
-    )
-    work = _Preparation(data, renderer)
-    splits, origins = work.run(folder)
-    work.findings.settle(on_bad_row=data.on_bad_row, fine=work.kept)
-    if splits["train"].examples == 0:
-        raise DataError(
-            f"no training example is left of {work.rows} rows; left out: {dict(work.findings.dropped)}",
-            where=", ".join(source.path for source in data.train),
-            mend="mend the rows, or the options of the data section that leave them out",
+Load = Callable[[], Kit] | None
+
+
+class Preparation:
+    """The three steps of the data stage: `examine`, `settle`, `publish`, in this order."""
+
+    def __init__(self, data: DataSection, kit: Kit, parts: Path, *, load: Load = None) -> None:
+        """Reads everything.
+
+        `parts`: a folder for what is done already, so that a killed preparation goes on. `load` makes the kit anew in
+        other processes; without it all is done in this one.
+        """
+        self._data, self.findings = data, Findings(keeps=data.on_bad_row == "error")
+        gathering = Gathering(data, parts, self.findings, looked_for=looked_for(data))
+        parts.mkdir(parents=True, exist_ok=True)
+        elsewhere = None if load is None else partial(_loaded, data, load)
+        gathering.run({split: sources(data, split) for split in SPLITS}, partial(kit.worker, data), elsewhere)
+        self._gathered, self._parts, self._template = gathering.sources, gathering.parts, kit.template
+        self._rows = Rows(Tables(self._parts), {(one.split, one.number): one.files for one in self._gathered})
+
+    def examine(self) -> str:
+        """Look at all rows together; the doctor's report."""
+        self._choice = choose(self._rows, self._data, self.findings)
+        checkup, self._found = Examination(self._rows, self._choice, self._data, self.findings).run()
+        self._record = record(checkup, self._found)
+        self._sources = source_facts(self._rows, self._choice, self._gathered)
+        self._note()
+        return text(checkup, self._found)
+
+    def settle(self, *, trains: bool = True) -> None:
+        """DataError with everything that forbids to go on. Not `trains`: rows of tasks that are only read are fine."""
+        if trains:
+            self._require_examples()
+        self.findings.settle(on_bad_row=self._data.on_bad_row, fine=self.kept, checked=refusals(self._found))
+
+    def publish(self, folder: Path, identity: str) -> DataFacts:
+        """Write the prepared splits into `folder`, and the rows that were left out; the card."""
+        splits = publish(self._rows, self._choice, folder)
+        self._require_sides(splits)
+        if self.findings.dropped:
+            write_rejected(self._rows, self._choice, self._gathered, folder / "rejected.jsonl")
+        return DataFacts(
+            fingerprint=identity,
+            truncated=self._truncated(),
+            splits=splits,
+            sources=self._sources,
+            template=self._template.digest,
+            stop_ids=tuple(sorted({number for part in self._parts for number in part.said.stop_ids})),
+            **self.card,
         )
-    if data.heldout and splits["heldout"].examples == 0:
-        raise DataError(
-            f"none of {work.kept} examples is held out",
-            where="data.heldout",
-            mend="raise the share, name files, or say data.heldout=0 to train without being able to judge it",
-        )
-    return DataFacts(
-        fingerprint=identity,
-        rows=work.rows,
-        kept=work.kept,
-        dropped=dict(sorted(work.findings.dropped.items())),
-        truncated=renderer.truncated,
-        splits=splits,
-        sources=origins,
-        notes=dict(work.findings.notes),
-        template=template.digest,
-        stop_ids=tuple(sorted(renderer.stop_ids)),
-    )
-
-
-class _Preparation:
-    """One pass over all sources of all splits; training first, so that leaks into the others can be seen."""
-
-    def __init__(self, data: DataSection, renderer: Renderer) -> None:
-        self._data, self._renderer = data, renderer
-        self._held: dict[str, dict[str, str]] = {"train": {}, "heldout": {}}
-        """Loose id of each content -> where it stands, of the splits that others are kept apart from."""
-        self.findings = Findings()
-        self.kept = 0
 
     @property
-    def rows(self) -> int:
-        """Every row read is either kept, or left out for one reason."""
-        return self.kept + self.findings.dropped.total()
+    def card(self) -> dict[str, Any]:
+        """What was found, as plain JSON values: what of `DataFacts` is known before anything is written."""
+        return {
+            "rows": self.kept + self.findings.dropped.total(),
+            "kept": self.kept,
+            "dropped": dict(sorted(self.findings.dropped.items())),
+            "notes": dict(self.findings.notes),
+            "doctor": self._record,
+        }
 
-    def run(self, folder: Path) -> tuple[dict[str, SplitFacts], dict[str, tuple[SourceFacts, ...]]]:
-        """Facts of the splits, and of the sources of each."""
-        splits: dict[str, SplitFacts] = {}
-        origins: dict[str, tuple[SourceFacts, ...]] = {}
-        with StoreWriter(folder / "train") as train, StoreWriter(folder / "heldout") as heldout:
-            writers = {"train": train, "heldout": heldout}
-            origins["train"] = self._split("train", writers)
-            # Held-out rows come from the training files or from files of their own, never both.
-            origins["heldout"] = self._split("heldout", writers) or origins["train"]
-            splits["train"], splits["heldout"] = train.facts, heldout.facts
-        for split in ("test", "retention"):
-            with StoreWriter(folder / split) as writer:
-                origins[split] = self._split(split, {split: writer})
-                splits[split] = writer.facts
-        return splits, origins
+    @property
+    def kept(self) -> int:
+        """Rows that are kept. Every row read is either that, or left out for one reason."""
+        rows = self._rows.tables.column("rows")
+        return int(rows[self._choice.side != GONE].sum())
 
-    def _split(self, split: str, writers: Mapping[str, StoreWriter]) -> tuple[SourceFacts, ...]:
-        seen: dict[str, str] = {}
-        facts = []
-        listed: set[tuple[Place, str | None, str | None]] = set()
-        for number, source in enumerate(sources(self._data, split)):
-            fresh = []
-            for place in places(source, self.findings):
-                if (key := (place, source.name, source.split)) in listed:
-                    mend = "name it once; data.train.*.share says how often a source is seen"
-                    self.findings.bad_file(place.path, "listed_twice", f"data.{split} names this file twice", mend)
-                else:
-                    fresh.append(place)
-                listed.add(key)
-            facts.append(self._source(split, number, source, fresh, (writers, seen)))
-        return tuple(facts)
-
-    def _source(
-        self,
-        split: str,
-        number: int,
-        source: Source,
-        fresh: Sequence[Place],
-        into: tuple[Mapping[str, StoreWriter], dict[str, str]],
-    ) -> SourceFacts:
-        rows, kept, unread = self.rows, self.kept, len(self.findings.unreadable)
-        fatal = self.findings.fatal(self._data.on_bad_row)
-        writers, seen = into
-        intake = Intake(number, source, fresh, self._data, self.findings)
-        files = tuple(place.path for place in fresh)
-        for together in batched(self._unrepeated(files, intake, seen), _TOGETHER):
-            self._render(split, together, files, writers)
-        made = SourceFacts(
-            path=source.path,
-            files=files,
-            format=intake.format,
-            sha256=_digest(source, fresh) if len(self.findings.unreadable) == unread else "",
-            rows=self.rows - rows,
-            examples=self.kept - kept,
+    def _truncated(self) -> int:
+        found = (
+            kept_examples(part, self._choice.side[here], split)["cut"].sum()
+            for part, here in self._rows.tables.slices()
+            for split in SPLITS
         )
-        if fresh and made.examples == 0 and self.findings.fatal(self._data.on_bad_row) == fatal:
-            what = f"none of its {made.rows} rows is left for data.{split}; left out: {dict(self.findings.dropped)}"
-            self.findings.bad_file(source.path, "nothing_left", what, "mend the rows, or leave the file out")
-        return made
+        return int(sum(found))
 
-    def _unrepeated(self, files: Sequence[str], examples: Iterable[Example], seen: dict[str, str]) -> Iterator[Example]:
-        """Those that are not repeated as the recipe forbids."""
-        for example in examples:
-            where = f"{files[example.file]}:{example.line}"
-            earlier = seen.get(example.id)
-            seen.setdefault(example.id, where)
-            if earlier is not None and self._data.duplicates == "error":
-                mend = "remove it, or say data.duplicates=drop or keep"
-                self.findings.bad_row(where, RowFault("duplicate", f"the same content as {earlier}", mend))
-            elif earlier is not None and self._data.duplicates == "drop":
-                self.findings.left_out("duplicate")
-            else:
-                if earlier is not None:
-                    self.findings.note("duplicate", f"{where} (as {earlier})")
-                yield example
+    def _note(self) -> None:
+        """What was noticed about rows that are kept, and about whole sources."""
+        for part, here in self._rows.tables.slices():
+            for number, code, more in part.said.notes:
+                if self._choice.side[here.start + number] != GONE:
+                    place = self._rows.place(here.start + number)
+                    self.findings.note(code, f"{place} ({more})" if more else place)
+        for one, together in zip(self._gathered, parts_of(self._rows, self._gathered), strict=True):
+            if unread := {name for part, _ in together for name in part.said.unread}:
+                self.findings.note("unused_column", f"{one.source.path} ({', '.join(sorted(unread))})")
 
-    def _render(
-        self, split: str, together: Sequence[Example], files: Sequence[str], writers: Mapping[str, StoreWriter]
-    ) -> None:
-        """Tokenise, and write to the side that the content's hash decides."""
-        for example, outcome in zip(together, self._renderer.render(together), strict=True):
-            where = f"{files[example.file]}:{example.line}"
-            if isinstance(outcome, TooLong):
-                self.findings.left_out("too_long")
-                continue
-            key = loose_id(example.content)
-            side = self._side(split, example.group or key)
-            verdict = self._leak(side, key) or outcome
-            if isinstance(verdict, RowFault):
-                self.findings.bad_row(where, verdict)
-                continue
-            self.kept += 1
-            if spelled := self._renderer.spelled(example):
-                self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
-            for code in sorted(verdict.notes):
-                self.findings.note(code, where)
-            if side in self._held:
-                self._held[side].setdefault(key, where)
-            writers[side].append(verdict, source=example.source, line=example.line, file=example.file)
+    def _require_examples(self) -> None:
+        """A fault for every source of which nothing can be trained on."""
+        for one, together in zip(self._gathered, parts_of(self._rows, self._gathered), strict=True):
+            kept = [(part.rows["state"] == OTHER) & (self._choice.side[here] != GONE) for part, here in together]
+            other = sum(int(rows.sum()) for rows in kept)
+            if other:
+                what = f"{other} rows of {one.format!r} are fine, but this version only reads and checks such rows"
+                mend = "name another format or other columns beside the path, or leave the file out"
+                self.findings.bad_file(one.source.path, "other_task", what, mend)
+            facts = self._sources[one.split][one.number]
+            if one.files and not facts.examples and not self._blamed({one.source.path, *one.files}):
+                dropped = dict(self.findings.dropped)
+                what = f"none of its {facts.rows} rows is left for data.{one.split}; left out: {dropped}"
+                self.findings.bad_file(one.source.path, "nothing_left", what, "mend the rows, or leave the file out")
 
-    def _side(self, split: str, key: str) -> str:
-        share = self._data.heldout if split == "train" and isinstance(self._data.heldout, float) else 0.0
-        return "heldout" if is_held_out(key, share) else split
+    def _blamed(self, files: set[str]) -> bool:
+        """Whether a fault of these files forbids to go on already."""
+        faults = self.findings.faults if self._data.on_bad_row == "error" else []
+        told = (*self.findings.unreadable, *faults)
+        return any({fault.where, fault.where.rpartition(":")[0]} & files for fault in told)
 
-    def _leak(self, side: str, key: str) -> RowFault | None:
-        """A fault if a split that this one must not share anything with holds the same content already."""
-        for other in _APART[side]:
-            if (place := self._held[other].get(key)) is not None:
-                what = (
-                    f"{other} holds the same content, but for case and spacing, at {place}: a score would mean nothing"
+    def _require_sides(self, splits: Mapping[str, SplitFacts]) -> None:
+        if splits["train"].examples == 0:
+            raise DataError(
+                f"no training example is left of {self.kept} rows; left out: {dict(self.findings.dropped)}",
+                where=", ".join(source.path for source in self._data.train),
+                mend="mend the rows, or the options of the data section that leave them out",
+            )
+        for split, asked in (("heldout", self._data.heldout), ("test", self._data.test)):
+            if asked and splits[split].examples == 0:
+                raise DataError(
+                    f"none of {self.kept} examples is held out",
+                    where=f"data.{split}",
+                    mend=f"raise the share, name files, or say data.{split}=0 to do without",
                 )
-                return RowFault("leak", what, f"remove it from the {side} or the {other} data, or group both rows")
-        return None
 
 
-def _digest(source: Source, read: Sequence[Place]) -> str:
-    """sha256 of a file; of several, one over all of them."""
-    digests = [digest(place, source) for place in read]
-    return digests[0] if len(digests) == 1 else fingerprint(digests)
+def prepare(
+    data: DataSection, kit: Kit, folder: Path, identity: str, *, parts: Path | None = None, load: Load = None
+) -> DataFacts:
+    """Write one store for each split into `folder` and return the card. DataError names every faulty row.
+
+    `parts` and `load` as for `Preparation`; without them nothing is kept of what was begun.
+    """
+    kept = parts or folder / "parts"
+    work = Preparation(data, kit, kept, load=load)
+    work.examine()
+    work.settle()
+    facts = work.publish(folder, identity)
+    if parts is None:
+        shutil.rmtree(kept)
+    return facts
 
 
-def batched(items: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    """Lists of up to `size` items (itertools.batched is newer than the oldest Python we support)."""
-    iterator = iter(items)
-    while together := list(itertools.islice(iterator, size)):
-        yield together
+def _loaded(data: DataSection, load: Callable[[], Kit]) -> Worker:
+    return load().worker(data)

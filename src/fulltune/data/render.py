@@ -21,7 +21,7 @@ from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Template, Tokenizer
 
 Supervise = Literal["assistant", "last_turn", "completion", "all"]
-OverLength = Literal["error", "drop", "truncate"]
+OverLength = Literal["error", "drop", "truncate", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Encoded:
     weights: NDArray[np.float32]
     notes: frozenset[str] = frozenset()
     """Codes of what is odd about it and taught all the same."""
+    cut: bool = False
+    """Whether its end was cut off."""
 
     @property
     def supervised(self) -> int:
@@ -101,7 +103,9 @@ class Renderer:
             if isinstance(item, _Laid):
                 outcomes.append(self._attempt(lambda item=item: self._fit(self._encode_chat(item, made))))
             elif item is None:
-                outcomes.append(self._attempt(lambda example=example: self._fit(self._encode_other(example))))
+                outcomes.append(
+                    self._attempt(lambda example=example: self._fit(self._encode_other(example), self._splits(example)))
+                )
             else:
                 outcomes.append(item)
         return outcomes
@@ -202,17 +206,23 @@ class Renderer:
         ids, produced = encode(example.content, self._tokenizer, self._speller)
         return _shift(np.array(ids, np.int32), np.array(produced, np.float32))
 
-    def _fit(self, encoded: Encoded) -> Encoded:
+    def _document(self, example: Example) -> Encoded:
+        return self._fit(self._encode_other(example), self._splits(example))
+
+    def _splits(self, example: Example) -> bool:
+        """Whether what is too long goes on in the next example: documents do, as a conversation cannot."""
+        content = example.content
+        return self._over_length == "split" and isinstance(content, Text) and content.taught is None
+
+    def _fit(self, encoded: Encoded, splits: bool = False) -> Encoded:
         length = len(encoded.ids)
-        if length > self._max_length:
+        if length > self._max_length and not splits:
             if self._over_length == "drop":
                 raise TooLong
-            if self._over_length == "error":
-                raise RowFault(
-                    "too_long",
-                    f"the example has {length:,} tokens, data.max_length allows {self._max_length:,}",
-                    "raise data.max_length, or say data.over_length=drop or truncate",
-                )
+            if self._over_length != "truncate":
+                what = f"the example has {length:,} tokens, data.max_length allows {self._max_length:,}"
+                what += "; only documents can be split" if self._over_length == "split" else ""
+                raise RowFault("too_long", what, "raise data.max_length, or say data.over_length=drop or truncate")
             encoded = _cut(encoded, self._max_length)
             self.truncated += encoded.supervised > 0
         if encoded.supervised == 0:
@@ -236,4 +246,4 @@ def _cut(encoded: Encoded, length: int) -> Encoded:
     """The first `length` tokens; the last of them predicts nothing, and no stop token is put in its place."""
     labels, weights = encoded.labels[:length].copy(), encoded.weights[:length].copy()
     labels[-1], weights[-1] = IGNORE, 0
-    return replace(encoded, ids=encoded.ids[:length], labels=labels, weights=weights)
+    return replace(encoded, ids=encoded.ids[:length], labels=labels, weights=weights, cut=True)

@@ -5,6 +5,7 @@ import os
 import torch
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.processors import cores
 from fulltune.base.records import Machine
 from fulltune.engine.contract import World
 
@@ -23,7 +24,6 @@ def world() -> World:
 
 def machine() -> Machine:
     """What this run may use."""
-    cores = len(os.sched_getaffinity(0))
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Machine(
@@ -31,7 +31,7 @@ def machine() -> Machine:
             name=properties.name,
             devices=torch.cuda.device_count(),
             bytes_per_device=properties.total_memory,
-            cores=cores,
+            cores=cores(),
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
     # Without AMX, bf16 on a CPU is emulated or half as fast as float32 (measured: 9x faster with it).
@@ -41,6 +41,6 @@ def machine() -> Machine:
         name=str(capabilities.get("cpu_name", "CPU")),
         devices=1,
         bytes_per_device=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        cores=cores,
+        cores=cores(),
         bf16=bool(capabilities.get("amx_bf16")),
     )

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Collection
 
+from fulltune.data.example import Example
 from fulltune.data.findings import Findings
-from fulltune.data.intake import Intake
+from fulltune.data.intake import Intake, RowReader
 from fulltune.data.prepare import sources
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.sources import places
@@ -21,14 +22,16 @@ def uncut_lengths(
     )
     found: dict[str, int] = {}
     # What is held out may come from the training files.
-    for number, source in enumerate(sources(data, split) or sources(data, "train")):
+    for source in sources(data, split) or sources(data, "train"):
         for place in places(source, Findings()):
             wanted = {origin for origin in origins if origin.rpartition(":")[0] == place.path}
-            for example in Intake(number, source, [place], data, Findings()) if wanted else ():
-                origin = f"{place.path}:{example.line}"
+            intake = Intake(source, [place], Findings())
+            for _, line, row in intake if wanted else ():
+                origin = f"{place.path}:{line}"
                 if origin not in wanted:
                     continue
-                (outcome,) = renderer.render([example])
+                taken = RowReader(source, intake.format, data, None).read(row)
+                (outcome,) = renderer.render([Example("", 0, line, taken.content)])
                 if isinstance(outcome, Encoded):
                     found[origin] = len(outcome.ids)
                 wanted.discard(origin)

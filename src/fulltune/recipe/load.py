@@ -130,7 +130,7 @@ def _root_paths(values: dict[str, Any], folder: Path) -> None:
         if _is_local(model.get("path"), folder):
             _root(model, "path", folder)
     if isinstance(data, dict):
-        for name in ("train", "heldout", "test", "retention"):
+        for name in ("train", "heldout", "test", "retention", "benchmarks"):
             entries = data.get(name)
             if isinstance(entries, list):
                 data[name] = [_source_rooted(entry, folder) for entry in entries]
@@ -209,7 +209,7 @@ def _path(detail: ErrorDetails) -> tuple[str | int, ...]:
     """Where a fault lies, without the branch of a union that pydantic puts behind its field."""
     found = detail["loc"]
     pairs = zip((None, *found), found, strict=False)
-    return tuple(part for before, part in pairs if not (before == "heldout" and part in BRANCHES))
+    return tuple(part for before, part in pairs if not (before in ("heldout", "test") and part in BRANCHES))
 
 
 def _unknown(path: tuple[str | int, ...]) -> str:

@@ -1,5 +1,6 @@
 """The recipe: one frozen tree. Every field says what it does and has one default; nothing here is derived."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -11,8 +12,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
-BRANCHES = ("<share>", "<sources>")
-"""Tags of the two ways to write data.heldout; pydantic puts them into the place of a fault, where they are no keys."""
+BRANCHES = ("<share>", "<kept back>", "<sources>")
+"""Tags of the ways to write data.heldout; pydantic puts them into the place of a fault, where they are no keys."""
 _MOST_APART = 1e6
 """Ratio of two shares; what is rarer comes less than once in a million examples, and rounds to never."""
 
@@ -72,6 +73,10 @@ class Source(Section):
     """Whether cells may stand in double quotes; by default they may in CSV and not in TSV."""
     split: str | None = None
     """Split of a hub data set or of a folder of `save_to_disk`, or a part of it, such as `train[:10%]`."""
+    join: bool = False
+    """Whether documents that follow each other are joined, each with its end token, up to `max_length`; none is cut
+    unless it is longer than that alone.
+    """
     name: str | None = None
     """Configuration of a hub data set that has several."""
     revision: str | None = None
@@ -85,11 +90,37 @@ def _unmixed(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     return sources
 
 
+class KeptBack(Section):
+    """A part of the training rows that is measured on and not taught."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Of the training rows. Content hashes decide, so a row stays on its side when others are added."""
+    max_examples: Count | None = None
+    """Most examples: with more rows the share shrinks, and rows only ever go from here to training."""
+    stratify_by: str | None = None
+    """A column whose every value is kept back in just this share. Unstable: added rows may change sides."""
+
+
+def _way(value: Any) -> str:
+    """Which of BRANCHES a value of data.heldout is written in."""
+    if is_number(value):
+        return BRANCHES[0]
+    portion = isinstance(value, KeptBack) or (isinstance(value, Mapping) and "share" in value and "path" not in value)
+    return BRANCHES[1] if portion else BRANCHES[2]
+
+
 Sources = Annotated[tuple[Source, ...], Listed, AfterValidator(_unmixed)]
-Heldout = Annotated[
-    Annotated[Share, Tag(BRANCHES[0])] | Annotated[Sources, Tag(BRANCHES[1])],
-    Discriminator(lambda value: BRANCHES[0] if is_number(value) else BRANCHES[1]),
+Measured = Annotated[
+    Annotated[Share, Tag(BRANCHES[0])] | Annotated[KeptBack, Tag(BRANCHES[1])] | Annotated[Sources, Tag(BRANCHES[2])],
+    Discriminator(_way),
 ]
+
+
+def portion(value: Any) -> KeptBack | None:
+    """What `data.heldout` or `data.test` takes from the training rows, if it takes any."""
+    if isinstance(value, KeptBack):
+        return value
+    return KeptBack(share=float(value)) if is_number(value) and value > 0 else None
 
 
 class DataSection(Section):
@@ -97,16 +128,20 @@ class DataSection(Section):
 
     train: Annotated[tuple[Source, ...], Listed, Field(min_length=1)]
     """What the model learns: a path, a mapping, or a list of them."""
-    heldout: Heldout = 0.05
-    """Kept back to judge training by: a share of `train`, chosen by content hash, or sources of its own."""
-    test: Sources = ()
-    """Never looked at while training or choosing a checkpoint; `fulltune evaluate` scores it."""
+    heldout: Measured = 0.05
+    """Kept back to judge training by: a share of `train` by content hash, such as `0.05` or
+    `{share: 0.05, max_examples: 500}`, or sources of its own.
+    """
+    test: Measured = ()
+    """Never looked at while training or choosing a checkpoint; `fulltune evaluate` scores it. Written as `heldout`."""
     retention: Sources = ()
     """What must not be forgotten: its loss is measured whenever the held-out loss is."""
     max_length: Annotated[int, Field(ge=2, le=MOST)] = 2048
     """Most tokens of one example."""
-    over_length: Literal["error", "drop", "truncate"] = "error"
-    """What a longer example is: a bad row, left out and counted, or cut at its end and counted."""
+    over_length: Literal["error", "drop", "truncate", "split"] = "error"
+    """What a longer example is: a bad row, left out and counted, cut at its end and counted, or (documents only) cut
+    into several examples of which no token is lost.
+    """
     supervise: Literal["assistant", "last_turn", "completion", "all"] = "assistant"
     """Which tokens are taught: every assistant turn, the last one, those after the last user turn, or all tokens."""
     on_bad_row: Literal["error", "drop"] = "error"
@@ -115,6 +150,14 @@ class DataSection(Section):
     """What a row is whose content stood before: a bad row, left out and counted, or taught again."""
     group_by: str | None = None
     """A column: rows that share its value go to the held-out share together, or not at all."""
+    checks: dict[str, str] = Field(default_factory=dict)
+    """What is done about findings that leave a row teachable: code -> `keep` (the default), `drop` or `error`, such as
+    `{near_duplicate: drop, pii_email: error}`; `off` for near_duplicate and near_leak: not looked for.
+    """
+    benchmarks: Sources = ()
+    """Texts that should not stand in the training rows: questions of benchmarks that the model will be judged by."""
+    processes: Count | None = None
+    """Processes that turn rows into tokens; by default as many as there are cores. Small data needs one only."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -125,8 +168,15 @@ class DataSection(Section):
             raise ValueError(
                 "the shares of data.train are more than a million times apart: the least would hardly be seen"
             )
-        if self.group_by is not None and (isinstance(self.heldout, tuple) or self.heldout == 0):
-            raise ValueError("`group_by` steers the held-out share, but data.heldout is no share")
+        portions = [part for part in map(portion, (self.heldout, self.test)) if part is not None]
+        if sum(part.share for part in portions) >= 1:
+            raise ValueError("data.heldout and data.test together leave nothing to train on")
+        if self.group_by is not None and not portions:
+            raise ValueError("`group_by` steers the held-out share, but neither data.heldout nor data.test is a share")
+        if self.group_by is not None and any(part.stratify_by is not None for part in portions):
+            raise ValueError("`group_by` and `stratify_by` exclude each other: groups cannot be cut to fit the strata")
+        if len({part.stratify_by for part in portions}) > 1:
+            raise ValueError("data.heldout and data.test are stratified by different columns; name the same in both")
         return self
 
 

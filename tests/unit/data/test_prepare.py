@@ -8,7 +8,7 @@ import pytest
 
 from fulltune.base.errors import DataError
 from fulltune.base.records import DataFacts
-from fulltune.data.prepare import identity, prepare
+from fulltune.data.prepare import Kit, identity, prepare
 from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.recipe.load import load_recipe
@@ -24,7 +24,7 @@ def section(**data: Any) -> DataSection:
 
 def run(folder: Path, **data: Any) -> DataFacts:
     asked, template = section(**data), Template(TOKENS, None, "t")
-    return prepare(asked, TOKENS, template, folder, identity(asked, "tokens", template))
+    return prepare(asked, Kit(TOKENS, template), folder, identity(asked, "tokens", template))
 
 
 def opened(folder: Path, facts: DataFacts, split: str) -> Store:

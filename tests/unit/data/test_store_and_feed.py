@@ -12,7 +12,8 @@ from fulltune.data.feed import Feed, Portion, collate, once
 from fulltune.data.lay import Budget
 from fulltune.data.order import Order
 from fulltune.data.render import Encoded
-from fulltune.data.store import Store, StoreWriter
+from fulltune.data.store import Store
+from tests.stored import StoreWriter
 
 PADDED, PACKED = Budget(8, 4096, "padded"), Budget(8, 4096, "packed")
 
@@ -66,10 +67,10 @@ def test_facts(tmp_path: Path) -> None:
 def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "s") as writer:
         writer.append(example([1, 2, 3], 1), source=0, line=1)
-    (tmp_path / "s/labels.bin").write_bytes(b"\0\0\0\0")
+    (tmp_path / "s/shard/labels.bin").write_bytes(b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="1 of 3 tokens"):
         Store(tmp_path / "s", [("a",)])
-    (tmp_path / "s/labels.bin").unlink()
+    (tmp_path / "s/shard/labels.bin").unlink()
     with pytest.raises(CheckpointError, match="missing"):
         Store(tmp_path / "s", [("a",)])
 

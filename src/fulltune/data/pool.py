@@ -1,0 +1,89 @@
+"""Tasks to processes: one after the other here if there are few, else in worker processes that share them."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, Protocol
+
+from loky import ProcessPoolExecutor
+from loky.process_executor import TerminatedWorkerError
+
+from fulltune.base.errors import DataError, Fault, MachineError
+
+_FEW = 3
+"""Tasks that one process does sooner than a second one would have started (it imports transformers)."""
+_AHEAD = 2
+"""Tasks that wait beside those in work; each holds its rows in memory."""
+
+
+class Work(Protocol):
+    """Does a task and leaves its outcome on disk."""
+
+    def __call__(self, task: Any) -> None: ...
+
+
+def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], Work] | None, processes: int) -> None:
+    """Every task, by a worker that `here` makes in this process, or by those that `elsewhere` makes in others.
+
+    DataError as a worker raised it; MachineError if one was killed.
+    """
+    waiting = iter(tasks)
+    first = list(itertools.islice(waiting, _FEW))
+    if elsewhere is None or processes == 1 or len(first) < _FEW:
+        work: Work | None = None
+        for task in itertools.chain(first, waiting):
+            work = work or here()
+            work(task)
+        return
+    executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=(elsewhere,), env=_ENVIRONMENT)
+    try:
+        _feed(executor, itertools.chain(first, waiting), processes + _AHEAD)
+    except TerminatedWorkerError as fault:
+        raise MachineError(
+            "a process that prepares data was killed, most likely since memory ran out",
+            where="data.processes",
+            mend="data.processes=1 needs the least memory; what is prepared already is kept",
+        ) from fault
+    finally:
+        executor.shutdown(wait=True, kill_workers=True)
+
+
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Each worker is one of as many as there are cores."""
+_worker: Work | None = None
+
+
+def _begin(make: Callable[[], Work]) -> None:
+    global _worker
+    os.environ.update(_ENVIRONMENT)
+    _worker = make()
+
+
+def _do(task: Any) -> tuple[Fault, ...]:
+    """Faults are handed over as values: exceptions with arguments of their own do not travel."""
+    assert _worker is not None
+    try:
+        _worker(task)
+    except DataError as fault:
+        return fault.faults
+    return ()
+
+
+def _feed(executor: Any, tasks: Iterable[Any], most: int) -> None:
+    pending: set[Future[tuple[Fault, ...]]] = set()
+    for task in tasks:
+        if len(pending) >= most:
+            pending = _settle(pending)
+        pending.add(executor.submit(_do, task))
+    while pending:
+        pending = _settle(pending)
+
+
+def _settle(pending: set[Future[tuple[Fault, ...]]]) -> set[Future[tuple[Fault, ...]]]:
+    """Waits for one, and tells its faults."""
+    done, left = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        if faults := future.result():
+            raise DataError(faults=faults)
+    return left
