@@ -1,7 +1,6 @@
 """Lengths of examples in tokens, and what each limit on them would cut away."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 LADDER = tuple(1 << power for power in range(8, 18))
 """Limits that are asked about: 256, 512, ... 131,072 tokens."""
+_LIMITS = np.array(LADDER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,27 +41,34 @@ class LengthFacts:
     """One for each limit of the ladder below the longest row, and the first that cuts nothing."""
 
 
-class Lengths:
-    """Is shown one example after the other; keeps one number for each different length."""
+def kept(length: int, positions: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Supervised tokens that each limit of the ladder leaves of an example of so many tokens.
 
-    def __init__(self, ladder: Sequence[int] = LADDER) -> None:
-        if not ladder or min(ladder) < 1:
-            raise ValueError(f"limits are at least one token, and at least one of them: {ladder}")
-        self._ladder = np.array(sorted(set(ladder)))
+    `positions`: the ascending places whose label is taught (`labels != IGNORE`).
+    """
+    if length <= LADDER[0]:
+        return np.full(len(LADDER), len(positions), np.int32)
+    # Cut to N tokens, places up to N - 2 keep their label; an example of N tokens keeps all.
+    limits = np.where(length > _LIMITS, _LIMITS - 1, length)
+    return np.searchsorted(positions, limits).astype(np.int32)
+
+
+class LengthTotals:
+    """Is shown the numbers of many examples at once, in any chunks; keeps one number for each different length."""
+
+    def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._supervised = 0
-        self._kept = np.zeros(len(self._ladder), np.int64)
-        self._untaught = np.zeros(len(self._ladder), np.int64)
+        self._kept = np.zeros(len(LADDER), np.int64)
+        self._untaught = np.zeros(len(LADDER), np.int64)
 
-    def add(self, length: int, positions: NDArray[np.integer]) -> None:
-        """An example of so many tokens, with the ascending places whose label is taught (`labels != IGNORE`)."""
-        self._counts[length] += 1
-        self._supervised += len(positions)
-        # Cut to N tokens, places up to N - 2 keep their label; an example of N tokens keeps all.
-        limits = np.where(self._ladder < length, self._ladder - 1, length)
-        kept = np.searchsorted(positions, limits)
-        self._kept += kept
-        self._untaught += (kept == 0) & (len(positions) > 0)
+    def add_chunk(self, lengths: NDArray[np.integer], taught: NDArray[np.integer], left: NDArray[np.integer]) -> None:
+        """Of each example: its tokens, those of them that are supervised, and (a row) what `kept` returned."""
+        values, counts = np.unique(lengths, return_counts=True)
+        self._counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        self._supervised += int(taught.sum(dtype=np.int64))
+        self._kept += left.sum(axis=0, dtype=np.int64)
+        self._untaught += ((left == 0) & (taught > 0)[:, None]).sum(axis=0)
 
     @property
     def facts(self) -> LengthFacts:
@@ -69,18 +76,18 @@ class Lengths:
         lengths = np.array(sorted(self._counts), np.int64)
         counts = np.array([self._counts[int(length)] for length in lengths], np.int64)
         longest = int(lengths[-1]) if len(lengths) else 0
-        needed = int(np.searchsorted(self._ladder, longest)) + 1
+        needed = int(np.searchsorted(_LIMITS, longest)) + 1
         return LengthFacts(
             examples=int(counts.sum()),
             tokens_per_epoch=int((lengths * counts).sum()),
             supervised_per_epoch=self._supervised,
             quantiles=quantiles(self._counts),
             histogram=self._histogram(),
-            cuts=tuple(self._cut(number, lengths, counts) for number in range(min(needed, len(self._ladder)))),
+            cuts=tuple(self._cut(number, lengths, counts) for number in range(min(needed, len(LADDER)))),
         )
 
     def _cut(self, number: int, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> Cut:
-        limit = int(self._ladder[number])
+        limit = LADDER[number]
         rows = int(counts[lengths > limit].sum())
         supervised = self._supervised - int(self._kept[number])
         return Cut(

@@ -3,7 +3,9 @@
 import heapq
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fulltune.data.doctor.damage import damage, repetition
 from fulltune.data.doctor.found import NAMED, Found, Tally
@@ -45,7 +47,10 @@ class SurveyFacts:
 
 
 class Survey:
-    """Is shown one example after the other; memory does not grow with them but for one number for each length."""
+    """Is shown one example after the other; memory does not grow with them but for one number for each length.
+
+    Parts of the data may be surveyed apart and merged in their order: the facts are those of one pass.
+    """
 
     def __init__(self, named: int = NAMED) -> None:
         self._named = named
@@ -58,26 +63,75 @@ class Survey:
         self._shortest: list[tuple[int, int, str]] = []
         self._longest: list[tuple[int, int, str]] = []
 
-    def add(self, content: Content, where: str) -> None:
-        """One example and its place."""
+    def add(self, content: Content, where: str) -> dict[str, int]:
+        """One example and its place; what is odd about it: code -> how often. A caller may leave it out by that."""
+        plain, answers = plain_text(content), _answers(content)
         self._examples += 1
-        self._languages[language(plain_text(content))] += 1
+        self._languages[language(plain)] += 1
         if isinstance(content, Chat):
             self._chats += 1
             self._turns[sum(message.role != "system" for message in content.messages)] += 1
-        for answer in _answers(content):
-            self._answers += 1
-            if not _is_empty(answer):
-                self._length(len(answer), where)
-            self._rules.update(repetition(answer))
-        for code, times in codes_of(content).items():
+        codes = {**damage(text := _with_system(content, plain)), **private(text)}
+        for code, times in (
+            ("empty_answer", self._lengths_of(answers, where)),
+            ("repetition", self._rules_of(answers)),
+        ):
+            if times:
+                codes[code] = times
+        for code, times in codes.items():
             self._tally.add(code, where, times)
+        return codes
 
-    def _length(self, length: int, where: str) -> None:
-        self._lengths[length] += 1
-        # Ties go to the answer that came first: the heaps give up their least entry.
-        _keep(self._shortest, (-length, -self._answers, where), self._named)
-        _keep(self._longest, (length, -self._answers, where), self._named)
+    def _lengths_of(self, answers: list[str], where: str) -> int:
+        """Counts the lengths of answers; returns how many are empty."""
+        empty = 0
+        for answer in answers:
+            self._answers += 1
+            if _is_empty(answer):
+                empty += 1
+                continue
+            length = len(answer)
+            self._lengths[length] += 1
+            # Ties go to the answer that came first: the heaps give up their least entry.
+            _keep(self._shortest, (-length, -self._answers, where), self._named)
+            _keep(self._longest, (length, -self._answers, where), self._named)
+        return empty
+
+    def _rules_of(self, answers: list[str]) -> int:
+        """Counts the rules of repetition that answers break; returns how many answers break any."""
+        broken = [rules for rules in map(repetition, answers) if rules]
+        for rules in broken:
+            self._rules.update(rules)
+        return len(broken)
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, as plain JSON values."""
+        return {
+            "examples": self._examples,
+            "chats": self._chats,
+            "answers": self._answers,
+            "turns": _written(self._turns),
+            "lengths": _written(self._lengths),
+            "languages": dict(self._languages),
+            "rules": dict(self._rules),
+            "tally": self._tally.state(),
+            "shortest": sorted(self._shortest),
+            "longest": sorted(self._longest),
+        }
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what the survey of the part after this one counted, given as its `state`."""
+        for heap, name in ((self._shortest, "shortest"), (self._longest, "longest")):
+            for length, number, where in state[name]:
+                _keep(heap, (length, number - self._answers, where), self._named)
+        self._examples += state["examples"]
+        self._chats += state["chats"]
+        self._answers += state["answers"]
+        self._turns.update(_read(state["turns"]))
+        self._lengths.update(_read(state["lengths"]))
+        self._languages.update(state["languages"])
+        self._rules.update(state["rules"])
+        self._tally.merge(state["tally"])
 
     @property
     def facts(self) -> SurveyFacts:
@@ -115,19 +169,20 @@ class Survey:
         return math.ceil(math.exp(first - far)), min(math.floor(math.exp(third + far)), max(self._lengths))
 
 
-def codes_of(content: Content) -> dict[str, int]:
-    """What is odd about one example by itself: code -> how often. A caller may leave the example out by it."""
-    text = plain_text(content)
-    if isinstance(content, Chat):
-        text = "\n".join([text, *(message.content for message in content.messages if message.role == "system")])
-    answers = _answers(content)
-    counts = {
-        "empty_answer": sum(map(_is_empty, answers)),
-        "repetition": sum(bool(repetition(answer)) for answer in answers),
-        **damage(text),
-        **private(text),
-    }
-    return {code: times for code, times in counts.items() if times}
+def _with_system(content: Content, plain: str) -> str:
+    """What is looked at for damage and private text: the plain text and every system prompt."""
+    if not isinstance(content, Chat):
+        return plain
+    return "\n".join([plain, *(message.content for message in content.messages if message.role == "system")])
+
+
+def _written(counts: Counter[int]) -> dict[str, int]:
+    """JSON has no numbers for keys."""
+    return {str(key): count for key, count in counts.items()}
+
+
+def _read(counts: Mapping[str, int]) -> dict[int, int]:
+    return {int(key): count for key, count in counts.items()}
 
 
 def _answers(content: Content) -> list[str]:

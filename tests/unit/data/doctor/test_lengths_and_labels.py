@@ -7,48 +7,62 @@ import pytest
 
 from fulltune.base.records import IGNORE
 from fulltune.data.doctor.labels import label_facts
-from fulltune.data.doctor.lengths import Lengths, quantile, quantiles
+from fulltune.data.doctor.lengths import LADDER, LengthFacts, LengthTotals, kept, quantile, quantiles
 from fulltune.data.render import Encoded, _cut
+
+
+def totals(examples: list[Encoded], chunk: int = 1000) -> LengthFacts:
+    made = LengthTotals()
+    for at in range(0, len(examples), chunk):
+        part = examples[at : at + chunk]
+        lengths = np.array([len(e.ids) for e in part], np.int32)
+        left = np.array([kept(len(e.ids), np.flatnonzero(e.labels != IGNORE)) for e in part], np.int32)
+        made.add_chunk(lengths, np.array([e.supervised for e in part], np.int32), left)
+    return made.facts
+
+
+def example(length: int, taught: float, random: np.random.Generator) -> Encoded:
+    labels = np.where(random.random(length) < taught, 7, IGNORE).astype(np.int32)
+    labels[-1] = IGNORE
+    return Encoded(np.zeros(length, np.int32), labels, np.ones(length, np.float32))
 
 
 def test_the_share_cut_is_what_preparation_would_cut() -> None:
     random = np.random.default_rng(0)
-    examples = []
-    for _ in range(200):
-        length = int(random.integers(1, 60))
-        labels = np.where(random.random(length) < 0.4, 7, IGNORE).astype(np.int32)
-        labels[-1] = IGNORE
-        examples.append(Encoded(np.zeros(length, np.int32), labels, np.ones(length, np.float32)))
-    lengths = Lengths(range(1, 70))
-    for example in examples:
-        lengths.add(len(example.ids), np.flatnonzero(example.labels != IGNORE))
-    facts = lengths.facts
+    near = [limit + step for limit in LADDER[:4] for step in (-1, 0, 1, 2)]
+    lengths = [1, 2, *near, *(int(2**power) for power in random.uniform(0, 15, 150))]
+    examples = [example(length, share, random) for length in lengths for share in (0.0, 0.001, 0.4)]
+    facts = totals(examples)
     total = sum(example.supervised for example in examples)
     assert facts.supervised_per_epoch == total
     assert facts.tokens_per_epoch == sum(len(example.ids) for example in examples)
-    assert [cut.max_length for cut in facts.cuts] == list(range(1, 60))  # 59 is the longest: nothing is cut there
+    assert [cut.max_length for cut in facts.cuts] == list(LADDER[:8])  # nothing is cut at 32,768
     for cut in facts.cuts:
         longer = [example for example in examples if len(example.ids) > cut.max_length]
         left = [_cut(example, cut.max_length).supervised for example in longer]
         gone = sum(example.supervised for example in longer) - sum(left)
         assert (cut.rows, cut.supervised) == (len(longer), gone)
-        assert cut.supervised_share == gone / total and cut.rows_share == len(longer) / 200
+        assert cut.supervised_share == gone / total and cut.rows_share == len(longer) / len(examples)
         assert cut.rows_untaught == sum(not n and e.supervised > 0 for n, e in zip(left, longer, strict=True))
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_of_any_size_give_the_same(chunk: int) -> None:
+    random = np.random.default_rng(3)
+    examples = [example(int(length), 0.3, random) for length in random.integers(1, 3000, 60)]
+    assert totals(examples, chunk) == totals(examples)
+
+
 def test_the_histogram_counts_every_row_once() -> None:
-    lengths = Lengths()
-    for length in (1, 2, 3, 4, 5, 8, 9, 1000):
-        lengths.add(length, np.arange(length - 1))
-    assert lengths.facts.histogram == {"1": 1, "2": 1, "4": 2, "8": 2, "16": 1, "1024": 1}
-    assert [cut.max_length for cut in lengths.facts.cuts] == [256, 512, 1024]
+    random = np.random.default_rng(4)
+    facts = totals([example(length, 0.9, random) for length in (1, 2, 3, 4, 5, 8, 9, 1000)])
+    assert facts.histogram == {"1": 1, "2": 1, "4": 2, "8": 2, "16": 1, "1024": 1}
+    assert [cut.max_length for cut in facts.cuts] == [256, 512, 1024]
 
 
 def test_no_example_at_all() -> None:
-    facts = Lengths().facts
+    facts = LengthTotals().facts
     assert (facts.examples, facts.quantiles, facts.histogram) == (0, {}, {})
-    with pytest.raises(ValueError, match="at least one token"):
-        Lengths([0])
 
 
 def test_quantiles_of_counts_are_those_of_the_values() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.data.doctor.damage import DAMAGE
 from fulltune.data.doctor.labels import label_facts
-from fulltune.data.doctor.lengths import Lengths
+from fulltune.data.doctor.lengths import LengthTotals, kept
 from fulltune.data.doctor.near import NearIndex
 from fulltune.data.doctor.overlap import Overlap
 from fulltune.data.doctor.private import PRIVATE
@@ -21,14 +21,14 @@ LONG = "one two three four five six seven eight nine ten eleven twelve thirteen 
 
 @pytest.fixture(scope="module")
 def checkup() -> Checkup:
-    survey, lengths, overlap = Survey(), Lengths(), Overlap([("b:1", LONG)])
+    survey, lengths, overlap = Survey(), LengthTotals(), Overlap([("b:1", LONG)])
     with NearIndex() as near, NearIndex() as leaks:
         for number, row in enumerate([LONG, LONG + "!", "mail a@b.org", "NUL \0"], 1):
             survey.add(Chat((Message("user", row), Message("assistant", "yes"))), f"rows.jsonl:{number}")
             near.add(row, f"rows.jsonl:{number}", row)
             leaks.add(row, f"rows.jsonl:{number}", row)
             overlap.add(row, f"rows.jsonl:{number}")
-            lengths.add(300, np.arange(200, 299))
+            lengths.add_chunk(np.array([300]), np.array([99]), kept(300, np.arange(200, 299))[None])
         leaks.add(LONG.upper(), "test.jsonl:1", "key", side=1)
         near_facts, leak_facts = near.duplicates(), leaks.leaks()
     return Checkup(

@@ -1,15 +1,18 @@
 """One pass over examples: what is counted, where it is said to stand, and that no text gets into a record."""
 
+import itertools
 import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fulltune.base.files import to_json
 from fulltune.data.doctor.damage import damage, repetition
 from fulltune.data.doctor.language import language
 from fulltune.data.doctor.private import luhn, private
-from fulltune.data.doctor.survey import Survey, SurveyFacts, codes_of
+from fulltune.data.doctor.survey import Survey, SurveyFacts
 from fulltune.data.example import Chat, Content, Message, Text
 
 
@@ -73,7 +76,54 @@ def test_only_the_first_places_are_kept_and_all_are_counted() -> None:
 
 
 def test_system_prompts_are_looked_at_for_damage() -> None:
-    assert codes_of(chat("q", "a", system="\ufffd")) == {"lost_character": 1}
+    assert Survey().add(chat("q", "a", system="\ufffd"), "f:1") == {"lost_character": 1}
+
+
+PIECES = st.sampled_from(
+    ["a", "very good " * 60, "", "\u200b", "a\x00", "x@y.org", "Ã©", "der die das", "привет", "b" * 70]
+)
+
+
+@given(
+    st.lists(st.one_of(PIECES.map(Text), st.builds(chat, PIECES, PIECES, PIECES, system=PIECES)), max_size=30),
+    st.lists(st.integers(0, 30), max_size=4),
+    st.integers(1, 5),
+)
+@settings(max_examples=150, deadline=None)
+def test_parts_merged_in_order_are_one_pass(contents: list[Content], cuts: list[int], named: int) -> None:
+    whole, merged = Survey(named), Survey(named)
+    for number, content in enumerate(contents):
+        whole.add(content, f"f:{number}")
+    bounds = sorted({0, len(contents), *(min(cut, len(contents)) for cut in cuts)})
+    for begin, end in itertools.pairwise(bounds):
+        part = Survey(named)
+        for number in range(begin, end):
+            part.add(contents[number], f"f:{number}")
+        merged.merge(json.loads(json.dumps(part.state())))
+    assert merged.facts == whole.facts
+    assert merged.state() == whole.state()
+
+
+def test_many_answers_of_one_length_in_parts_name_the_first_and_most_extreme() -> None:
+    """The heaps of parts are merged: ties go to what came first, over all parts."""
+    contents = [Text("a" * n) for n in [*[100] * 60, *[1, 2] * 30, *[100_000, 99_999] * 30, *[100] * 300]]
+    whole, merged = Survey(), Survey()
+    for begin in range(0, len(contents), 50):
+        part = Survey()
+        for number, content in enumerate(contents[begin : begin + 50], begin):
+            assert part.add(content, f"f:{number}") == whole.add(content, f"f:{number}")
+        merged.merge(part.state())
+    assert merged.facts == whole.facts
+    assert len(merged.facts.found["very_long_answer"].places) == 20
+
+
+def test_what_is_added_is_told() -> None:
+    assert Survey().add(chat("mail a@b.org", "", "very good " * 60, "\x00a\x00"), "f:1") == {
+        "pii_email": 3,
+        "empty_answer": 1,
+        "repetition": 1,
+        "control_char": 2,
+    }
 
 
 def test_no_private_text_gets_into_the_record() -> None:
