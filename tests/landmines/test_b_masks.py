@@ -28,10 +28,12 @@ PACKED = {"layout": "packed", "micro_tokens": 512}
 def test_landmine_B1_labels_are_shifted_exactly_once(tmp_path: Path, llama: Path) -> None:
     """A model overfitted to `a b c d` goes on with b c d after a, and its loss is near 0 in training and evaluation."""
     rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": "the cat sat on the mat"}])
+    # The text that was taught, as ids: written as text it would be a leak.
+    same = tiny.jsonl(tmp_path / "same.jsonl", [{"input_ids": tiny.tokenizer()("the cat sat on the mat").input_ids}])
     asked = tiny.recipe(
         llama,
         rows,
-        data={"heldout": 0, "retention": str(rows)},
+        data={"heldout": 0, "retention": str(same)},
         train={"steps": 60, "batch_examples": 1},
         optim={"lr": 1e-2, "schedule": "constant", "warmup": 0},
     )

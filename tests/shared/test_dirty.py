@@ -152,8 +152,8 @@ def test_what_the_notes_say(tmp_path: Path, model: Path, shared: Path) -> None:
     assert set(notes("gzip_named_jsonl.jsonl")) == {"gzip"}
     assert set(notes("array_named_jsonl.jsonl")) == {"json_array"}
     ids = notes("duplicate_ids.jsonl")
-    assert ids["duplicate_id"].endswith("jsonl:13 ('a1' as in line 11)")
-    assert ids["id_type"].endswith("jsonl:14 (7 is no str)")
+    assert ids["duplicate_id"].endswith("jsonl:13 (the id of line 11)")
+    assert ids["id_type"].endswith("jsonl:14 (not of the type of those before it)")
     spelled = notes("special_tokens_in_text.jsonl")["special_token_text"]
     assert "jsonl:5 (</s>)" in spelled
     assert "jsonl:9 (<unk>)" in spelled

@@ -11,7 +11,8 @@ from fulltune.base.errors import DataError, Fault
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
 from fulltune.data.doctor.labels import LabelFacts, label_facts
 from fulltune.data.doctor.lengths import LengthFacts, LengthTotals
-from fulltune.data.doctor.near import NearFacts, near_duplicates, near_leaks, texts
+from fulltune.data.doctor.near import NearFacts
+from fulltune.data.doctor.near_tmp import near_duplicates, near_leaks, texts
 from fulltune.data.doctor.overlap import Overlap, OverlapFacts
 from fulltune.data.doctor.report import Checkup, Finding, findings, refuse
 from fulltune.data.doctor.survey import Survey, SurveyFacts

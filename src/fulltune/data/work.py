@@ -14,7 +14,7 @@ from fulltune.base.files import fingerprint
 from fulltune.base.records import IGNORE
 from fulltune.data import parts
 from fulltune.data.doctor.lengths import kept
-from fulltune.data.doctor.near import NearWriter
+from fulltune.data.doctor.near_tmp import NearWriter
 from fulltune.data.doctor.shingles import plain_text
 from fulltune.data.doctor.survey import Survey
 from fulltune.data.example import Content, Example, Labelled, Preference, Row, RowFault, Text
@@ -180,7 +180,7 @@ class _Table:
             self.said.notes.append((number, "mixed_schema", taken.foreign))
         for made in item.made:
             self.said.notes += [(number, code, "") for code in sorted(made.notes)]
-        if spelled := {name for content in item.texts for name in renderer.spelled(content)}:
+        if spelled := {name for content in item.texts for name in renderer.spelled(Example("", 0, 0, content))}:
             self.said.notes.append((number, "special_token_text", ", ".join(sorted(spelled))))
         if isinstance(taken.content, Labelled):
             self.said.labels.append((number, taken.content.labels))

@@ -151,8 +151,8 @@ class DataSection(Section):
     group_by: str | None = None
     """A column: rows that share its value go to the held-out share together, or not at all."""
     checks: dict[str, str] = Field(default_factory=dict)
-    """What is done about findings that leave a row teachable: code -> `keep` (the default), `drop` or `error`, such as
-    `{near_duplicate: drop, pii_email: error}`; `off` for near_duplicate and near_leak: not looked for.
+    """What is done about findings that leave a row teachable, by their codes: `keep` (the default), `drop` or `error`,
+    such as `{near_duplicate: drop, pii_email: error}`; near_duplicate and near_leak may also be `off`.
     """
     benchmarks: Sources = ()
     """Texts that should not stand in the training rows: questions of benchmarks that the model will be judged by."""

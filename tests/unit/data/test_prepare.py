@@ -222,8 +222,10 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
         {"on_bad_row": "drop"},
         {"duplicates": "keep"},
         {"group_by": "prompt"},
+        {"benchmarks": [str(copy)]},
+        {"checks": {"repetition": "drop"}},
     ]
-    assert {field for change in changes for field in change} == set(DataSection.model_fields)
+    assert {field for change in changes for field in change} == set(DataSection.model_fields) - {"processes"}
     template, other = Template(TOKENS, None, "t"), Template(TOKENS, tiny.TEMPLATE + " ", "t")
     prints = {identity(section(**{**base, **change}), "tokens", template) for change in changes}
     prints |= {identity(section(**base), "tokens", template), identity(section(**base), "tokens", other)}
@@ -231,6 +233,7 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
     assert len(prints) == len(changes) + 3
     shared = identity(section(**{**base, "train": {"path": str(rows), "share": 2.0}}), "tokens", template)
     assert shared == identity(section(**base), "tokens", template), "shares mix at run time and change no token"
+    assert identity(section(**base, processes=3), "tokens", template) == identity(section(**base), "tokens", template)
     rows.write_text(rows.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
     assert identity(section(**base), "tokens", template) not in prints
 

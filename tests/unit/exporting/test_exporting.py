@@ -140,6 +140,7 @@ def _goal(base: Path, chat_template: Path | None = None) -> tuple[Target, Any]:
         notes={},
         template="",
         stop_ids=(),
+        doctor={},
     )
     return target(section, ExportSection(), facts, template(section, tokens), "float32"), tokens
 

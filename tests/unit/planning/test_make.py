@@ -41,6 +41,7 @@ def facts(train: int = 100, heldout: int = 5, retention: int = 0, longest: int =
         notes={},
         template="t",
         stop_ids=(2,),
+        doctor={},
     )
 
 

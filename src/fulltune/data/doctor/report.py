@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter
+
 from fulltune.base.errors import DataError, Fault, RecipeError
 from fulltune.base.files import to_json
 from fulltune.data.doctor.found import NAMED, Found
@@ -233,3 +235,9 @@ def _labels_text(facts: LabelFacts) -> str:
     rows = [(label, f"{count:,}") for label, count in list(facts.counts.items())[:NAMED]]
     merges = "".join(f"\n  {m.label!r} -> {m.into!r}? {m.why}" for m in facts.merges)
     return _table(f"labels of {facts.rows:,} rows, rarest first; evenness {facts.evenness:.2f}", rows) + merges
+
+
+def retold(card: Mapping[str, Any]) -> str:
+    """The report again, from what `record` made of it."""
+    facts = TypeAdapter(Checkup).validate_python({name: value for name, value in card.items() if name != "findings"})
+    return text(facts, TypeAdapter(tuple[Finding, ...]).validate_python(card["findings"]))
