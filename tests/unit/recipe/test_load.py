@@ -143,7 +143,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         ("train: {learning-rate: 1}", "`train.learning-rate`", "optim.lr"),
         ("data: {train: a, max-length: 7}", "`data.max-length`", "`max_length`"),
         ("data: {train: {t.jsonl: 1, path: a}}", "`data.train.0.t.jsonl`", "known here: path"),
-        ("data: {train: a, <share>: 1}", "`data.<share>`", "known here: train"),
+        ("data: {train: a, <share>: 1}", "`data.<share>`", "did you mean `share_by`"),
         ("1: 2", "`1`", "known here: model"),
         ("1.5: 2", "`1.5`", "known here: model"),
         ("'': 2", "``", "known here: model"),
