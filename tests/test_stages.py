@@ -404,10 +404,10 @@ def test_sources_are_mixed_by_share(tmp_path: Path, llama: Path) -> None:
     asked = tiny.recipe(llama, big, data={"train": train, "heldout": 0}, train={"steps": 5, "batch_examples": 8})
     record = fulltune.train(asked, out=tmp_path / "run")
     assert record.data.splits["train"].by_source == (40, 5)
-    from fulltune.assemble import order
+    from fulltune.data.mixing import mixture
 
     recipe = fulltune.stages.open_run(asked, {}, out=tmp_path / "run").recipe
-    drawn = order(recipe.data, recipe.train, record.data).at(0, 40)
+    drawn = mixture(recipe.data, record.data.splits["train"]).order(recipe.train.seed).at(0, 40)
     assert 18 <= int((drawn >= 40).sum()) <= 22
 
 

@@ -15,7 +15,7 @@ from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.batch import Batch
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
-from fulltune.data.order import Order
+from fulltune.data.mixing import mixture
 from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
@@ -76,19 +76,12 @@ def stores(folder: Path, facts: DataFacts) -> dict[str, Store]:
     }
 
 
-def order(data: DataSection, train: TrainSection, facts: DataFacts) -> Order:
-    """The order in which training examples come."""
-    shares = [source.share for source in data.train if source.share is not None]
-    sizes = [*facts.splits["train"].by_source]
-    sizes += [0] * (len(data.train) - len(sizes))
-    return Order(sizes, shares=shares or None, seed=train.seed)
-
-
 def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable[[TrainSection, int], int]:
     """How many updates so many examples make."""
+    mixed = mixture(data, facts.splits["train"])
 
     def count(train: TrainSection, examples: int) -> int:
-        feed = Feed(store, order(data, train, facts), _portion(train), end=examples)
+        feed = Feed(store, mixed.order(train.seed), _portion(train), end=examples)
         if train.batch_tokens is None:
             return -(-examples // train.batch_examples)
         updates = position = 0
@@ -137,7 +130,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     """From a recipe and what the earlier stages left, everything the loop calls."""
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, site.world)
-    ordered = order(recipe.data, recipe.train, data.facts)
+    ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     updating = Updating(
         feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),

@@ -29,7 +29,10 @@ _TOGETHER = 512
 
 def identity(data: DataSection, tokenizer: str, template: Template) -> str:
     """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
-    options = data.model_dump(mode="json", exclude={"train": {"__all__": {"share"}}})
+    mixed = {"__all__": {"share"}}  # how often something is seen changes no token
+    options = data.model_dump(
+        mode="json", exclude={"train": mixed, "replay": {"share": True, "sources": mixed}, "share_by": True}
+    )
     found: dict[str, list[tuple[str, str]]] = {}
     for source in (source for split in SPLITS for source in sources(data, split)):
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
@@ -39,11 +42,11 @@ def identity(data: DataSection, tokenizer: str, template: Template) -> str:
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:
-    """The sources of one split; the held-out ones are those of training if a share of them is held out."""
+    """The sources of one split, of train those of replay last; held-out rows may come from those of training."""
     if split == "heldout":
         return data.heldout if isinstance(data.heldout, tuple) else ()
     named: dict[str, tuple[Source, ...]] = {
-        "train": data.train,
+        "train": (*data.train, *(() if data.replay is None else data.replay.sources)),
         "test": data.test,
         "retention": data.retention,
     }
@@ -189,7 +192,7 @@ class _Preparation:
                 self.findings.left_out("too_long")
                 continue
             key = loose_id(example.content)
-            side = self._side(split, example.group or key)
+            side = self._side(split, example.source, example.group or key)
             verdict = self._leak(side, key) or outcome
             if isinstance(verdict, RowFault):
                 self.findings.bad_row(where, verdict)
@@ -203,8 +206,9 @@ class _Preparation:
                 self._held[side].setdefault(key, where)
             writers[side].append(verdict, source=example.source, line=example.line, file=example.file)
 
-    def _side(self, split: str, key: str) -> str:
-        share = self._data.heldout if split == "train" and isinstance(self._data.heldout, float) else 0.0
+    def _side(self, split: str, source: int, key: str) -> str:
+        own = split == "train" and source < len(self._data.train)  # replay is never held out
+        share = self._data.heldout if own and isinstance(self._data.heldout, float) else 0.0
         return "heldout" if is_held_out(key, share) else split
 
     def _leak(self, side: str, key: str) -> RowFault | None:

@@ -34,6 +34,7 @@ class StoreWriter:
         self._lengths: list[int] = []
         self._supervised = 0
         self._by_source: list[int] = []
+        self._tokens_by_source: list[int] = []
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -57,8 +58,9 @@ class StoreWriter:
             self._files[name].write(np.asarray(values, _DTYPES[name]).tobytes())
         self._lengths.append(len(encoded.ids))
         self._supervised += encoded.supervised
-        self._by_source += [0] * (source + 1 - len(self._by_source))
-        self._by_source[source] += 1
+        for counts, more in ((self._by_source, 1), (self._tokens_by_source, len(encoded.ids))):
+            counts += [0] * (source + 1 - len(counts))
+            counts[source] += more
 
     @property
     def facts(self) -> SplitFacts:
@@ -70,6 +72,7 @@ class StoreWriter:
             supervised_tokens=self._supervised,
             lengths={name: int(np.quantile(lengths, q, method="higher")) for name, q in _QUANTILES.items()},
             by_source=tuple(self._by_source),
+            tokens_by_source=tuple(self._tokens_by_source),
         )
 
 

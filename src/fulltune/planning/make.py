@@ -5,14 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision
+from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
 from fulltune.base.table import Table
 from fulltune.data.formats import FORMATS
+from fulltune.data.mixing import Mixture, mixture
 from fulltune.optim.schedules import SCHEDULES
-from fulltune.recipe.schema import Recipe, TrainSection
+from fulltune.recipe.schema import DataSection, Recipe, TrainSection
 
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
+
+_MANY_PASSES = 4
+"""Up to so many passes repeated data is nearly as good as new, later it fades (Muennighoff et al. 2023)."""
 
 CountUpdates = Callable[[TrainSection, int], int]
 """How many updates the order of the data gives: `(train, examples in all) -> updates`."""
@@ -47,8 +51,9 @@ def make_plan(
 ) -> Plan:
     """RecipeError if what was asked for contradicts data or model."""
     train = recipe.train
-    epoch = data.splits["train"].examples
-    examples = None if train.steps is not None else max(1, math.ceil(train.epochs * epoch))
+    mixed = mixture(recipe.data, data.splits["train"])
+    own = sum(mixed.own)
+    examples = None if train.steps is not None else mixed.positions(max(1, math.ceil(train.epochs * own)))
     updates = train.steps if examples is None else count_updates(train, examples)
     assert updates is not None
     _require_context(recipe, model)
@@ -63,20 +68,27 @@ def make_plan(
             where="model.attention",
             mend="model.attention=sdpa, or train.precision=bf16-mixed",
         )
+    mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
         examples=examples,
-        epoch_examples=epoch,
+        epoch_examples=mixed.positions(own),
         # With `batch_tokens` an update has at most that many examples, of one token each.
         micro_examples=train.micro_examples or train.batch_tokens or train.batch_examples,
         micro_tokens=train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest),
         context=model.context,
         layout=layout,
         precision=precision,
-        notes=tuple(_notes(recipe, machine, updates, longest)),
+        mix=mix,
+        notes=(*_notes(recipe, machine, updates, longest), *_mix_notes(recipe.data, mix)),
     )
+
+
+def _examples_of_an_update(train: TrainSection, mixed: Mixture) -> float:
+    """As many as are asked for, or about as many as their tokens allow."""
+    return train.batch_examples if train.batch_tokens is None else train.batch_tokens / mixed.tokens_per_example
 
 
 def _warmup(asked: float, updates: int) -> int:
@@ -119,6 +131,19 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
             where="checkpoint.patience",
             mend="data.heldout=0.05, or leave checkpoint.patience out",
         )
+
+
+def _mix_notes(data: DataSection, mix: Sequence[SourceMix]) -> Iterator[str]:
+    """Sources that shares let come very often or not whole; how often the others come, train.epochs says."""
+    shared = len(data.train) > 1 and data.train[0].share is not None
+    for source in mix:
+        if source.examples == 0 or not (source.replay or shared):
+            continue
+        times = f"each example of {source.path} is seen {source.passes:.2f} times"
+        if round(source.passes, 2) > _MANY_PASSES:
+            yield f"{times}: beyond {_MANY_PASSES} passes repeated data teaches little; lower its share or bring more"
+        elif round(source.passes, 2) < 1:
+            yield f"{times}: not all of it is used; raise its share or the length of the run if it should be"
 
 
 def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequence[str]:
