@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
-from fulltune.batch import Batch
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
+from fulltune.data.names import by_source
 from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
@@ -141,9 +141,8 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         max_skipped=recipe.train.max_skipped,
         journal=site.journal,
     )
-    measured = {split: data.stores[split] for split in _MEASURED if split in data.stores}
     evaluating = Evaluating(
-        measure=measuring(measured, plan, engine, objective),
+        measure=measuring(data, _MEASURED, plan, engine, objective),
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
@@ -188,13 +187,18 @@ def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objectiv
 
 
 def measuring(
-    splits: Mapping[str, Store], plan: Plan, engine: Engine, objective: Objective
+    data: Prepared, splits: Iterable[str], plan: Plan, engine: Engine, objective: Objective
 ) -> Callable[[int], EvalReport | None]:
-    """Measures these splits after a given number of updates; None if there are none."""
+    """Measures what there is of these splits after a given number of updates; None if there is nothing."""
     # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
     budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded", plan.context)
-    batches: dict[str, Callable[[], Iterable[Batch]]] = {
-        split: partial(once, store, budget) for split, store in splits.items()
+    batches = {
+        split: {
+            name: partial(once, data.stores[split], budget, members=members)
+            for name, members in by_source(data.facts, split).items()
+        }
+        for split in splits
+        if split in data.stores
     }
     return lambda update: measure(batches, engine, objective, step=update) if batches else None
 

@@ -178,7 +178,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens."""
+    """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens.
+
+    A split of several sources has `heldout.SOURCE.loss` for each of them besides.
+    """
 
     step: int
     scores: dict[str, float]

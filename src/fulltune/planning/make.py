@@ -9,6 +9,7 @@ from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, 
 from fulltune.base.table import Table
 from fulltune.data.formats import FORMATS
 from fulltune.data.mixing import Mixture, mixture
+from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.recipe.schema import DataSection, Recipe, TrainSection
 
@@ -117,6 +118,8 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
     """What decides the best checkpoint must be measured."""
     measured = [split for split in ("heldout", "retention") if data.splits[split].examples]
     known = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
+    sources = {split: by_source(data, split) for split in measured}
+    known += [f"{split}.{name}.loss" for split, names in sources.items() if len(names) > 1 for name in names]
     # Without held-out data nothing is chosen, and the result is the last state; unless another score was named.
     chosen = "heldout" in measured or "best_by" in recipe.checkpoint.model_fields_set
     if chosen and recipe.checkpoint.best_by not in known:

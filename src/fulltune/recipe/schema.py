@@ -256,7 +256,9 @@ class CheckpointSection(Section):
     keep: Count = 2
     """How many of the newest stay on disk; the best stays besides."""
     best_by: str = "heldout.loss"
-    """Which score decides what is best; the smallest wins."""
+    """Which score decides what is best, such as `retention.loss` or, of several sources, `heldout.chat.loss`; the
+    smallest wins.
+    """
     patience: Count | None = None
     """Stop after so many evaluations in a row without a new best; by default never."""
 

@@ -61,7 +61,9 @@ def test_shares_of_tokens_allow_for_the_length_of_examples() -> None:
     """Half of the tokens from answers of 10 tokens, half from documents of 90: nine examples to one."""
     made = mixed([900, 200], [9000, 18_000], train=sources(1.0, 1.0), share_by="tokens")
     assert made.parts == pytest.approx((0.9, 0.1))
-    assert counted(made, 4096) == pytest.approx([3686.4, 409.6], abs=1), "sources take turns at random inside 4096 positions"
+    assert counted(made, 4096) == pytest.approx([3686.4, 409.6], abs=1), (
+        "sources take turns at random inside 4096 positions"
+    )
     assert made.tokens_per_example == pytest.approx(18)
 
 

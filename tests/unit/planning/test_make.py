@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import DataFacts, Machine, ModelFacts, SplitFacts
+from fulltune.base.records import DataFacts, Machine, ModelFacts, SourceFacts, SplitFacts
 from fulltune.planning.make import make_plan, require_names
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import TrainSection
 from fulltune.recipe.write import as_yaml
 
 CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
+SOURCE = SourceFacts(path="a.jsonl", files=("a.jsonl",), format="text", sha256="", rows=1, examples=1)
 GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
 
 
@@ -43,7 +44,7 @@ def facts(train: int = 100, heldout: int = 5, retention: int = 0, longest: int =
         dropped={},
         truncated=0,
         splits=splits,
-        sources={},
+        sources=dict.fromkeys(splits, (SOURCE,)),
         notes={},
         template="t",
         stop_ids=(2,),
@@ -160,6 +161,19 @@ def test_the_best_is_chosen_by_something_measured() -> None:
     assert plan(facts(heldout=0)).updates
     assert plan(facts(heldout=0, retention=3)).updates
     assert plan(facts(heldout=0, retention=3), checkpoint={"best_by": "retention.loss"}).updates
+
+
+def test_the_best_may_be_chosen_by_one_source_of_several() -> None:
+    card = facts()
+    heldout = replace(card.splits["heldout"], by_source=(3, 0, 2), tokens_by_source=(9, 0, 6))
+    named = [replace(SOURCE, path=f"data/{name}.jsonl") for name in ("chat", "none", "code")]
+    card = replace(card, splits={**card.splits, "heldout": heldout}, sources={**card.sources, "heldout": tuple(named)})
+    assert plan(card, checkpoint={"best_by": "heldout.code.loss"}).updates
+    with pytest.raises(RecipeError, match="does not measure") as caught:
+        plan(card, checkpoint={"best_by": "heldout.none.loss"})
+    assert caught.value.faults[0].mend.endswith("heldout.perplexity, heldout.chat.loss, heldout.code.loss")
+    with pytest.raises(RecipeError, match="does not measure"):
+        plan(checkpoint={"best_by": "heldout.a.loss"})
 
 
 def test_patience_needs_something_to_judge_by() -> None:
