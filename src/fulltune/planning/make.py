@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
-from fulltune.base.table import Table
+from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
-from fulltune.recipe.schema import DataSection, Recipe, TrainSection
+from fulltune.recipe.schema import DataSection, Recipe, Source, TrainSection
 
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
@@ -24,27 +24,29 @@ CountUpdates = Callable[[TrainSection, int], int]
 
 
 def require_names(recipe: Recipe) -> None:
-    """RecipeError for every name that no table has: before any row is read, and all at once."""
+    """RecipeError for every name that no table has, and what is named unfitly: before any row is read, all at once."""
     faults: list[Fault] = []
-    for table, name, where in _names(recipe):
+    asked: list[Callable[[], object]] = [partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule")]
+    for where, source in _sources(recipe.data):
+        if source.format != "auto":
+            asked.append(partial(FORMATS.find, source.format, where=f"{where}.format"))
+        asked.append(partial(augments, source, where))
+    for question in asked:  # the tables of objectives and optimizers need torch, and are asked elsewhere
         try:
-            table.find(name, where=where)
+            question()
         except RecipeError as fault:
             faults += fault.faults
     if faults:
         raise RecipeError(faults=faults)
 
 
-def _names(recipe: Recipe) -> Iterator[tuple[Table[Any], str, str]]:
-    """Table, name and place of what a recipe names; the tables of objectives and optimizers need torch."""
-    yield SCHEDULES, recipe.optim.schedule, "optim.schedule"
-    data = recipe.data
-    heldout = data.heldout if isinstance(data.heldout, tuple) else ()
-    splits = {"train": data.train, "heldout": heldout, "test": data.test, "retention": data.retention}
-    for split, sources in splits.items():
-        for number, source in enumerate(sources):
-            if source.format != "auto":
-                yield FORMATS, source.format, f"data.{split}.{number}.format"
+def _sources(data: DataSection) -> Iterator[tuple[str, Source]]:
+    """Every source of a recipe with its place."""
+    again = () if data.replay is None else data.replay.sources
+    named = {"train": data.train, "replay.sources": again, "heldout": data.heldout}
+    for name, found in {**named, "test": data.test, "retention": data.retention}.items():
+        for number, source in enumerate(found if isinstance(found, tuple) else ()):
+            yield f"data.{name}.{number}", source
 
 
 def make_plan(

@@ -54,7 +54,7 @@ def test_replay_has_its_part_and_the_rest_is_as_it_was() -> None:
     (one, two, again) = made.seen(500)
     assert (again.replay, again.examples, again.share) == (True, 50, 0.2)
     assert (one.passes, two.passes, again.passes) == pytest.approx((1, 1, 2))
-    assert str(again).endswith("general.jsonl (replay): 20.0% of the examples; its 50 2.00 times each")
+    assert str(again).endswith("general.jsonl (replay): 20.0% of the examples, each of its 50 seen 2.00 times")
 
 
 def test_shares_of_tokens_allow_for_the_length_of_examples() -> None:
