@@ -117,9 +117,8 @@ class SourceMix:
 
     def __str__(self) -> str:
         kind = " (replay)" if self.replay else ""
-        return (
-            f"{self.path}{kind}: {self.share:.1%} of the examples; its {self.examples:,} {self.passes:.2f} times each"
-        )
+        each = f"each of its {self.examples:,} seen {self.passes:.2f} times"
+        return f"{self.path}{kind}: {self.share:.1%} of the examples, {each}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
