@@ -404,11 +404,45 @@ def test_sources_are_mixed_by_share(tmp_path: Path, llama: Path) -> None:
     asked = tiny.recipe(llama, big, data={"train": train, "heldout": 0}, train={"steps": 5, "batch_examples": 8})
     record = fulltune.train(asked, out=tmp_path / "run")
     assert record.data.splits["train"].by_source == (40, 5)
-    from fulltune.assemble import order
+    from fulltune.data.mixing import mixture
 
     recipe = fulltune.stages.open_run(asked, {}, out=tmp_path / "run").recipe
-    drawn = order(recipe.data, recipe.train, record.data).at(0, 40)
+    drawn = mixture(recipe.data, record.data.splits["train"]).order(recipe.train.seed).at(0, 40)
     assert 18 <= int((drawn >= 40).sum()) <= 22
+
+
+def test_replay_is_in_every_update_and_each_source_of_a_split_is_measured(
+    tmp_path: Path, llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tiny.jsonl(tmp_path / "own.jsonl", tiny.rows(40))
+    general = tiny.jsonl(tmp_path / "general.jsonl", tiny.rows(9, seed=4))
+    kept = [tiny.jsonl(tmp_path / f"{name}.jsonl", tiny.rows(6, seed=n)) for n, name in enumerate(("x", "y.z"), 5)]
+    data = {
+        "replay": {"sources": str(general), "share": 0.25},
+        "heldout": [str(path) for path in kept],
+        "share_by": "tokens",
+    }
+    asked = tiny.recipe(llama, own, data=data, checkpoint={"best_by": "heldout.y_z.loss"})
+    asked["train"] = {"epochs": 1.0, "batch_examples": 8, "precision": "float32"}
+    with caplog.at_level("INFO", logger="fulltune"):
+        record = fulltune.train(asked, out=tmp_path / "run")
+    plan, train = record.plan, record.data.splits["train"]
+    assert train.by_source == (40, 9)
+    assert [source.replay for source in plan.mix] == [False, True]
+    replayed = plan.examples - 40
+    part = plan.mix[1].share
+    mean = [tokens / count for tokens, count in zip(train.tokens_by_source, train.by_source, strict=True)]
+    assert part * mean[1] / (part * mean[1] + (1 - part) * mean[0]) == pytest.approx(0.25, abs=1e-6)
+    assert record.progress.position == plan.examples
+    assert replayed == pytest.approx(part * plan.examples, abs=1)
+    assert f"mix: {general} (replay)" in caplog.text
+    scores = record.evaluations[-1].scores
+    assert set(scores) == {"heldout.loss", "heldout.perplexity", "heldout.x.loss", "heldout.y_z.loss"}
+    counts = record.evaluations[-1].counts
+    total = sum(scores[f"heldout.{name}.loss"] * counts[f"heldout.{name}"] for name in ("x", "y_z"))
+    assert scores["heldout.loss"] == pytest.approx(total / counts["heldout"])
+    assert record.progress.best_score == min(r.scores["heldout.y_z.loss"] for r in record.evaluations)
+    assert fulltune.train(asked, out=tmp_path / "run").progress == record.progress
 
 
 def test_the_objective_and_schedule_may_come_from_outside(

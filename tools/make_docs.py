@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fulltune.recipe.foreign import FOREIGN
-from fulltune.recipe.schema import Recipe, Source
+from fulltune.recipe.schema import Augmentation, Recipe, ReplaySection, Source
 from fulltune.recipe.write import inline
 
 TARGET = Path(__file__).resolve().parent.parent / "docs/recipe.md"
@@ -27,7 +27,10 @@ def page() -> str:
         assert issubclass(field.annotation, BaseModel)
         lines += _table(f"`{section}`", field.annotation)
         if section == "data":
-            lines += _table("a source of `data.train`, `data.heldout`, `data.test`, `data.retention`", Source)
+            splits = ("train", "replay", "heldout", "test", "retention")
+            lines += _table(f"a source of {', '.join(f'`data.{split}`' for split in splits)}", Source)
+            lines += _table("`data.replay`", ReplaySection)
+            lines += _table("an entry of a source's `augment`", Augmentation)
     lines += ["## Names that other tools use", "", "| elsewhere | here |", "|---|---|"]
     lines += [f"| `{name}` | {answer} |" for name, answer in sorted(FOREIGN.items())]
     return "\n".join(lines) + "\n"
@@ -41,9 +44,10 @@ def _table(title: str, section: type[BaseModel]) -> list[str]:
             if field.is_required()
             else f"`{inline(field.get_default(call_default_factory=True, validated_data={}))}`"
         )
-        rows.append(f"| `{name}` | {default} | {field.description} |")
-    about = (section.__doc__ or "").splitlines()[0]
-    return [f"## {title}", "", about, "", "| field | default | |", "|---|---|---|", *rows, ""]
+        about = " ".join((field.description or "").split())  # a row of a table is one line
+        rows.append(f"| `{name}` | {default} | {about} |")
+    first = (section.__doc__ or "").splitlines()[0]
+    return [f"## {title}", "", first, "", "| field | default | |", "|---|---|---|", *rows, ""]
 
 
 if __name__ == "__main__":

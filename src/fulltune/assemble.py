@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
-from fulltune.batch import Batch
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
-from fulltune.data.order import Order
+from fulltune.data.mixing import mixture
+from fulltune.data.names import by_source
 from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
@@ -76,19 +76,12 @@ def stores(folder: Path, facts: DataFacts) -> dict[str, Store]:
     }
 
 
-def order(data: DataSection, train: TrainSection, facts: DataFacts) -> Order:
-    """The order in which training examples come."""
-    shares = [source.share for source in data.train if source.share is not None]
-    sizes = [*facts.splits["train"].by_source]
-    sizes += [0] * (len(data.train) - len(sizes))
-    return Order(sizes, shares=shares or None, seed=train.seed)
-
-
 def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable[[TrainSection, int], int]:
     """How many updates so many examples make."""
+    mixed = mixture(data, facts.splits["train"])
 
     def count(train: TrainSection, examples: int) -> int:
-        feed = Feed(store, order(data, train, facts), _portion(train), end=examples)
+        feed = Feed(store, mixed.order(train.seed), _portion(train), end=examples)
         if train.batch_tokens is None:
             return -(-examples // train.batch_examples)
         updates = position = 0
@@ -137,7 +130,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     """From a recipe and what the earlier stages left, everything the loop calls."""
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, site.world)
-    ordered = order(recipe.data, recipe.train, data.facts)
+    ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     updating = Updating(
         feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
@@ -148,9 +141,8 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         max_skipped=recipe.train.max_skipped,
         journal=site.journal,
     )
-    measured = {split: data.stores[split] for split in _MEASURED if split in data.stores}
     evaluating = Evaluating(
-        measure=measuring(measured, plan, engine, objective),
+        measure=measuring(data, _MEASURED, plan, engine, objective),
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
@@ -195,13 +187,18 @@ def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objectiv
 
 
 def measuring(
-    splits: Mapping[str, Store], plan: Plan, engine: Engine, objective: Objective
+    data: Prepared, splits: Iterable[str], plan: Plan, engine: Engine, objective: Objective
 ) -> Callable[[int], EvalReport | None]:
-    """Measures these splits after a given number of updates; None if there are none."""
+    """Measures what there is of these splits after a given number of updates; None if there is nothing."""
     # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
     budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded", plan.context)
-    batches: dict[str, Callable[[], Iterable[Batch]]] = {
-        split: partial(once, store, budget) for split, store in splits.items()
+    batches = {
+        split: {
+            name: partial(once, data.stores[split], budget, members=members)
+            for name, members in by_source(data.facts, split).items()
+        }
+        for split in splits
+        if split in data.stores
     }
     return lambda update: measure(batches, engine, objective, step=update) if batches else None
 

@@ -149,7 +149,9 @@ def plan(
     from fulltune.base.files import to_json
 
     made = stages.plan(recipe, out=out, fresh=fresh, **_given(overrides))
-    _print(made, {name: value for name, value in to_json(made).items() if name != "notes"}, as_json)
+    shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix")}
+    sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
+    _print(made, {**shown, **sources}, as_json)
 
 
 @app.command()

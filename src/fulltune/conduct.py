@@ -102,8 +102,8 @@ def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> 
         require_rows(model, load_tokenizer(section), section.path)
         objective = objective_for(recipe.train, model)
         engine = engine_for(recipe, plan, model, objective, world())
-        splits = {split: store for split, store in data.stores.items() if split != "train"}
-        report = measuring(splits, plan, engine, objective)(0)
+        splits = [split for split in data.stores if split != "train"]
+        report = measuring(data, splits, plan, engine, objective)(0)
     if report is None:
         raise RecipeError("nothing to measure on", where="data", mend="give data.heldout, data.test or data.retention")
     require_finite(report)

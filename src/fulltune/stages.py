@@ -33,6 +33,7 @@ from fulltune.training.journal import Sink
 Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]
 
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What the data is like: the report for people, the same for programs, and what forbids to go on, if anything."""
@@ -264,6 +265,8 @@ def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:
         f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
     )
+    for source in made.mix if run.recipe.data.is_mixed else ():
+        LOGGER.info(f"mix: {source}")
     for note in made.notes:
         LOGGER.info(f"note: {note}")
     return made

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tools.make_docs import TARGET, page
 
 README = (ROOT / "README.md").read_text()
+DATA = (ROOT / "docs/data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 KINDS = {"sh", "yaml", "python", "text"}
 
@@ -35,6 +36,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.jsonl(folder / "general.jsonl", [{"text": row["prompt"]} for row in tiny.rows(8, seed=3)])
     (recipe,) = blocks("yaml")
     (folder / "recipe.yaml").write_text(recipe)
+    for n, name in enumerate(("support", "kept"), 5):
+        tiny.jsonl(folder / f"{name}.jsonl", tiny.rows(20, seed=n))
+    (mixed,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    (folder / "mix.yaml").write_text(mixed)
     return folder
 
 
@@ -65,7 +70,6 @@ def test_commands(workplace: Path, command: str) -> None:
     assert done.stdout.strip()
 
 
-DATA = (ROOT / "docs/data.md").read_text()
 ABOUT_DATA = [
     line.partition("#")[0].strip()
     for text in re.findall(r"```sh\n(.*?)```", DATA, re.DOTALL)

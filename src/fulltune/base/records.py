@@ -52,8 +52,9 @@ class SplitFacts:
     lengths: dict[str, int]
     """Quantiles of the examples' lengths in tokens: min, p50, p90, p99, max."""
     by_source: tuple[int, ...]
-    """How many examples each source gave, in the order in which they are stored."""
-    tokens_by_source: tuple[int, ...] = ()
+    """How many examples each source gave, in the order in which they are stored; of train, replay behind the others."""
+    tokens_by_source: tuple[int, ...]
+    """How many tokens they have together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,20 +108,41 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceMix:
+    """How often one source is seen in a run."""
+
+    path: str
+    replay: bool
+    examples: int
+    share: float
+    """Of the examples that come."""
+    passes: float
+    """How often each of its examples is seen."""
+
+    def __str__(self) -> str:
+        kind = " (replay)" if self.replay else ""
+        each = f"each of its {self.examples:,} seen {self.passes:.2f} times"
+        return f"{self.path}{kind}: {self.share:.1%} of the examples, {each}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every number derived from recipe, data, model and machine. Derived once, here (`plan.json`)."""
 
     updates: int
     warmup_updates: int
     examples: int | None
-    """Training examples to be seen in all, epochs counted; None where updates are what was asked for."""
+    """Training examples to be seen in all, epochs and replay counted; None where updates are what was asked for."""
     epoch_examples: int
+    """Examples until all of data.train were seen once, replay between them counted."""
     micro_examples: int
     micro_tokens: int
     context: int | None
     """Longest row that the model's positions allow; None if there is no such limit."""
     layout: Layout
     precision: Precision
+    mix: tuple[SourceMix, ...]
+    """The sources of data.train, then those of data.replay."""
     notes: tuple[str, ...] = ()
 
 
@@ -159,7 +181,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens."""
+    """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens.
+
+    A split of several sources has `heldout.SOURCE.loss` for each of them besides.
+    """
 
     step: int
     scores: dict[str, float]

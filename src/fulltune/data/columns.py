@@ -9,6 +9,9 @@ from fulltune.base.errors import RecipeError
 from fulltune.data.example import Row, RowFault
 from fulltune.data.sandbox import Excess, compiled
 
+UNRENDERED = (TemplateError, Excess, TypeError, ValueError, ZeroDivisionError, OverflowError)
+"""What a template raises that fails on a row."""
+
 
 class Columns:
     """`{"prompt": "question", "completion": "{{ reasoning }} {{ answer }}"}`: what is not named is not read."""
@@ -17,8 +20,8 @@ class Columns:
         """RecipeError if a template does not parse; `where` is the field that holds them."""
         self._named = {name: text for name, text in asked.items() if not _is_template(text)}
         texts = {name: text for name, text in asked.items() if _is_template(text)}
-        self._templates = {name: _parsed(text, f"{where}.{name}") for name, text in texts.items()}
-        inside = {name for key, text in texts.items() for name in _variables(self._templates[key], text)}
+        self._templates = {name: parsed(text, f"{where}.{name}") for name, text in texts.items()}
+        inside = {name for key, text in texts.items() for name in variables(self._templates[key], text)}
         self.read = frozenset({*self._named.values(), *inside})
         """The source's columns that are read."""
 
@@ -33,7 +36,7 @@ class Columns:
     def _rendered(self, name: str, row: Row) -> str:
         try:
             return str(self._templates[name].render(**row))
-        except (TemplateError, Excess, TypeError, ValueError, ZeroDivisionError, OverflowError) as fault:
+        except UNRENDERED as fault:
             raise RowFault("columns", f"the template of `{name}` fails: {fault}", "mend it, or the row") from fault
 
 
@@ -41,7 +44,8 @@ def _is_template(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
-def _parsed(text: str, where: str) -> Any:
+def parsed(text: str, where: str) -> Any:
+    """The template of a text; RecipeError that names `where` if there is none."""
     try:
         return compiled(text)
     except TemplateError as fault:
@@ -50,6 +54,6 @@ def _parsed(text: str, where: str) -> Any:
         ) from fault
 
 
-def _variables(template: Any, text: str) -> set[str]:
+def variables(template: Any, text: str) -> set[str]:
     """Names that a template takes from the row."""
     return meta.find_undeclared_variables(template.environment.parse(text)) - set(template.globals)

@@ -94,7 +94,10 @@ class Feed:
         return [self._store.origin(i) for i in members]
 
 
-def once(store: Store, budget: Budget, *, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-    """Every example of a store exactly once, in batches of similar length: for evaluation."""
-    for micro in lay([int(n) for n in store.lengths], budget, rank=rank, size=size):
-        yield collate(store, micro, budget)
+def once(
+    store: Store, budget: Budget, *, members: Sequence[int] | None = None, rank: int = 0, size: int = 1
+) -> Iterator[Batch]:
+    """These examples of a store (by default all) exactly once, in batches of similar length: for evaluation."""
+    members = range(len(store)) if members is None else members
+    for micro in lay([int(store.lengths[i]) for i in members], budget, rank=rank, size=size):
+        yield collate(store, [members[i] for i in micro], budget)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fulltune.base.files import fingerprint
 from fulltune.base.processors import cores
+from fulltune.data.augment import augments
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake, Placed
 from fulltune.data.parts import Part
@@ -71,10 +72,11 @@ class Gathering:
         intake = Intake(source, fresh, self._findings)
         files = tuple(place.path for place in fresh)
         looked_for = self._looked_for and split != "retention"
+        makes_more = augments(source, f"data.{split}.{number}") if split == "train" else ()
         for count, rows in enumerate(_portions(intake)):
             folder = self._folder / f"{split}-{number:03}-{count:06}"
             self.parts.append(Part(split, number, folder))
-            yield Task(source, intake.format, files, rows, folder, looked_for)
+            yield Task(source, intake.format, files, rows, folder, looked_for, makes_more)
         fine = len(self._findings.unreadable) == unreadable
         self.sources.append(
             Gathered(

@@ -53,12 +53,14 @@ class Intake:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A row that was read: its content, what decides its side and its stratum, and the format if it is another's."""
+    """A row that was read: its content, what decides its side and its stratum, and how it was read."""
 
     content: Content
     group: str | None
     stratum: str | int | None
-    foreign: str | None
+    named: Row
+    """The row under the names that formats know."""
+    form: str
 
 
 class RowReader:
@@ -77,23 +79,23 @@ class RowReader:
         named = row if self._columns is None else self._columns(row)
         form = self._form_of(named)
         content = self.content(named, form)
-        check(content)
         group, stratum = self._group(row), self._stratum(row)
         read = READ.get(self._form, row.keys()) if self._columns is None else self._columns.read
         self.unread |= row.keys() - read - {"id", self._data.group_by, self._stratify_by}
-        return Taken(content, group, stratum, form if form != self._form else None)
+        return Taken(content, group, stratum, named, form)
 
-    def content(self, named: Row, form: str | None = None) -> Content:
-        """The content of a row under the names that formats know."""
-        form = form or self._form
+    def content(self, named: Row, form: str) -> Content:
+        """The content of a row under the names that formats know; RowFault if it cannot be taught."""
         try:
-            return FORMATS[form](named)
+            content = FORMATS[form](named)
         except (
             KeyError,
             TypeError,
             ValueError,
         ) as fault:  # a format from outside the package may raise these
             raise RowFault("format", f"not a {form!r} row: {fault!r}", "mend the row, or the format") from fault
+        check(content)
+        return content
 
     def _form_of(self, row: Row) -> str:
         form = self._form

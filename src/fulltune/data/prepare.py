@@ -26,7 +26,8 @@ __all__ = ["SPLITS", "Kit", "identity", "prepare", "sources"]
 
 _VERSION = 4
 """Raised when the same rows would give another store."""
-_WITHOUT = {"processes": True, "train": {"__all__": {"share"}}}
+_MIXED = {"__all__": {"share"}}
+_WITHOUT = {"processes": True, "share_by": True, "train": _MIXED, "replay": {"share": True, "sources": _MIXED}}
 """Settings that change no token."""
 
 
@@ -55,9 +56,9 @@ def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Co
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:
-    """The sources of one split; none if it is a share of the training rows."""
+    """The sources of one split, of train those of replay last; none if it is a share of the training rows."""
     named = {
-        "train": data.train,
+        "train": (*data.train, *(() if data.replay is None else data.replay.sources)),
         "heldout": data.heldout,
         "test": data.test,
         "retention": data.retention,

@@ -13,6 +13,7 @@ import numpy as np
 from fulltune.base.files import fingerprint
 from fulltune.base.records import IGNORE
 from fulltune.data import parts
+from fulltune.data.augment import Augmenting, augmented
 from fulltune.data.doctor.lengths import kept
 from fulltune.data.doctor.near_tmp import NearWriter
 from fulltune.data.doctor.shingles import plain_text
@@ -25,6 +26,8 @@ from fulltune.data.screen import content_id, loose_id
 from fulltune.data.store import ShardWriter
 from fulltune.data.template import Template, Tokenizer
 from fulltune.recipe.schema import DataSection, Source, portion
+
+Outcome = Encoded | RowFault | TooLong
 
 _TOGETHER = 512
 """Examples tokenised in one call."""
@@ -41,6 +44,8 @@ class Task:
     folder: Path
     looked_for: bool
     """Whether texts are kept to find near-duplicates and benchmarks in them."""
+    augments: Sequence[Augmenting] = ()
+    """What makes further examples of each row; they are taught only if the row itself is."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,10 @@ class _Item:
     made: Sequence[Encoded] = ()
     texts: Sequence[Content] = ()
     """Its content; of joined documents each."""
+    copies: Sequence[Content] = ()
+    """Contents that augmentation made of it."""
+    further: Sequence[Encoded] = ()
+    """What became of those."""
     state: int = FINE
 
 
@@ -82,7 +91,7 @@ class Worker:
             near = stack.enter_context(NearWriter(draft / "near")) if task.looked_for else None
             table = _Table(task, shard, near)
             reader = RowReader(task.source, task.form, self._data, self._stratify_by)
-            items = self._rendered(self._read(task.rows, reader))
+            items = self._rendered(self._read(task, reader))
             for item in self._joined(items) if task.source.join else items:
                 table.add(item, self._renderer)
         table.said.unread = sorted(reader.unread)
@@ -90,12 +99,13 @@ class Worker:
         table.write(draft)
         parts.finish(draft, task.folder)
 
-    def _read(self, rows: Iterable[Placed], reader: RowReader) -> Iterator[_Item]:
-        for file, line, row in rows:
+    def _read(self, task: Task, reader: RowReader) -> Iterator[_Item]:
+        for file, line, row in task.rows:
             item = _Item(file, line, row)
             try:
                 item.taken = reader.read(row)
                 item.texts = (item.taken.content,)
+                item.copies = _copies(item.taken, task.augments, reader) if task.augments else ()
             except RowFault as fault:
                 item.fault, item.state = fault, FAULT
             if item.taken is not None and isinstance(item.taken.content, Labelled | Preference):
@@ -104,26 +114,30 @@ class Worker:
 
     def _rendered(self, items: Iterator[_Item]) -> Iterator[_Item]:
         for together in batched(items, _TOGETHER):
-            examples = [Example("", 0, item.line, item.taken.content) for item in together if _is_fine(item)]
-            outcomes = iter(self._renderer.render(examples))
-            for item in together:
-                if _is_fine(item):
-                    self._outcome(item, next(outcomes))
-                yield item
+            fine = [item for item in together if _is_fine(item)]
+            wanted = [content for item in fine for content in (*item.texts, *item.copies)]
+            outcomes = iter(self._renderer.render([Example("", 0, 0, content) for content in wanted]))
+            for item in fine:
+                self._outcome(item, next(outcomes), [next(outcomes) for _ in item.copies])
+            yield from together
 
-    def _outcome(self, item: _Item, outcome: Encoded | RowFault | TooLong) -> None:
-        if isinstance(outcome, RowFault):
-            item.fault, item.state = outcome, FAULT
-        elif isinstance(outcome, TooLong):
+    def _outcome(self, item: _Item, outcome: Outcome, copies: Sequence[Outcome]) -> None:
+        if isinstance(outcome, TooLong):
             item.state = LEFT_OUT
-        else:
-            item.made = list(_pieces(outcome, self._data.max_length))
+            return
+        faults = [one for one in (outcome, *copies) if isinstance(one, RowFault)]
+        if faults:
+            item.fault, item.state = faults[0], FAULT
+            return
+        limit = self._data.max_length
+        item.made = list(_pieces(outcome, limit))
+        item.further = [piece for one in copies if isinstance(one, Encoded) for piece in _pieces(one, limit)]
 
     def _joined(self, items: Iterator[_Item]) -> Iterator[_Item]:
         """Documents of a file that follow each other, as one item up to the limit."""
         together: list[_Item] = []
         for item in items:
-            joins = _is_fine(item) and len(item.made) == 1 and isinstance(item.texts[0], Text)
+            joins = _is_fine(item) and len(item.made) == 1 and not item.further and isinstance(item.texts[0], Text)
             if together and not (joins and together[0].file == item.file and self._fits(together, item)):
                 yield _merged(together)
                 together = []
@@ -160,7 +174,9 @@ class _Table:
         if self._near is not None:
             self._near.add("\n".join(map(plain_text, item.texts)) if item.state in (FINE, OTHER) else "")
         for made in item.made:
-            self._append(number, made)
+            self._append(number, made, augmented=False)
+        for made in item.further:
+            self._append(number, made, augmented=True)
         self._rows.append(self._row(item))
 
     def write(self, folder: Path) -> None:
@@ -176,8 +192,8 @@ class _Table:
         for content in item.texts:
             if codes := self._survey.add(content, where):
                 self.said.codes.append((number, codes))
-        if taken.foreign is not None:
-            self.said.notes.append((number, "mixed_schema", taken.foreign))
+        if taken.form != self._task.form:
+            self.said.notes.append((number, "mixed_schema", taken.form))
         for made in item.made:
             self.said.notes += [(number, code, "") for code in sorted(made.notes)]
         if spelled := {name for content in item.texts for name in renderer.spelled(Example("", 0, 0, content))}:
@@ -187,7 +203,7 @@ class _Table:
         elif taken.stratum is not None:
             self.said.labels.append((number, (taken.stratum,)))
 
-    def _append(self, number: int, made: Encoded, *, augmented: bool = False) -> None:
+    def _append(self, number: int, made: Encoded, *, augmented: bool) -> None:
         places = np.flatnonzero(made.labels != IGNORE)
         start = self._shard.append(made)
         left = kept(len(made.ids), places)
@@ -212,6 +228,17 @@ def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     iterator = iter(items)
     while together := list(itertools.islice(iterator, size)):
         yield together
+
+
+def _copies(taken: Taken, augments: Sequence[Augmenting], reader: RowReader) -> list[Content]:
+    """Contents made of a row by augmentation, each another than those before it."""
+    own = content_id(taken.content)
+    made = {own: taken.content}
+    for row in augmented(taken.named, augments, own):
+        content = reader.content(row, taken.form)
+        made.setdefault(content_id(content), content)
+    del made[own]
+    return list(made.values())
 
 
 def _is_fine(item: _Item) -> bool:

@@ -2,44 +2,51 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision
-from fulltune.base.table import Table
+from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
+from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
+from fulltune.data.mixing import Mixture, mixture
+from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
-from fulltune.recipe.schema import Recipe, TrainSection
+from fulltune.recipe.schema import DataSection, Recipe, Source, TrainSection
 
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
+
+_MANY_PASSES = 4
+"""Up to so many passes repeated data is nearly as good as new, later it fades (Muennighoff et al. 2023)."""
 
 CountUpdates = Callable[[TrainSection, int], int]
 """How many updates the order of the data gives: `(train, examples in all) -> updates`."""
 
 
 def require_names(recipe: Recipe) -> None:
-    """RecipeError for every name that no table has: before any row is read, and all at once."""
+    """RecipeError for every name that no table has, and what is named unfitly: before any row is read, all at once."""
     faults: list[Fault] = []
-    for table, name, where in _names(recipe):
+    asked: list[Callable[[], object]] = [partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule")]
+    for where, source in _sources(recipe.data):
+        if source.format != "auto":
+            asked.append(partial(FORMATS.find, source.format, where=f"{where}.format"))
+        asked.append(partial(augments, source, where))
+    for question in asked:  # the tables of objectives and optimizers need torch, and are asked elsewhere
         try:
-            table.find(name, where=where)
+            question()
         except RecipeError as fault:
             faults += fault.faults
     if faults:
         raise RecipeError(faults=faults)
 
 
-def _names(recipe: Recipe) -> Iterator[tuple[Table[Any], str, str]]:
-    """Table, name and place of what a recipe names; the tables of objectives and optimizers need torch."""
-    yield SCHEDULES, recipe.optim.schedule, "optim.schedule"
-    data = recipe.data
-    heldout = data.heldout if isinstance(data.heldout, tuple) else ()
-    splits = {"train": data.train, "heldout": heldout, "test": data.test, "retention": data.retention}
-    for split, sources in splits.items():
-        for number, source in enumerate(sources):
-            if source.format != "auto":
-                yield FORMATS, source.format, f"data.{split}.{number}.format"
+def _sources(data: DataSection) -> Iterator[tuple[str, Source]]:
+    """Every source of a recipe with its place."""
+    again = () if data.replay is None else data.replay.sources
+    named = {"train": data.train, "replay.sources": again, "heldout": data.heldout}
+    for name, found in {**named, "test": data.test, "retention": data.retention}.items():
+        for number, source in enumerate(found if isinstance(found, tuple) else ()):
+            yield f"data.{name}.{number}", source
 
 
 def make_plan(
@@ -47,8 +54,9 @@ def make_plan(
 ) -> Plan:
     """RecipeError if what was asked for contradicts data or model."""
     train = recipe.train
-    epoch = data.splits["train"].examples
-    examples = None if train.steps is not None else max(1, math.ceil(train.epochs * epoch))
+    mixed = mixture(recipe.data, data.splits["train"])
+    own = sum(mixed.own)
+    examples = None if train.steps is not None else mixed.positions(max(1, math.ceil(train.epochs * own)))
     updates = train.steps if examples is None else count_updates(train, examples)
     assert updates is not None
     _require_context(recipe, model)
@@ -63,20 +71,27 @@ def make_plan(
             where="model.attention",
             mend="model.attention=sdpa, or train.precision=bf16-mixed",
         )
+    mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
         examples=examples,
-        epoch_examples=epoch,
+        epoch_examples=mixed.positions(own),
         # With `batch_tokens` an update has at most that many examples, of one token each.
         micro_examples=train.micro_examples or train.batch_tokens or train.batch_examples,
         micro_tokens=train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest),
         context=model.context,
         layout=layout,
         precision=precision,
-        notes=tuple(_notes(recipe, machine, updates, longest)),
+        mix=mix,
+        notes=(*_notes(recipe, machine, updates, longest), *_mix_notes(recipe.data, mix)),
     )
+
+
+def _examples_of_an_update(train: TrainSection, mixed: Mixture) -> float:
+    """As many as are asked for, or about as many as their tokens allow."""
+    return train.batch_examples if train.batch_tokens is None else train.batch_tokens / mixed.tokens_per_example
 
 
 def _warmup(asked: float, updates: int) -> int:
@@ -105,6 +120,8 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
     """What decides the best checkpoint must be measured."""
     measured = [split for split in ("heldout", "retention") if data.splits[split].examples]
     known = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
+    sources = {split: by_source(data, split) for split in measured}
+    known += [f"{split}.{name}.loss" for split, names in sources.items() if len(names) > 1 for name in names]
     # Without held-out data nothing is chosen, and the result is the last state; unless another score was named.
     chosen = "heldout" in measured or "best_by" in recipe.checkpoint.model_fields_set
     if chosen and recipe.checkpoint.best_by not in known:
@@ -119,6 +136,19 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
             where="checkpoint.patience",
             mend="data.heldout=0.05, or leave checkpoint.patience out",
         )
+
+
+def _mix_notes(data: DataSection, mix: Sequence[SourceMix]) -> Iterator[str]:
+    """Sources that shares let come very often or not whole; how often the others come, train.epochs says."""
+    shared = len(data.train) > 1 and data.train[0].share is not None
+    for source in mix:
+        if source.examples == 0 or not (source.replay or shared):
+            continue
+        times = f"each example of {source.path} is seen {source.passes:.2f} times"
+        if round(source.passes, 2) > _MANY_PASSES:
+            yield f"{times}: beyond {_MANY_PASSES} passes repeated data teaches little; lower its share or bring more"
+        elif round(source.passes, 2) < 1:
+            yield f"{times}: not all of it is used; raise its share or the length of the run if it should be"
 
 
 def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequence[str]:

@@ -101,6 +101,17 @@ def _listed(value: Any) -> Any:
     return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
 
 
+def _used(value: Any) -> Any:
+    """`name`, `{use: ...}` or a list of either, as a tuple of mappings."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    return tuple({"use": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _mixed(value: Any) -> Any:
+    """Sources that stand for themselves, a path or a list, as a mapping."""
+    return {"sources": value} if isinstance(value, str | list) else value
+
+
 def _names(value: Any) -> Any:
     """A list of names as a tuple, none of which stands there twice."""
     if isinstance(value, list | tuple) and len(set(map(str, value))) < len(value):
@@ -110,3 +121,5 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Listed = BeforeValidator(_listed)
+Used = BeforeValidator(_used)
+Mixed = BeforeValidator(_mixed)

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.recipe.foreign import FOREIGN
 from fulltune.recipe.kinds import can_be_held, is_address, is_hub_id
-from fulltune.recipe.schema import BRANCHES, EITHER_OR, Recipe, Source
+from fulltune.recipe.schema import BRANCHES, EITHER_OR, Recipe
 from fulltune.recipe.tree import Tree, override, parse
 
 Asked = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -99,15 +99,17 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _rooted_at(key: str, value: Any) -> Any:
     """The value of an override, its relative paths counted from the current folder."""
-    section, _, name = key.partition(".")
-    first, _, inner = name.partition(".")
-    if inner.isdecimal():  # a whole source, such as data.train.0
-        return _rooted_at(f"{section}.{first}", [value])[0]
-    if inner:  # such as data.train.0.path
-        return _source_rooted(value, Path.cwd()) if section == "data" and inner.endswith("path") else value
-    values: dict[str, Any] = {section: {first: value}}
+    *above, last = key.split(".")
+    if above and last.isdecimal():  # a whole source, such as data.train.0
+        return _rooted_at(".".join(above), [value])[0]
+    if len(above) > 1 and above[0] == "data" and last == "path":  # such as data.train.0.path
+        return _source_rooted(value, Path.cwd())
+    holder: dict[str, Any] = {last: value}
+    values = holder
+    for part in reversed(above):
+        values = {part: values}
     _root_paths(values, Path.cwd())
-    return values[section][first]
+    return holder[last]
 
 
 def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
@@ -130,16 +132,22 @@ def _root_paths(values: dict[str, Any], folder: Path) -> None:
         if _is_local(model.get("path"), folder):
             _root(model, "path", folder)
     if isinstance(data, dict):
-        for name in ("train", "heldout", "test", "retention", "benchmarks"):
-            entries = data.get(name)
-            if isinstance(entries, list):
-                data[name] = [_source_rooted(entry, folder) for entry in entries]
-                entries = data[name]
-            elif name in data:
-                data[name] = _source_rooted(entries, folder)
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if isinstance(entry, dict) and "path" in entry:
-                    entry["path"] = _source_rooted(entry["path"], folder)
+        for name in ("train", "replay", "heldout", "test", "retention", "benchmarks"):
+            _root_sources(data, name, folder)
+        if isinstance(data.get("replay"), dict):
+            _root_sources(data["replay"], "sources", folder)
+
+
+def _root_sources(values: dict[str, Any], name: str, folder: Path) -> None:
+    entries = values.get(name)
+    if isinstance(entries, list):
+        values[name] = [_source_rooted(entry, folder) for entry in entries]
+        entries = values[name]
+    elif name in values:
+        values[name] = _source_rooted(entries, folder)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if isinstance(entry, dict) and "path" in entry:
+            entry["path"] = _source_rooted(entry["path"], folder)
 
 
 def _is_local(path: Any, folder: Path) -> bool:
@@ -236,21 +244,26 @@ def _all_fields() -> Iterator[tuple[str, str]]:
 
 def _section(path: tuple[str | int, ...]) -> type[BaseModel] | None:
     """The model that describes the mapping at `path`, if it is one of ours."""
-    kind: Any = Recipe
+    kind: type[BaseModel] = Recipe
     for part in path:
-        if isinstance(part, int):
-            kind = Source
-        elif part in kind.model_fields:
-            inner = kind.model_fields[part].annotation
-            kind = inner if isinstance(inner, type) else Source if Source in _arguments(inner) else None
-        else:
+        if isinstance(part, int):  # of a list, whose entries are of the kind that its field names
+            continue
+        if part not in kind.model_fields:
             return None
-        if kind is None or not issubclass(kind, BaseModel):
+        annotation = kind.model_fields[part].annotation
+        found = [inner for inner in (annotation, *_arguments(annotation)) if _is_ours(inner)]
+        if not found:
             return None
-    return cast(type[BaseModel], kind)
+        kind = found[0]
+    return kind
+
+
+def _is_ours(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _arguments(kind: Any) -> Iterator[Any]:
+    """What a kind is made of: of a list its entries, of a union its branches."""
     for inner in get_args(kind):
         yield inner
         yield from _arguments(inner)

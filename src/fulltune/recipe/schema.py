@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fulltune.base.records import Every
-from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Listed, Names, Warmup, is_number
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Listed, Mixed, Names, Used, Warmup, is_number
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -48,6 +48,17 @@ class ModelSection(Section):
     """Sets every dropout probability of the model while training; by default they are as in its config."""
 
 
+class Augmentation(Section):
+    """Further rows made of each row that is trained on."""
+
+    use: str
+    """Which: an entry of AUGMENTS (`field_order`, `phrasings`) or package.module:name."""
+    copies: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Most further rows of each row; `field_order` gives one, `phrasings` one for each phrasing."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What it takes, such as `{column: instruction, phrasings: ["Please {{ instruction }}"]}`."""
+
+
 class Source(Section):
     """One set of rows."""
 
@@ -81,12 +92,26 @@ class Source(Section):
     """Configuration of a hub data set that has several."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set; a commit pins it for good."""
+    augment: Annotated[tuple[Augmentation, ...], Used] = ()
+    """Further rows made of each row of this source, under its format's names: a name, a mapping, or a list of them."""
 
 
 def _unmixed(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Sources that are not mixed; a share would be a setting without effect."""
+    """Sources that are only measured on; a share or further rows would be settings without effect."""
     if any(source.share is not None for source in sources):
         raise ValueError("`share` mixes the sources of data.train; these are read once and whole, so leave it out")
+    if any(source.augment for source in sources):
+        raise ValueError("`augment` makes more of what is trained on; these are measured as they are, so leave it out")
+    return sources
+
+
+def _mixable(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Sources that are mixed by their shares, or by their sizes if none has one."""
+    shares = [source.share for source in sources if source.share is not None]
+    if shares and len(shares) < len(sources):
+        raise ValueError("give every source a `share`, or none")
+    if shares and max(shares) / min(shares) > _MOST_APART:
+        raise ValueError("the shares are more than a million times apart: the least would hardly be seen")
     return sources
 
 
@@ -110,6 +135,7 @@ def _way(value: Any) -> str:
 
 
 Sources = Annotated[tuple[Source, ...], Listed, AfterValidator(_unmixed)]
+Trained = Annotated[tuple[Source, ...], Listed, Field(min_length=1), AfterValidator(_mixable)]
 Measured = Annotated[
     Annotated[Share, Tag(BRANCHES[0])] | Annotated[KeptBack, Tag(BRANCHES[1])] | Annotated[Sources, Tag(BRANCHES[2])],
     Discriminator(_way),
@@ -123,11 +149,24 @@ def portion(value: Any) -> KeptBack | None:
     return KeptBack(share=float(value)) if is_number(value) and value > 0 else None
 
 
+class ReplaySection(Section):
+    """General data mixed into every update, so that what the model knew is not forgotten."""
+
+    sources: Trained
+    """What is mixed in, never held out: a path, a mapping, or a list of them."""
+    share: Annotated[float, Field(ge=1e-4, le=0.99)] = 0.1
+    """Its part of every update; `train.epochs` counts passes over data.train, so a run grows by 1 / (1 - share)."""
+
+
 class DataSection(Section):
     """What to learn from, and what to measure on."""
 
-    train: Annotated[tuple[Source, ...], Listed, Field(min_length=1)]
+    train: Trained
     """What the model learns: a path, a mapping, or a list of them."""
+    replay: Annotated[ReplaySection | None, Mixed] = None
+    """General data against forgetting: `{sources: general.jsonl, share: 0.1}`, or its sources alone."""
+    share_by: Literal["examples", "tokens"] = "examples"
+    """What shares of sources and of replay count; `tokens` allows for how long the examples of each source are."""
     heldout: Measured = 0.05
     """Kept back to judge training by: a share of `train` by content hash, such as `0.05` or
     `{share: 0.05, max_examples: 500}`, or sources of its own.
@@ -161,13 +200,12 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        shares = [source.share for source in self.train if source.share is not None]
-        if shares and len(shares) < len(self.train):
-            raise ValueError("give every source of data.train a `share`, or none")
-        if shares and max(shares) / min(shares) > _MOST_APART:
-            raise ValueError(
-                "the shares of data.train are more than a million times apart: the least would hardly be seen"
-            )
+        if self.share_by == "tokens" and not self.is_mixed:
+            raise ValueError("`share_by` says what shares count, but there are none: no replay, no sources with shares")
+        return self
+
+    @model_validator(mode="after")
+    def _sides(self) -> Self:
         portions = [part for part in map(portion, (self.heldout, self.test)) if part is not None]
         if sum(part.share for part in portions) >= 1:
             raise ValueError("data.heldout and data.test together leave nothing to train on")
@@ -178,6 +216,11 @@ class DataSection(Section):
         if len({part.stratify_by for part in portions}) > 1:
             raise ValueError("data.heldout and data.test are stratified by different columns; name the same in both")
         return self
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether anything is seen more or less often than its size says."""
+        return self.replay is not None or (len(self.train) > 1 and self.train[0].share is not None)
 
 
 class TrainSection(Section):
@@ -267,7 +310,9 @@ class CheckpointSection(Section):
     keep: Count = 2
     """How many of the newest stay on disk; the best stays besides."""
     best_by: str = "heldout.loss"
-    """Which score decides what is best; the smallest wins."""
+    """Which score decides what is best, such as `retention.loss` or, of several sources, `heldout.chat.loss`; the
+    smallest wins.
+    """
     patience: Count | None = None
     """Stop after so many evaluations in a row without a new best; by default never."""
 

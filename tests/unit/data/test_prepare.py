@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fulltune.base.errors import DataError
@@ -222,10 +223,15 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
         {"on_bad_row": "drop"},
         {"duplicates": "keep"},
         {"group_by": "prompt"},
+        {"replay": [str(copy)]},
+        {"train": {"path": str(rows), "augment": "field_order"}},
         {"benchmarks": [str(copy)]},
         {"checks": {"repetition": "drop"}},
     ]
-    assert {field for change in changes for field in change} == set(DataSection.model_fields) - {"processes"}
+    assert {field for change in changes for field in change} == set(DataSection.model_fields) - {
+        "processes",
+        "share_by",
+    }
     template, other = Template(TOKENS, None, "t"), Template(TOKENS, tiny.TEMPLATE + " ", "t")
     prints = {identity(section(**{**base, **change}), "tokens", template) for change in changes}
     prints |= {identity(section(**base), "tokens", template), identity(section(**base), "tokens", other)}
@@ -234,8 +240,36 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
     shared = identity(section(**{**base, "train": {"path": str(rows), "share": 2.0}}), "tokens", template)
     assert shared == identity(section(**base), "tokens", template), "shares mix at run time and change no token"
     assert identity(section(**base, processes=3), "tokens", template) == identity(section(**base), "tokens", template)
+    more = {"replay": {"sources": {"path": str(copy), "share": 2.0}, "share": 0.3}, "share_by": "tokens"}
+    assert identity(section(**{**base, **more}), "tokens", template) in prints, "so do those of replay"
     rows.write_text(rows.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
     assert identity(section(**base), "tokens", template) not in prints
+
+
+def test_replay_lies_behind_the_training_rows_and_is_never_held_out(tmp_path: Path, rows: Path) -> None:
+    general = [tiny.jsonl(tmp_path / f"{n}.jsonl", tiny.rows(20, seed=n)) for n in (5, 6)]
+    facts = run(tmp_path / "s", train=str(rows), heldout=0.3, replay=[str(path) for path in general])
+    train, heldout = facts.splits["train"], facts.splits["heldout"]
+    assert train.by_source == (50 - heldout.examples, 20, 20)
+    assert heldout.by_source == (heldout.examples,)
+    store = opened(tmp_path / "s", facts, "train")
+    origins = [store.origin(i) for i in range(len(store))]
+    assert origins[train.by_source[0] :] == [f"{path}:{n + 1}" for path in general for n in range(20)]
+    ends = np.cumsum(train.by_source)
+    assert train.tokens_by_source == tuple(int(part.sum()) for part in np.split(store.lengths, ends[:-1]))
+    alone = run(tmp_path / "alone", train=str(rows), heldout=0.3)
+    assert alone.splits["heldout"] == heldout, "replay moves no row to the other side"
+
+
+def test_replay_is_kept_apart_from_what_is_held_out(tmp_path: Path, rows: Path) -> None:
+    general = tiny.jsonl(tmp_path / "general.jsonl", [*tiny.rows(5, seed=7), tiny.rows(50)[3]])
+    test = tiny.jsonl(tmp_path / "test.jsonl", tiny.rows(2, seed=7))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "s", train=str(test), heldout=[str(rows)], replay=str(general), duplicates="keep")
+    assert [fault.code for fault in caught.value.faults] == ["leak"]
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "s2", train=str(rows), test=str(test), replay=str(general), duplicates="keep")
+    assert [fault.code for fault in caught.value.faults] == ["leak"] * 2
 
 
 def test_a_test_row_that_fell_to_the_held_out_share_is_a_leak(tmp_path: Path) -> None:

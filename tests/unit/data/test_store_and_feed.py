@@ -1,10 +1,12 @@
 """The store on disk, and batches from it."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 
 from fulltune.base.errors import CheckpointError
 from fulltune.base.records import IGNORE
@@ -145,6 +147,48 @@ def test_a_feed_by_tokens(store: Store) -> None:
         assert position + len(members) == 40 or tokens + int(store.lengths[after].sum()) > 50
         position += len(members)
     assert position == 40
+
+
+@given(strategies.lists(strategies.integers(2, 60), min_size=1, max_size=60), strategies.integers(1, 200))
+@settings(deadline=None, max_examples=40)
+def test_updates_by_tokens_are_as_full_as_whole_examples_allow(lengths: list[int], tokens: int) -> None:
+    """No update exceeds its tokens but one of a single example, and none has room for the next one."""
+    with TemporaryDirectory() as scratch:
+        with StoreWriter(Path(scratch) / "s") as writer:
+            for line, length in enumerate(lengths, 1):
+                writer.append(example(list(range(length)), 1), source=0, line=line)
+        order, end = Order([len(lengths)], shares=None, seed=1), 3 * len(lengths)
+        feed = Feed(Store(Path(scratch) / "s", [("a",)]), order, Portion(None, tokens), end=end)
+        seen: list[int] = []
+        while members := feed.take(len(seen)):
+            held = [lengths[i] for i in members]
+            assert sum(held) <= tokens or len(held) == 1
+            seen += members
+            assert len(seen) == end or sum(held) + lengths[order.at(len(seen), len(seen) + 1)[0]] > tokens
+        assert seen == order.at(0, end).tolist(), "every example is taken, in order, none twice"
+
+
+@pytest.mark.parametrize("budget", [Budget(4, 64, "packed"), Budget(99, 40, "packed"), Budget(99, 8, "packed")])
+def test_packed_rows_hold_the_examples_of_an_update_token_for_token(store: Store, budget: Budget) -> None:
+    """Nothing is cut, lost or moved from one example into another, whatever shares a row."""
+    feed = Feed(store, Order([15, 5], shares=None, seed=3), Portion(17, None), end=20)
+    members, found = feed.take(0), []
+    for batch in feed.batches(members, budget):
+        assert batch.positions is not None
+        starts = np.flatnonzero(batch.positions[0].numpy() == 0).tolist()
+        assert starts == np.cumsum([0, *batch.lengths[:-1]]).tolist(), "positions say where each one begins"
+        for index, start, length in zip(batch.examples, starts, batch.lengths, strict=True):
+            here = slice(start, start + length)
+            for made, kept in zip((batch.ids, batch.labels, batch.weights), columns_of(store[index]), strict=True):
+                assert made[0, here].tolist() == kept.tolist()
+            assert int(batch.labels[0, start + length - 1]) == IGNORE, "the last token teaches none of the next"
+            found.append(index)
+        assert batch.ids.shape == (1, sum(batch.lengths))
+    assert sorted(found) == sorted(members)
+
+
+def columns_of(encoded: Encoded) -> tuple[np.ndarray, ...]:
+    return encoded.ids, encoded.labels, encoded.weights
 
 
 def test_an_example_longer_than_the_portion_is_taken_alone(store: Store) -> None:

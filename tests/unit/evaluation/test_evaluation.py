@@ -1,6 +1,8 @@
 """Held-out loss weighted by token, whatever the batches; greedy answers that stop."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +20,7 @@ from tests.contract.ground import Ground
 
 def score(ground: Ground, examples: int, tokens: int = 10_000, layout: str = "padded") -> dict[str, float]:
     budget = Budget(examples, tokens, layout)  # type: ignore[arg-type]
-    splits = {"heldout": lambda: once(ground.store, budget)}
+    splits = {"heldout": {"all": lambda: once(ground.store, budget)}}
     return measure(splits, ground.engine, ground.objective, step=0).scores
 
 
@@ -64,9 +66,35 @@ def test_perplexity_is_exp_of_one_mean_over_all_tokens() -> None:
         empty = torch.zeros(1, 1)
         return Batch(empty, empty, empty, None, torch.zeros(tokens), (0,), (tokens,), float(tokens))
 
-    report = measure({"heldout": lambda: [batch(10), batch(1000)]}, Fixed(), Fixed(), step=0)  # type: ignore[arg-type, dict-item]
+    report = measure({"heldout": {"all": lambda: [batch(10), batch(1000)]}}, Fixed(), Fixed(), step=0)  # type: ignore[arg-type, dict-item]
     assert report.scores["heldout.perplexity"] == pytest.approx(144.1, abs=0.05)
     assert report.counts == {"heldout": 1010}
+
+
+def test_each_source_has_its_loss_and_the_whole_is_their_token_mean(tmp_path: Path) -> None:
+    """No batch is looked at twice for it, and the total is what one part of them all gives."""
+    ground = Ground(tmp_path, tiny.model("llama"), count=13)
+    parts = {"chat": range(3), "code": range(3, 4), "rest": range(4, 13)}
+    budget, seen = Budget(2, 10_000, "padded"), []
+
+    def batches(members: range) -> Iterator[Batch]:
+        for made in once(ground.store, budget, members=members):
+            seen.extend(made.examples)
+            yield made
+
+    splits = {"heldout": {name: partial(batches, members) for name, members in parts.items()}}
+    report = measure(splits, ground.engine, ground.objective, step=0)
+    assert sorted(seen) == list(range(13))
+    assert report.scores["heldout.loss"] == pytest.approx(score(ground, 2)["heldout.loss"], abs=1e-6)
+    assert report.counts["heldout"] == sum(report.counts[f"heldout.{name}"] for name in parts)
+    mean = sum(report.scores[f"heldout.{name}.loss"] * report.counts[f"heldout.{name}"] for name in parts)
+    assert report.scores["heldout.loss"] == pytest.approx(mean / report.counts["heldout"], abs=1e-12)
+    for name, members in parts.items():
+        alone = {"x": {name: partial(batches, members)}}
+        assert measure(alone, ground.engine, ground.objective, step=0).scores == {
+            "x.loss": report.scores[f"heldout.{name}.loss"],
+            "x.perplexity": pytest.approx(math.exp(report.scores[f"heldout.{name}.loss"])),
+        }, "one source alone is not named besides"
 
 
 def test_measuring_switches_dropout_off_and_the_mode_back(tmp_path: Path) -> None:

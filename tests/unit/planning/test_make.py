@@ -1,25 +1,32 @@
 """Facts -> numbers, or a refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import DataFacts, Machine, ModelFacts, SplitFacts
+from fulltune.base.records import DataFacts, Machine, ModelFacts, SourceFacts, SplitFacts
 from fulltune.planning.make import make_plan, require_names
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import TrainSection
 from fulltune.recipe.write import as_yaml
 
 CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
+SOURCE = SourceFacts(path="a.jsonl", files=("a.jsonl",), format="text", sha256="", rows=1, examples=1)
 GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
 
 
 def split(examples: int, longest: int = 100) -> SplitFacts:
     lengths = {"min": 2, "p50": 50, "p90": 90, "p99": 99, "max": longest if examples else 0}
     return SplitFacts(
-        examples=examples, tokens=50 * examples, supervised_tokens=20 * examples, lengths=lengths, by_source=(examples,)
+        examples=examples,
+        tokens=50 * examples,
+        supervised_tokens=20 * examples,
+        lengths=lengths,
+        by_source=(examples,),
+        tokens_by_source=(50 * examples,),
     )
 
 
@@ -37,7 +44,7 @@ def facts(train: int = 100, heldout: int = 5, retention: int = 0, longest: int =
         dropped={},
         truncated=0,
         splits=splits,
-        sources={},
+        sources=dict.fromkeys(splits, (SOURCE,)),
         notes={},
         template="t",
         stop_ids=(2,),
@@ -157,6 +164,19 @@ def test_the_best_is_chosen_by_something_measured() -> None:
     assert plan(facts(heldout=0, retention=3), checkpoint={"best_by": "retention.loss"}).updates
 
 
+def test_the_best_may_be_chosen_by_one_source_of_several() -> None:
+    card = facts()
+    heldout = replace(card.splits["heldout"], by_source=(3, 0, 2), tokens_by_source=(9, 0, 6))
+    named = [replace(SOURCE, path=f"data/{name}.jsonl") for name in ("chat", "none", "code")]
+    card = replace(card, splits={**card.splits, "heldout": heldout}, sources={**card.sources, "heldout": tuple(named)})
+    assert plan(card, checkpoint={"best_by": "heldout.code.loss"}).updates
+    with pytest.raises(RecipeError, match="does not measure") as caught:
+        plan(card, checkpoint={"best_by": "heldout.none.loss"})
+    assert caught.value.faults[0].mend.endswith("heldout.perplexity, heldout.chat.loss, heldout.code.loss")
+    with pytest.raises(RecipeError, match="does not measure"):
+        plan(checkpoint={"best_by": "heldout.a.loss"})
+
+
 def test_patience_needs_something_to_judge_by() -> None:
     with pytest.raises(RecipeError, match="best_by names none"):
         plan(facts(heldout=0, retention=3), checkpoint={"patience": 2})
@@ -173,3 +193,42 @@ def test_what_a_micro_batch_may_hold() -> None:
     assert plan(train={"batch_examples": 8}).micro_examples == 8
     assert any("exceeds train.micro_tokens" in note for note in plan(train={"micro_tokens": 16}).notes)
     assert plan().context == 4096
+
+
+def mixed(*sizes: int, longest: int = 100) -> DataFacts:
+    """A card whose train split has sources of so many examples."""
+    card = facts(train=sum(sizes), longest=longest)
+    train = replace(card.splits["train"], by_source=sizes, tokens_by_source=tuple(50 * size for size in sizes))
+    return replace(card, splits={**card.splits, "train": train})
+
+
+def test_epochs_count_passes_over_the_training_data_and_replay_comes_besides() -> None:
+    made = plan(mixed(90, 40), data={"replay": {"sources": "g", "share": 0.1}}, train={"epochs": 2})
+    assert (made.examples, made.epoch_examples) == (199, 99), "the 180th of its own ends the run"
+    own, again = made.mix
+    assert (own.path, own.replay, own.passes) == (str(Path.cwd() / "a"), False, pytest.approx(199 * 0.9 / 90))
+    assert (again.replay, again.examples, again.share) == (True, 40, pytest.approx(0.1))
+    assert plan(mixed(90, 40), data={"train": ["a", "b"]}).examples == 390, "without replay nothing is added"
+
+
+def test_sources_that_come_very_often_or_not_whole_are_noted() -> None:
+    shares = {"train": [{"path": "a", "share": 1.0}, {"path": "b", "share": 1.0}]}
+    made = plan(mixed(900, 10), data=shares, train={"epochs": 1})
+    assert [round(source.passes, 2) for source in made.mix] == [0.51, 45.5]
+    said = [note for note in made.notes if "is seen" in note]
+    assert len(said) == 2
+    assert "/a is seen 0.51 times: not all of it is used" in said[0]
+    assert "/b is seen 45.50 times: beyond 4 passes" in said[1]
+    fine = plan(mixed(50, 50), data=shares, train={"epochs": 4})
+    assert not any("is seen" in note for note in fine.notes)
+    epochs = plan(mixed(90, 40), data={"replay": {"sources": "g", "share": 0.5}}, train={"epochs": 10})
+    (note,) = (note for note in epochs.notes if "is seen" in note)
+    assert "/g is seen 22.4" in note, "how often the rest comes was asked for in epochs"
+
+
+def test_a_run_of_so_many_updates_is_mixed_too() -> None:
+    replay = {"replay": {"sources": "g", "share": 0.25}}
+    made = plan(mixed(100, 100), data=replay, train={"steps": 10, "batch_examples": 20})
+    assert [source.passes for source in made.mix] == pytest.approx([1.5, 0.5])
+    by_tokens = plan(mixed(100, 100), data=replay, train={"steps": 10, "batch_tokens": 1000})
+    assert [source.passes for source in by_tokens.mix] == pytest.approx([1.5, 0.5])

@@ -143,7 +143,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         ("train: {learning-rate: 1}", "`train.learning-rate`", "optim.lr"),
         ("data: {train: a, max-length: 7}", "`data.max-length`", "`max_length`"),
         ("data: {train: {t.jsonl: 1, path: a}}", "`data.train.0.t.jsonl`", "known here: path"),
-        ("data: {train: a, <share>: 1}", "`data.<share>`", "known here: train"),
+        ("data: {train: a, <share>: 1}", "`data.<share>`", "did you mean `share_by`"),
         ("1: 2", "`1`", "known here: model"),
         ("1.5: 2", "`1.5`", "known here: model"),
         ("'': 2", "``", "known here: model"),
@@ -343,6 +343,71 @@ def test_a_resolved_recipe_loads_to_the_same_recipe(tmp_path: Path) -> None:
     ):
         recipe = load_recipe(write(tmp_path, GOOD + extra))
         assert load_recipe(write(tmp_path, as_yaml(recipe))).model_dump() == recipe.model_dump()
+
+
+def test_a_mixed_recipe_resolves_to_itself(tmp_path: Path) -> None:
+    augment = "{use: phrasings, copies: 2, options: {column: prompt, phrasings: ['a {{ prompt }}', b]}}"
+    train = f"[{{path: a, share: 2, augment: [field_order, {augment}]}}, {{path: b, share: 1}}]"
+    text = f"model: {{path: x}}\ndata: {{train: {train}, replay: {{sources: [g, h], share: 0.3}}, share_by: tokens}}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert [asked.use for asked in recipe.data.train[0].augment] == ["field_order", "phrasings"]
+    again = load_recipe(write(tmp_path, as_yaml(recipe)))
+    assert again.model_dump() == recipe.model_dump()
+    assert load_recipe(recipe).model_dump() == recipe.model_dump()
+
+
+def test_replay_is_written_short_or_whole(tmp_path: Path) -> None:
+    bare = "model: {path: x}\ndata: {train: a.jsonl, replay: %s}\n"
+    for text in ("g.jsonl", "[g.jsonl]", "{sources: g.jsonl}", "{sources: [{path: g.jsonl}], share: 0.1}"):
+        replay = load_recipe(write(tmp_path, bare % text)).data.replay
+        assert replay is not None
+        assert replay.share == 0.1
+        assert [source.path for source in replay.sources] == [str(tmp_path / "g.jsonl")]
+    path = write(tmp_path, bare % "{sources: [{path: g.jsonl}, h.jsonl]}")
+    changed = load_recipe(path, given_on_the_command_line(["data.replay.share=0.5", "data.replay.sources.1=i.jsonl"]))
+    assert changed.data.replay is not None
+    assert changed.data.replay.share == 0.5
+    assert [source.path for source in changed.data.replay.sources] == [
+        str(tmp_path / "g.jsonl"),
+        str(Path.cwd() / "i.jsonl"),
+    ]
+    for key in ("data.replay", "data.replay.sources", "data.replay.sources.0", "data.replay.sources.0.path"):
+        changed = load_recipe(path, given_on_the_command_line([f"{key}=j.jsonl"]))
+        assert changed.data.replay is not None
+        assert changed.data.replay.sources[0].path == str(Path.cwd() / "j.jsonl"), key
+
+
+@pytest.mark.parametrize(
+    ("replay", "what", "mend"),
+    [
+        ("{share: 0.1}", "`data.replay.sources` is missing", "What is mixed in"),
+        ("{sources: g, share: 1.0}", "`data.replay.share`: 1.0", "Its part of every update"),
+        ("{sources: g, share: 0.0}", "`data.replay.share`: 0.0", "Its part of every update"),
+        ("{sources: g, shares: 0.2}", "there is no field `data.replay.shares`", "did you mean `share`?"),
+        ("{sources: {path: g, formt: x}}", "no field `data.replay.sources.0.formt`", "did you mean `format`?"),
+        ("{sources: [{path: g, share: 1.0}, h]}", "every source a `share`", "What is mixed in"),
+        ("{sources: {path: g, augment: {use: x, copy: 2}}}", "sources.0.augment.0.copy`", "did you mean `copies`?"),
+        ("{sources: {path: g, augment: {use: x, copies: 0}}}", "augment.0.copies`: 0", "Most further rows"),
+    ],
+)
+def test_what_is_wrong_with_replay_is_said_where_it_stands(tmp_path: Path, replay: str, what: str, mend: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, f"model: {{path: x}}\ndata:\n  train: a.jsonl\n  replay: {replay}\n"))
+    (fault,) = caught.value.faults
+    assert what in fault.what
+    assert mend in fault.mend
+    assert fault.where.endswith("recipe.yaml:4")
+
+
+def test_shares_that_are_not_there_count_nothing() -> None:
+    def load(**data: Any) -> None:
+        load_recipe({"model": {"path": "x"}, "data": {"share_by": "tokens", **data}})
+
+    for alone in ("a", ["a", "b"], {"path": "a", "share": 1.0}):
+        with pytest.raises(RecipeError, match="`share_by` says what shares count"):
+            load(train=alone)
+    load(train="a", replay="b")
+    load(train=[{"path": "a", "share": 1.0}, {"path": "b", "share": 1.0}])
 
 
 def test_a_score_that_nobody_asked_for_is_not_resolved(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PLAN = Plan(
     context=None,
     layout="padded",
     precision="float32",
+    mix=(),
 )
 
 
