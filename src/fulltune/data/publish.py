@@ -10,12 +10,22 @@ from numpy.typing import NDArray
 
 from fulltune.base.records import SourceFacts, SplitFacts
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
+from fulltune.data.doctor.report import PER_ROW
 from fulltune.data.findings import Findings
 from fulltune.data.gather import Gathered
 from fulltune.data.intake import Intake, Placed
 from fulltune.data.parts import Part, ship
 from fulltune.data.sources import places
 from fulltune.data.store import INDEX, SplitWriter, facts_of
+
+
+_WHAT: Mapping[str, str] = {
+    "duplicate": "the same content stood before",
+    "leak": "another split holds the same content",
+    "too_long": "it has more tokens than data.max_length",
+    **PER_ROW,
+}
+"""What is said of rows that were left out after they had been read and rendered."""
 
 
 def publish(rows: Rows, choice: Choice, folder: Path) -> dict[str, SplitFacts]:
@@ -112,7 +122,7 @@ def _rejected(one: Gathered, together: Sequence[tuple[Part, slice]], choice: Cho
             yield from _unread(one, findings)
             if choice.side[here.start + number] == GONE:
                 code = choice.codes[choice.reason[here.start + number]]
-                what = said.get(number, (code, ""))[1]
+                what = said.get(number, (code, _WHAT.get(code, "")))[1]
                 for file, line, row in own:
                     yield _line(one, f"{one.files[file]}:{line}", code, what, row)
     for _ in raw:

@@ -34,7 +34,7 @@ def sides(
             continue
         share = _capped(part, at, examples)
         if part.stratify_by is None or strata is None:
-            made[at <= share if side == TEST else at < share] = side
+            made[at < share] = side
             continue
         for members in _members(strata):
             free = members[made[members] == TRAIN]
