@@ -17,6 +17,8 @@ README = (ROOT / "README.md").read_text()
 DATA = (ROOT / "docs/data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 KINDS = {"sh", "yaml", "python", "text"}
+RECIPES = ("kept.yaml", "checked.yaml", "mix.yaml")
+"""Names for the recipes that docs/data.md shows, in its order."""
 
 
 def blocks(kind: str) -> list[str]:
@@ -32,14 +34,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README's recipe names."""
     folder = tmp_path_factory.mktemp("readme")
     tiny.folder(folder / "my-model", max_position_embeddings=1024)
-    tiny.jsonl(folder / "train.jsonl", tiny.rows(120))
+    tiny.jsonl(folder / "train.jsonl", [{**row, "customer": n // 3} for n, row in enumerate(tiny.rows(120))])
     tiny.jsonl(folder / "general.jsonl", [{"text": row["prompt"]} for row in tiny.rows(8, seed=3)])
     (recipe,) = blocks("yaml")
     (folder / "recipe.yaml").write_text(recipe)
     for n, name in enumerate(("support", "kept"), 5):
         tiny.jsonl(folder / f"{name}.jsonl", tiny.rows(20, seed=n))
-    (mixed,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
-    (folder / "mix.yaml").write_text(mixed)
+    for name, recipe in zip(RECIPES, re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL), strict=True):
+        (folder / name).write_text(recipe)
     return folder
 
 
@@ -82,6 +84,13 @@ def test_commands_about_data(workplace: Path, command: str) -> None:
     done = run(command, workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_about_data(workplace: Path, recipe: str) -> None:
+    done = run(f"fulltune prepare {recipe}", workplace)
+    assert done.returncode == 0, done.stderr
+    assert "tokens an epoch" in done.stdout
 
 
 def test_what_comes_out(workplace: Path) -> None:
