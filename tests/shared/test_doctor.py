@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fulltune.data.detect import detect
 from fulltune.data.doctor.labels import label_facts
-from fulltune.data.doctor.near import NearFacts, NearIndex
+from fulltune.data.doctor.near import NearFacts, NearWriter, near_duplicates, near_leaks
 from fulltune.data.doctor.overlap import Overlap
 from fulltune.data.doctor.report import Checkup, findings, text
 from fulltune.data.doctor.shingles import plain_text
@@ -47,37 +48,42 @@ def surveyed(path: Path) -> SurveyFacts:
     return survey.facts
 
 
-def near(*paths: Path) -> NearIndex:
-    index = NearIndex()
-    for side, path in enumerate(paths):
-        for line, content in contents(path).items():
-            index.add(plain_text(content), str(line), content_id(content), side)
-    return index
+def near(folder: Path, *paths: Path) -> tuple[NearFacts, NearFacts]:
+    """Near-duplicates within the first file, and what of the second is nearly in the first; places are lines."""
+    lines: list[int] = []
+    side: list[int] = []
+    with NearWriter(folder) as writer:
+        seen = set()
+        for number, path in enumerate(paths):
+            for line, content in contents(path).items():
+                lines.append(line)
+                key = (number, content_id(content))
+                side.append(-1 if key in seen else number)
+                seen.add(key)
+                writer.add(plain_text(content))
+    sides = np.array(side, np.int8)
+    made = (search([folder], sides) for search in (near_duplicates, near_leaks))
+    duplicates, leaks = (each.facts(lambda row: str(lines[row]), side.count(-1)) for each in made)
+    return duplicates, leaks
 
 
-def duplicates(path: Path) -> NearFacts:
-    with near(path) as index:
-        return index.duplicates()
-
-
-def test_the_ten_pairs_and_no_exact_duplicate(shared: Path) -> None:
-    facts = duplicates(shared / "dirty/near_duplicates.jsonl")
+def test_the_ten_pairs_and_no_exact_duplicate(shared: Path, tmp_path: Path) -> None:
+    facts, _ = near(tmp_path, shared / "dirty/near_duplicates.jsonl")
     pairs = [(int(pair.first), int(pair.second)) for pair in facts.pairs]
     assert pairs == [tuple(pair) for pair in expected("near_duplicates.jsonl")["pairs"]]
     assert (facts.exact, facts.rows, facts.affected, facts.uncompared) == (0, 50, 20, 0)
 
 
-def test_exact_duplicates_are_counted_apart_from_near_ones(shared: Path) -> None:
-    facts = duplicates(shared / "dirty/exact_duplicates.jsonl")
+def test_exact_duplicates_are_counted_apart_from_near_ones(shared: Path, tmp_path: Path) -> None:
+    facts, _ = near(tmp_path, shared / "dirty/exact_duplicates.jsonl")
     assert (facts.exact, facts.rows, facts.surplus) == (12, 48, 0)
 
 
-def test_i9_leaks_are_found_word_for_word_and_up_to_case(shared: Path) -> None:
+def test_i9_leaks_are_found_word_for_word_and_up_to_case(shared: Path, tmp_path: Path) -> None:
     train, test = shared / "dirty/leak/train.jsonl", shared / "dirty/leak/test.jsonl"
     leaked = {str(problem["line"]) for problem in expected("leak/test.jsonl")["problems"]}
-    with near(train, test) as index:
-        facts = index.leaks()
-    assert facts.surplus_places == leaked
+    _, facts = near(tmp_path, train, test)
+    assert {pair.second for pair in facts.pairs} == leaked and facts.surplus == len(leaked)
     assert all(pair.similarity == 1 for pair in facts.pairs)
     benchmark = contents(test)
     overlap = Overlap((str(line), plain_text(content)) for line, content in benchmark.items())
@@ -107,20 +113,20 @@ def test_empty_and_very_short_answers(shared: Path) -> None:
     assert facts.found["very_short_answer"].places == ("27",)
 
 
-def test_a_huge_row_takes_no_huge_time(shared: Path) -> None:
+def test_a_huge_row_takes_no_huge_time(shared: Path, tmp_path: Path) -> None:
     """Five million characters; the reader of rows would refuse them, so they are read plainly here."""
     survey = Survey()
-    with (shared / "dirty/huge_line.jsonl").open() as lines, NearIndex() as index:
+    with (shared / "dirty/huge_line.jsonl").open() as lines, NearWriter(tmp_path) as writer:
         for number, line in enumerate(lines, 1):
             row = json.loads(line)
             content = FORMATS[str(detect(row))](row)
             survey.add(content, str(number))
-            index.add(plain_text(content), str(number), content_id(content))
-        assert survey.facts.examples == 20
-        assert index.duplicates().rows == 20
+            writer.add(plain_text(content))
+    assert survey.facts.examples == 20
+    assert near_duplicates([tmp_path], np.zeros(20, np.int8)).rows == 20
 
 
-def test_real_data_has_few_false_alarms(shared: Path) -> None:
+def test_real_data_has_few_false_alarms(shared: Path, tmp_path: Path) -> None:
     """Word problems full of numbers have no damage, no cards, no phone numbers; a whole report can be written."""
     (path,) = sorted((shared / "data/gsm8k").glob("*test*.jsonl"))[:1]
     facts = surveyed(path)
@@ -130,5 +136,5 @@ def test_real_data_has_few_false_alarms(shared: Path) -> None:
         code: found.rows for code, found in facts.found.items() if code.startswith(("pii", "api", "private", "moji"))
     }
     assert sum(false.values()) <= 2, false
-    checkup = Checkup(survey=facts, near=duplicates(path))
+    checkup = Checkup(survey=facts, near=near(tmp_path, path)[0])
     assert "near-duplicates" in text(checkup, findings(checkup, {}))

@@ -1,7 +1,7 @@
 """All that the doctor found: one list of findings with the policy of each, as text for people and JSON for programs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
@@ -112,10 +112,8 @@ def refuse(found: Sequence[Finding]) -> None:
 
 
 def record(checkup: Checkup, found: Sequence[Finding]) -> dict[str, Any]:
-    """Plain JSON values for a card; of pairs and clusters only the first are kept, their numbers are whole."""
-    near, leaks = (facts and _trimmed(facts) for facts in (checkup.near, checkup.leaks))
-    plain = to_json(replace(checkup, near=near, leaks=leaks))
-    return {"findings": [to_json(finding) for finding in found], **plain}
+    """Plain JSON values for a card."""
+    return {"findings": [to_json(finding) for finding in found], **to_json(checkup)}
 
 
 def text(checkup: Checkup, found: Sequence[Finding]) -> str:
@@ -137,7 +135,7 @@ def _found(checkup: Checkup) -> Iterator[tuple[str, Found]]:
         if near is not None and near.surplus:
             yield (
                 code,
-                Found(near.surplus, len(near.pairs), tuple(f"{p.second} (as {p.first})" for p in near.pairs[:NAMED])),
+                Found(near.surplus, near.surplus, tuple(f"{p.second} (as {p.first})" for p in near.pairs)),
             )
     if (overlap := checkup.overlap) is not None and overlap.rows_hit:
         yield "benchmark_overlap", Found(overlap.rows_hit, overlap.rows_hit, overlap.places)
@@ -149,10 +147,6 @@ def _found(checkup: Checkup) -> Iterator[tuple[str, Found]]:
             yield "empty_label", Found(labels.empty, labels.empty, ())
         if len(labels.kinds) > 1:
             yield "label_kinds", Found(labels.rows, len(labels.kinds), labels.kinds)
-
-
-def _trimmed(facts: NearFacts) -> NearFacts:
-    return replace(facts, pairs=facts.pairs[:NAMED], clusters=tuple(rows[:NAMED] for rows in facts.clusters[:NAMED]))
 
 
 def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
@@ -200,7 +194,7 @@ def _counts(counts: Mapping[str, int], total: int, most: int = 6) -> str:
 
 
 def _near_text(title: str, facts: NearFacts) -> str:
-    rows = [(f"{pair.similarity:.3f}", pair.first, pair.second) for pair in facts.pairs[:NAMED]]
+    rows = [(f"{pair.similarity:.3f}", pair.first, pair.second) for pair in facts.pairs]
     exact = f", {facts.exact:,} exact repetitions besides" if facts.exact else ""
     missed = f", {facts.uncompared:,} candidates not compared" if facts.uncompared else ""
     told = f"{title}: {facts.surplus:,} of {facts.rows:,} rows at similarity {facts.threshold:g} or more{exact}{missed}"

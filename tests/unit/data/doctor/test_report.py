@@ -1,6 +1,8 @@
 """The report: findings with policies, plain text, JSON, refusals."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from fulltune.base.errors import DataError, RecipeError
 from fulltune.data.doctor.damage import DAMAGE
 from fulltune.data.doctor.labels import label_facts
 from fulltune.data.doctor.lengths import LengthTotals, kept
-from fulltune.data.doctor.near import NearIndex
+from fulltune.data.doctor.near import NearFacts, NearWriter, near_duplicates, near_leaks
 from fulltune.data.doctor.overlap import Overlap
 from fulltune.data.doctor.private import PRIVATE
 from fulltune.data.doctor.report import PER_ROW, Checkup, check_policies, findings, record, refuse, text
@@ -19,22 +21,32 @@ from fulltune.data.example import Chat, Message, Text
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 
+def near_facts(folder: Path, taught: Sequence[str], measured: Sequence[str] = ()) -> tuple[NearFacts, NearFacts]:
+    """Near-duplicates and near leaks of rows of two files."""
+    with NearWriter(folder) as writer:
+        for row in (*taught, *measured):
+            writer.add(row)
+
+    def place(row: int) -> str:
+        return f"rows.jsonl:{row + 1}" if row < len(taught) else f"test.jsonl:{row + 1 - len(taught)}"
+
+    side = np.array([0] * len(taught) + [1] * len(measured), np.int8)
+    return near_duplicates([folder], side).facts(place), near_leaks([folder], side).facts(place)
+
+
 @pytest.fixture(scope="module")
-def checkup() -> Checkup:
+def checkup(tmp_path_factory: pytest.TempPathFactory) -> Checkup:
     survey, lengths, overlap = Survey(), LengthTotals(), Overlap([("b:1", LONG)])
-    with NearIndex() as near, NearIndex() as leaks:
-        for number, row in enumerate([LONG, LONG + "!", "mail a@b.org", "NUL \0"], 1):
-            survey.add(Chat((Message("user", row), Message("assistant", "yes"))), f"rows.jsonl:{number}")
-            near.add(row, f"rows.jsonl:{number}", row)
-            leaks.add(row, f"rows.jsonl:{number}", row)
-            overlap.add(row, f"rows.jsonl:{number}")
-            lengths.add_chunk(np.array([300]), np.array([99]), kept(300, np.arange(200, 299))[None])
-        leaks.add(LONG.upper(), "test.jsonl:1", "key", side=1)
-        near_facts, leak_facts = near.duplicates(), leaks.leaks()
+    rows = [LONG, LONG + "!", "mail a@b.org", "NUL \0"]
+    for number, row in enumerate(rows, 1):
+        survey.add(Chat((Message("user", row), Message("assistant", "yes"))), f"rows.jsonl:{number}")
+        overlap.add(row, f"rows.jsonl:{number}")
+        lengths.add_chunk(np.array([300]), np.array([99]), kept(300, np.arange(200, 299))[None])
+    near, leaks = near_facts(tmp_path_factory.mktemp("near"), rows, [LONG.upper()])
     return Checkup(
         survey=survey.facts,
-        near=near_facts,
-        leaks=leak_facts,
+        near=near,
+        leaks=leaks,
         overlap=overlap.facts,
         lengths=lengths.facts,
         labels=label_facts({"spam": 50, "Spam": 1, "": 1, 0: 2}),
@@ -74,11 +86,8 @@ def test_the_text_says_all_of_it_without_colours(checkup: Checkup) -> None:
     assert all(line == line.rstrip() for line in told.split("\n"))
 
 
-def test_the_record_is_json_and_short(checkup: Checkup) -> None:
-    with NearIndex() as near:
-        for number in range(100):
-            near.add(f"{LONG} {LONG} {number}", f"f:{number}", str(number))
-        crowded = near.duplicates()
+def test_the_record_is_json_and_short(checkup: Checkup, tmp_path: Path) -> None:
+    crowded, _ = near_facts(tmp_path, [f"{LONG} {LONG} {number}" for number in range(100)])
     large = Checkup(survey=checkup.survey, near=crowded)
     plain = json.loads(json.dumps(record(large, findings(large, {})), allow_nan=False))
     assert plain["near"]["surplus"] == 99
