@@ -20,6 +20,8 @@ from fulltune.base.errors import CheckpointError
 
 T = TypeVar("T")
 
+_IN_ORDER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one, never half of it, also after a power cut."""
@@ -128,7 +130,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON-able value, the same on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = _IN_ORDER.encode(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

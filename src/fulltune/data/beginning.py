@@ -28,7 +28,7 @@ class Beginning:
         """RowFault unless there are as many BOS among the ids as in the text."""
         if self._id is None:
             return
-        written, made = text.count(self._text), list(ids).count(self._id)
+        written, made = text.count(self._text), ids.count(self._id)
         if written != made:
             what = f"the chat template writes {self._text} {written} times, and the tokenizer makes {made} of it"
             raise RowFault("bos", what, "use the tokenizer that the chat template was written for")

@@ -11,8 +11,8 @@ from fulltune.base.errors import DataError, Fault
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
 from fulltune.data.doctor.labels import LabelFacts, label_facts
 from fulltune.data.doctor.lengths import LengthFacts, LengthTotals
-from fulltune.data.doctor.near import NearFacts
-from fulltune.data.doctor.near_tmp import near_duplicates, near_leaks, texts
+from fulltune.data.doctor.near import NearFacts, near_duplicates, near_leaks
+from fulltune.data.doctor.near_parts import NearParts
 from fulltune.data.doctor.overlap import Overlap, OverlapFacts
 from fulltune.data.doctor.report import Checkup, Finding, findings, refuse
 from fulltune.data.doctor.survey import Survey, SurveyFacts
@@ -72,10 +72,9 @@ class Examination:
         if not self._data.benchmarks:
             return None
         overlap, hit = Overlap(self._benchmarks()), []
-        for part, here in self._rows.tables.slices():
-            for number, text in enumerate(texts(part.folder / "near")) if part.split == "train" else ():
-                row = here.start + number
-                if self._choice.side[row] == SPLITS.index("train") and overlap.add(text, self._rows.place(row)):
+        with NearParts(self._folders()) as opened:
+            for row in map(int, np.flatnonzero(self._choice.side == SPLITS.index("train"))):
+                if overlap.add(opened.text(row), self._rows.place(row)):
                     hit.append(row)
         if self._wants("benchmark_overlap", "drop"):
             self._leave_out(np.array(hit, np.int64), "benchmark_overlap")
@@ -91,7 +90,7 @@ class Examination:
         if self._wants("near_duplicate", "off"):
             return None
         side = np.where(self._choice.side == SPLITS.index("train"), _TAUGHT, _APART).astype(np.int8)
-        near = near_duplicates(self._folders(), side)
+        near = near_duplicates(self._folders(), self._compared(side))
         if self._wants("near_duplicate", "drop"):
             self._leave_out(near.surplus, "near_duplicate")
         return near.facts(self._rows.place, exact=self._told.dropped["duplicate"])
@@ -102,13 +101,18 @@ class Examination:
             return None
         side = np.where(measured, _MEASURED, _APART).astype(np.int8)
         side[self._choice.side == SPLITS.index("train")] = _TAUGHT
-        leaks = near_leaks(self._folders(), side)
+        leaks = near_leaks(self._folders(), self._compared(side))
         if self._wants("near_leak", "drop"):
             self._leave_out(leaks.surplus, "near_leak")
         return leaks.facts(self._rows.place, exact=0)
 
     def _folders(self) -> list[Path]:
-        return [part.folder / "near" for part in self._rows.tables.parts]
+        """Where the texts lie; those of retention, the last split, are not kept."""
+        return [part.folder / "near" for part in self._rows.tables.parts if part.split != "retention"]
+
+    def _compared(self, side: NDArray[np.int8]) -> NDArray[np.int8]:
+        retained = (here.stop - here.start for part, here in self._rows.tables.slices() if part.split == "retention")
+        return side[: len(side) - sum(retained)]
 
     def _lengths(self) -> LengthFacts:
         totals = LengthTotals()

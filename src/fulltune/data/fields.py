@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from typing import Any, cast
+from typing import Any
 
 from fulltune.data.example import Row, RowFault
 from fulltune.data.strict import Parser
@@ -28,14 +28,10 @@ def text_of(row: Row, key: str) -> str:
     if key not in row:
         raise RowFault("missing_field", f"there is no `{key}`", _near(key, row))
     value = row[key]
+    if isinstance(value, str):
+        return value
     require(value is not None, "null_value", f"`{key}` is null", "write a text, or leave the row out")
-    require(
-        isinstance(value, str),
-        "type",
-        f"`{key}` is {said(value)}, expected a text",
-        "write it as a JSON string",
-    )
-    return cast(str, value)
+    raise RowFault("type", f"`{key}` is {said(value)}, expected a text", "write it as a JSON string")
 
 
 def optional_text(row: Row, key: str) -> str:
@@ -62,14 +58,10 @@ def list_of(row: Row, key: str) -> list[Any]:
     if key not in row:
         raise RowFault("missing_field", f"there is no `{key}`", _near(key, row))
     value = row[key]
+    if isinstance(value, list):
+        return value
     require(value is not None, "null_value", f"`{key}` is null", "write a list, or leave the row out")
-    require(
-        isinstance(value, list),
-        "type",
-        f"`{key}` is {said(value)}, expected a list",
-        "write a list",
-    )
-    return cast(list[Any], value)
+    raise RowFault("type", f"`{key}` is {said(value)}, expected a list", "write a list")
 
 
 def inner_json(text: str, named: str, mend: str) -> Any:

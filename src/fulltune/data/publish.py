@@ -18,7 +18,6 @@ from fulltune.data.parts import Part, ship
 from fulltune.data.sources import places
 from fulltune.data.store import INDEX, SplitWriter, facts_of
 
-
 _WHAT: Mapping[str, str] = {
     "duplicate": "the same content stood before",
     "leak": "another split holds the same content",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fulltune.base.records import IGNORE
 from fulltune.data.beginning import Beginning
+from fulltune.data.borders import NOT_SERVED, Border, Borders
 from fulltune.data.complete import Completeness
 from fulltune.data.example import Chat, Example, Message, RowFault, Text
 from fulltune.data.plain import encode
@@ -66,6 +67,18 @@ class _Laid:
     text: str
     spans: tuple[_Span, ...]
     notes: frozenset[str]
+    spells: bool
+    """Whether the text holds stand-ins."""
+    borders: list[Border] | None
+    """Where the spans are found among the tokens; None if by encoding each span's head."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be encoded."""
+        if self.spells:
+            return []
+        heads = [span.head for span in self.spans] if self.borders is None else [b.call for b in self.borders]
+        return [self.text, *heads]
 
 
 class Renderer:
@@ -87,6 +100,7 @@ class Renderer:
         known = {*stop_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
         self._speller = Speller(tokenizer, known | closing(template, tokenizer))
         self._spans = Spans(template, self._speller, known)
+        self._borders = Borders(tokenizer, self._speller)
         self._begins = Beginning(tokenizer)
         self._complete = Completeness(template)
         self.stop_ids: set[int] = set()
@@ -95,8 +109,7 @@ class Renderer:
     def render(self, examples: Sequence[Example]) -> list[Encoded | RowFault | TooLong]:
         """One outcome for each example, in order."""
         laid = [self._attempt(self._lay, example) for example in examples]
-        plain = [item for item in laid if isinstance(item, _Laid) and self._speller.show(item.text) == item.text]
-        texts = [item.text for item in plain] + [span.head for item in plain for span in item.spans]
+        texts = list(dict.fromkeys(text for item in laid if isinstance(item, _Laid) for text in item.texts))
         made = dict(zip(texts, self._speller.encode_all(texts), strict=True))
         outcomes: list[Encoded | RowFault | TooLong] = []
         for example, item in zip(examples, laid, strict=True):
@@ -141,25 +154,26 @@ class Renderer:
         turns = self._speller.hide([message.turn() for message in content.messages])
         tools = self._speller.hide(content.tools)
         wanted = self._taught(content)
-        text = self._template.render(turns, tools, prompt=False)
+        text, marks = self._template.marked(turns, tools)
         self._complete.require(turns, tools, text)
-        found = self._spans.find(turns, tools, wanted, text)
+        found = self._spans.find(turns, tools, wanted, (text, marks))
         if self._supervise == "all" and any(content.messages[i].weight != 1 for i in wanted if i not in found.spans):
             what = f"{self._template.name} rewrites a turn with a weight once others follow, so the weight has no place"
             raise RowFault("template_unstable", what, "leave the weight out, or say data.supervise=last_turn")
-        self._require_letters(content, found.text)
+        spells = self._speller.hides(found.text)
+        if spells:
+            self._require_letters(content, found.text)
         self._begins.require_one(found.text)
         spans = [self._span(content.messages[index].weight, index, found) for index in found.spans]
-        return _Laid(found.text, tuple(spans), found.notes | self._begins.notes(found.text))
+        borders = None if spells else self._borders.of(found.text, [(span.start, span.end) for span in spans])
+        return _Laid(found.text, tuple(spans), found.notes | self._begins.notes(found.text), spells, borders)
 
     def _require_letters(self, chat: Chat, text: str) -> None:
         """RowFault if the template reads control tokens that the row spells, as `</think>` in an answer."""
-        shown = self._speller.show(text)
-        if shown != text:
-            said = self._template.render([message.turn() for message in chat.messages], chat.tools, prompt=False)
-            if not shown.startswith(said):
-                what = "the text spells control tokens, and the chat template acts on them"
-                raise RowFault("special_token_text", what, "give thoughts as reasoning_content, or remove them")
+        said = self._template.render([message.turn() for message in chat.messages], chat.tools, prompt=False)
+        if not self._speller.show(text).startswith(said):
+            what = "the text spells control tokens, and the chat template acts on them"
+            raise RowFault("special_token_text", what, "give thoughts as reasoning_content, or remove them")
 
     def _taught(self, chat: Chat) -> list[int]:
         """Which turns carry loss."""
@@ -179,21 +193,31 @@ class Renderer:
         return _Span(len(show(head)), len(show(found.text[:end])), weight, head)
 
     def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> Encoded:
-        tokens = made[laid.text] if laid.text in made else self._speller.encode(laid.text)
-        heads = [made[s.head].ids if s.head in made else self._speller.encode(s.head).ids for s in laid.spans]
-        as_served = all(tokens.ids[: len(head)] == head for head in heads)
-        if not as_served:
+        tokens = self._speller.encode(laid.text) if laid.spells else made[laid.text]
+        places = None if laid.borders is None else self._borders.places(laid.borders, tokens, made)
+        if places is None:
+            places = self._by_heads(laid, tokens, made)
+        if any(first == NOT_SERVED for first, _ in places):
             tokens = self._speller.encode_split(laid.text, [span.start for span in laid.spans])
+            starts = np.array([start for start, _ in tokens.offsets])
+            places = [tuple(np.searchsorted(starts, (span.start, span.end)).tolist()) for span in laid.spans]
         self._begins.require_as_written(laid.text, tokens.ids)
-        starts = np.array([start for start, _ in tokens.offsets])
         # Of each token as something to be produced.
         weights = np.full(len(tokens.ids), float(self._supervise == "all"), np.float32)
-        for span, head in zip(laid.spans, heads, strict=True):
-            first = len(head) if as_served else int(np.searchsorted(starts, span.start))
-            end = int(np.searchsorted(starts, span.end))
+        for span, (first, end) in zip(laid.spans, places, strict=True):
             self._remember(tokens.ids[end - 1])
             weights[first:end] = span.weight
-        return replace(_shift(np.array(tokens.ids, np.int32), weights), notes=laid.notes)
+        return _shift(np.array(tokens.ids, np.int32), weights, laid.notes)
+
+    def _by_heads(self, laid: _Laid, tokens: Tokens, made: dict[str, Tokens]) -> list[tuple[int, int]]:
+        """The tokens [first, end) of each span, its head encoded whole."""
+        starts = np.array([start for start, _ in tokens.offsets])
+        found = []
+        for span in laid.spans:
+            head = made[span.head].ids if span.head in made else self._speller.encode(span.head).ids
+            first = len(head) if tokens.ids[: len(head)] == head else NOT_SERVED
+            found.append((first, int(np.searchsorted(starts, span.end))))
+        return found
 
     def _remember(self, stop: int) -> None:
         """Keep a stop token that is taught. RowFault if the tokenizer made something else of it."""
@@ -233,13 +257,13 @@ class Renderer:
         return encoded
 
 
-def _shift(ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Encoded:
+def _shift(ids: NDArray[np.int32], weights: NDArray[np.float32], notes: frozenset[str] = frozenset()) -> Encoded:
     """From "token i weighs w as something to be produced" to labels at the position that predicts it."""
     labels = np.full(len(ids), IGNORE, np.int32)
     labels[:-1] = np.where(weights[1:] > 0, ids[1:], IGNORE)
     shifted = np.zeros(len(ids), np.float32)
     shifted[:-1] = weights[1:]
-    return Encoded(ids, labels, shifted)
+    return Encoded(ids, labels, shifted, notes)
 
 
 def _cut(encoded: Encoded, length: int) -> Encoded:

@@ -24,6 +24,9 @@ HISTORY = "history_rewritten"
 CONTEXT = "context_rewritten"
 """Note: a turn is taught, but what stands before it looked otherwise when it was to be produced."""
 
+Marks = Sequence[tuple[int, int]]
+"""What `{% generation %}` tags enclose, [start, end) in a text."""
+
 _ANSWER = "answer"
 _PLAIN: tuple[Mapping[str, str], ...] = (
     {"role": "user", "content": "question"},
@@ -61,12 +64,14 @@ class Spans:
         self._template, self._speller, self._known = template, speller, frozenset(known)
         self._ending = self._learn() if template.source is not None else Ending()
 
-    def find(self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int], text: str) -> Found:
-        """The turns named by `wanted`, which are the assistant's, in the text of all of them.
+    def find(
+        self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int], shown: tuple[str, Marks | None]
+    ) -> Found:
+        """The turns named by `wanted`, which are the assistant's, in the text of all of them and its marks.
 
         RowFault if one cannot be taught as it stands.
         """
-        marks = self._template.marks(turns, tools, text)
+        text, marks = shown
         spans: dict[int, tuple[int, int]] = {}
         notes: set[str] = set()
         for index in wanted:
@@ -91,7 +96,7 @@ class Spans:
             spans[index] = start, end
         whole = HISTORY not in notes and all(i in spans for i, turn in enumerate(turns) if turn["role"] == "assistant")
         for mark in marks or () if whole else ():
-            if self._letters(text[slice(*mark)]) and not any(a < mark[1] and b > mark[0] for a, b in spans.values()):
+            if not any(a < mark[1] and b > mark[0] for a, b in spans.values()) and self._letters(text[slice(*mark)]):
                 raise self._disagreement("what is no answer", [mark], "nothing there")
         return Found(text, spans, frozenset(notes))
 
@@ -147,7 +152,7 @@ class Spans:
         fits = start >= 0 and text.startswith(own, start) and text[:start].endswith(called)
         return start if fits else None
 
-    def _require_same(self, index: int, text: str, span: tuple[int, int], marks: Sequence[tuple[int, int]]) -> None:
+    def _require_same(self, index: int, text: str, span: tuple[int, int], marks: Marks) -> None:
         """RowFault unless the marks in and around a turn enclose exactly its own part."""
         start, end = span
         touching = [(opens, closes) for opens, closes in marks if opens < end and closes > start]
@@ -158,7 +163,7 @@ class Spans:
         if not same or reached < end or self._letters(text[end:reached]):
             raise self._disagreement(f"turn {index + 1}", touching, f"[{start}, {end})")
 
-    def _disagreement(self, place: str, marks: Sequence[tuple[int, int]], found: str) -> RowFault:
+    def _disagreement(self, place: str, marks: Marks, found: str) -> RowFault:
         told = " and ".join(f"[{start}, {end})" for start, end in marks) or "nothing"
         return RowFault(
             "masks_disagree",

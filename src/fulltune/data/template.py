@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.example import RowFault
-from fulltune.data.sandbox import CLOSES, OPENS, Excess, Late, compiled
+from fulltune.data.sandbox import CLOSES, OPENS, Excess, Late, buried, compiled, write
 
 Turn = Mapping[str, Any]
 
@@ -30,6 +30,8 @@ class Tokenizer(Protocol):
     """What we ask of a transformers tokenizer."""
 
     chat_template: Any
+    backend_tokenizer: Any
+    split_special_tokens: bool
     bos_token_id: int | None
     eos_token_id: int | None
 
@@ -71,6 +73,7 @@ class Template:
         self._tokenizer = tokenizer
         self._slow = 0
         self._sources = self._named(source if source is not None else tokenizer.chat_template)
+        self._tagged = {text for text in self._sources.values() if _GENERATION.search(text)}
         if self._sources:
             self._try()
 
@@ -102,29 +105,35 @@ class Template:
 
     def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), *, prompt: bool) -> str:
         """The text of the turns; with `prompt`, up to where the assistant is to speak. RowFault if refused."""
-        return self._bounded(turns, tools, prompt, marking=False)
+        return self._bounded(turns, tools, prompt)[0]
 
-    def marks(self, turns: Sequence[Turn], tools: Sequence[Turn], text: str) -> list[tuple[int, int]] | None:
-        """Where in the text of the turns lies what `{% generation %}` tags enclose; None if the template has none."""
-        if not _GENERATION.search(self._source_for(tools)):
-            return None
-        marked = self._bounded(turns, tools, False, marking=True)
-        if _EDGES.sub("", marked) != text:
+    def marked(self, turns: Sequence[Turn], tools: Sequence[Turn]) -> tuple[str, list[tuple[int, int]] | None]:
+        """The text of the turns, and where in it lies what `{% generation %}` tags enclose; None if there are none."""
+        text, edges = self._bounded(turns, tools, False)
+        source = self._source_for(tools)
+        if source not in self._tagged:
+            return text, None
+        if not buried(compiled(source)):
+            return text, list(zip(edges[::2], edges[1::2], strict=True))
+        shown, _ = self._bounded(turns, tools, False, marking=True)
+        if _EDGES.sub("", shown) != text:
             what = f"the generation tags of {self.name} change what it writes, so it cannot be told what they mark"
             raise RowFault("masks_disagree", what, "remove them: what is taught is found without them")
         found: list[tuple[int, int]] = []
         opened: list[int] = []
-        for number, edge in enumerate(_EDGES.finditer(marked)):
+        for number, edge in enumerate(_EDGES.finditer(shown)):
             if edge[0] == OPENS:
                 opened.append(edge.start() - number)
             else:
                 found.append((opened.pop(), edge.start() - number))
-        return sorted(found)
+        return text, sorted(found)
 
     def _source_for(self, tools: Sequence[Turn]) -> str:
         return self._sources["tool_use" if tools and "tool_use" in self._sources else "default"]
 
-    def _bounded(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, *, marking: bool) -> str:
+    def _bounded(
+        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, *, marking: bool = False
+    ) -> tuple[str, list[int]]:
         """As `_text`, and whatever goes wrong is a fault of the row, or of the template."""
         if not self._sources:
             raise DataError(
@@ -144,17 +153,20 @@ class Template:
             what = f"{self.name} refuses the conversation: {_said(fault)}"
             raise RowFault("template_refused", what, "change the row, or model.chat_template") from fault
 
-    def _text(self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, marking: bool = False) -> str:
-        """What `apply_chat_template` would write, which has no bounds."""
+    def _text(
+        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, marking: bool = False
+    ) -> tuple[str, list[int]]:
+        """What `apply_chat_template` would write, which has no bounds, and where the edges of tags lie in it."""
         if not turns:
             raise TemplateError("it has no turn")
-        return compiled(self._source_for(tools), marking=marking).render(
-            messages=[_turn(turn) for turn in turns],
-            tools=[dict(tool) for tool in tools] or None,
-            documents=None,
-            add_generation_prompt=prompt,
+        variables = {
+            "messages": [_turn(turn) for turn in turns],
+            "tools": [dict(tool) for tool in tools] or None,
+            "documents": None,
+            "add_generation_prompt": prompt,
             **self._tokenizer.special_tokens_map,
-        )
+        }
+        return write(compiled(self._source_for(tools), marking=marking), variables)
 
     def _excess(self, fault: Excess, turns: int) -> RowFault | DataError:
         """A row's fault, until so many rows ran out of time that it must be the template's."""
@@ -185,7 +197,7 @@ class Template:
         """A template that cannot render the plainest conversation is broken, whatever the rows are."""
         plain = [dict(turn) for turn in _PLAIN]
         try:
-            wanted = served = self._text(plain, (), False)
+            wanted = served = self._text(plain, (), False)[0]
             # Only where a tokenizer has code of its own: that of transformers computes constants without bounds.
             if type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
                 source = self._sources["default"]

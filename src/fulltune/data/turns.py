@@ -8,6 +8,8 @@ from fulltune.data.fields import inner_json, optional_text, require, said, text_
 
 _HEAVIEST = 100
 """A larger weight is a slip: the loss is a weighted mean, so only ratios count."""
+_OWN = frozenset({"role", "content", "weight", "train", "tool_calls"})
+"""What a turn says in fields of its own; everything else is kept beside them."""
 
 
 def role_of(role: str, number: int) -> Role:
@@ -19,19 +21,19 @@ def role_of(role: str, number: int) -> Role:
 
 def message(turn: Any, number: int) -> Message:
     """One turn of the OpenAI shape: role, content, tool calls, weight or train, and what else it says."""
-    fine = isinstance(turn, dict)
-    require(fine, "type", f"turn {number} is not an object", 'write {"role": ..., "content": ...}')
+    # No message is put into words for the millions of turns that are fine.
+    if not isinstance(turn, dict):
+        raise RowFault("type", f"turn {number} is not an object", 'write {"role": ..., "content": ...}')
     role = role_of(text_of(turn, "role"), number)
     calls = turn.get("tool_calls")
-    fine = calls is None or isinstance(calls, list)
-    require(fine, "tool_call", f"`tool_calls` of turn {number} is {said(calls)}", "write a list of calls")
+    if calls is not None and not isinstance(calls, list):
+        raise RowFault("tool_call", f"`tool_calls` of turn {number} is {said(calls)}", "write a list of calls")
     answered = turn.get("tool_call_id")
-    fine = answered is None or isinstance(answered, str)
-    require(fine, "tool_call", f"`tool_call_id` of turn {number} is {said(answered)}", "write a text")
+    if answered is not None and not isinstance(answered, str):
+        raise RowFault("tool_call", f"`tool_call_id` of turn {number} is {said(answered)}", "write a text")
     # With tool calls the content may be absent or null: the OpenAI shape.
     content = optional_text(turn, "content") if calls else text_of(turn, "content")
-    own = ("role", "content", "weight", "train", "tool_calls")
-    extra = {key: value for key, value in turn.items() if key not in own and value is not None}
+    extra = {key: value for key, value in turn.items() if key not in _OWN and value is not None}
     if calls:
         require(role == "assistant", "tool_call", f"turn {number} is {role} and calls a tool", "only assistants may")
         extra["tool_calls"] = [call_of(call, number) for call in calls]
@@ -40,17 +42,14 @@ def message(turn: Any, number: int) -> Message:
 
 def weight_of(turn: Mapping[str, Any], number: int) -> float:
     """How much a turn's tokens count, 1 by default."""
-    weight = turn.get("weight", 1)
-    train = turn.get("train")
-    require(
-        train is None or isinstance(train, bool), "type", f"`train` of turn {number} is {said(train)}", "true or false"
-    )
-    both = train is not None and "weight" in turn
-    require(not both, "type", f"turn {number} has `train` and `weight`", "leave one of them out")
+    weight, train = turn.get("weight", 1), turn.get("train")
     if train is not None:
+        require(isinstance(train, bool), "type", f"`train` of turn {number} is {said(train)}", "true or false")
+        require("weight" not in turn, "type", f"turn {number} has `train` and `weight`", "leave one of them out")
         return float(train)
-    fine = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= _HEAVIEST
-    require(fine, "type", f"the weight of turn {number} is {said(weight)}", f"write a number from 0 to {_HEAVIEST}")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight <= _HEAVIEST:
+        mend = f"write a number from 0 to {_HEAVIEST}"
+        raise RowFault("type", f"the weight of turn {number} is {said(weight)}", mend)
     return float(weight)
 
 

@@ -15,7 +15,7 @@ from fulltune.base.records import IGNORE
 from fulltune.data import parts
 from fulltune.data.augment import Augmenting, augmented
 from fulltune.data.doctor.lengths import kept
-from fulltune.data.doctor.near_tmp import NearWriter
+from fulltune.data.doctor.near_parts import NearWriter
 from fulltune.data.doctor.shingles import plain_text
 from fulltune.data.doctor.survey import Survey
 from fulltune.data.example import Content, Example, Labelled, Preference, Row, RowFault, Text
