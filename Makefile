@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
 
-.PHONY: quickstart test slow setup check fix docs embedded
+.PHONY: quickstart test slow setup check fix docs embedded bench-prepare bench-memory
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -38,3 +38,9 @@ docs: setup  ## the pages that are generated from the code
 
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded
+
+bench-prepare: setup  ## data preparation beside that of others (ARGS: see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.prepare $(ARGS)
+
+bench-memory: setup  ## memory of data preparation by the number of rows
+	$(BIN)/python -m benchmarks.memory $(ARGS)

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 SRC = ROOT / "src"
 MODULES = sorted((SRC / "fulltune").rglob("*.py"))
+BENCHMARKS = sorted(path for room in (".", "contestants") for path in (ROOT / "benchmarks" / room).glob("*.py"))
 LINES_OF_A_MODULE = 300
 LINES_OF_A_FUNCTION = 60
 LINES_OF_LOOP_AND_STEP = 40
@@ -28,14 +29,15 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def name(path: Path) -> str:
-    return str(path.relative_to(SRC))
+    return str(path.relative_to(SRC if path.is_relative_to(SRC) else ROOT))
 
 
 def test_there_is_something_to_check() -> None:
     assert len(MODULES) > 40
+    assert len(BENCHMARKS) > 10
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=name)
 def test_sizes(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LINES_OF_A_MODULE
     for function in functions(path):
@@ -54,7 +56,7 @@ FOREIGN_CODE = ("template.py", "load.py", "hub.py", "opened.py")
 """Modules that run what a user brings: templates, a model folder's files and code, data sets, file systems."""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=name)
 def test_no_guessing_and_no_swallowing(path: Path) -> None:
     """No getattr or hasattr on our own objects; foreign models are questioned in model/facts.py alone."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -73,13 +75,13 @@ def test_no_guessing_and_no_swallowing(path: Path) -> None:
             assert not silent, f"line {node.lineno} swallows"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=name)
 def test_names_say_a_role(path: Path) -> None:
-    parts = path.relative_to(SRC).with_suffix("").parts
+    parts = Path(name(path)).with_suffix("").parts
     assert not any(part in FORBIDDEN_NAMES or part.startswith("base_") for part in parts)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=name)
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
@@ -140,7 +142,7 @@ def test_the_ground_needs_no_torch(path: Path) -> None:
 
 
 def test_nothing_reads_pickles() -> None:
-    for path in MODULES:
+    for path in [*MODULES, *BENCHMARKS]:
         unsafe = r"import (pickle|joblib|dill)|torch\.(load|save)\(|shell=True"
         assert not re.search(unsafe, path.read_text()), name(path)
 
@@ -158,12 +160,14 @@ def test_every_setting_is_read_somewhere() -> None:
 def test_the_map_shows_every_module() -> None:
     """docs/architecture.md has a tree of the house; a module that is not in it has no room."""
     text = (ROOT / "docs/architecture.md").read_text()
-    for path in MODULES:
+    for path in [*MODULES, *BENCHMARKS]:
         if path.name != "__init__.py":
             assert re.search(rf"\b{path.stem}\b", text), name(path)
 
 
 def test_nothing_of_this_machine_is_written_down() -> None:
     words = ("/ho" + "me/", "/wo" + "rk/", "/ro" + "ot/")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *(ROOT / "docs").rglob("*.md"), *MODULES]:
+    room = ROOT / "benchmarks"
+    told = [*room.glob("*.md"), *room.glob("*.txt"), *(room / "results").glob("*.*"), *BENCHMARKS]
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *(ROOT / "docs").rglob("*.md"), *MODULES, *told]:
         assert not any(word in path.read_text() for word in words), path
