@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.files import sha256
 
 T = TypeVar("T")
 
@@ -54,3 +57,13 @@ class Table(Generic[T]):
             raise RecipeError(
                 f"module {module!r} has no {attribute!r}", where=where, mend=f"check the {self.kind} {name!r}"
             ) from fault
+
+
+def code(name: str) -> str:
+    """Digest of the module that a `package.module:name` lies in; empty for a name that a table has."""
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return ""
+    spec = importlib.util.find_spec(module)
+    origin = Path(spec.origin) if spec is not None and spec.origin is not None else None
+    return sha256(origin) if origin is not None and origin.is_file() else ""

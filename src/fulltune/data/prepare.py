@@ -10,6 +10,7 @@ from typing import Any
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
 from fulltune.base.records import DataFacts, SplitFacts
+from fulltune.base.table import code
 from fulltune.data.choose import GONE, SPLITS, Rows, choose
 from fulltune.data.doctor.report import record, text
 from fulltune.data.examine import Examination, looked_for, refusals
@@ -45,14 +46,19 @@ class Kit:
 
 
 def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
-    """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
+    """Fingerprint of everything a store depends on.
+
+    Options, every byte of the sources, tokenizer, template, and the code of formats and augmentations from outside.
+    """
     options = data.model_dump(mode="json", exclude=_WITHOUT)
     found: dict[str, list[tuple[str, str]]] = {}
+    foreign: dict[str, str] = {}
     for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = [(place.path, digest(place, source)) for place in places(source, Findings())]
-    return fingerprint([_VERSION, options, found, tokenizer, template.digest, sorted(stop_ids)])
+        foreign |= {name: code(name) for name in (source.format, *(augment.use for augment in source.augment))}
+    return fingerprint([_VERSION, options, found, foreign, tokenizer, template.digest, sorted(stop_ids)])
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:

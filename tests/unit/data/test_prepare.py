@@ -174,6 +174,21 @@ def test_a_format_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert TOKENS.decode(opened(tmp_path / "s2", facts, "train")[0].ids) == "<s>A B</s>"
 
 
+def test_landmine_L1_code_from_outside_is_part_of_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A format that was edited would else go on giving what it gave before."""
+    module = tmp_path / "edited_formats.py"
+    module.write_text("from fulltune.data.example import Text\ndef one(row):\n    return Text(row['said'])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tiny.jsonl(tmp_path / "m.jsonl", [{"said": "a b"}])
+    asked, template = section(train={"path": str(path), "format": "edited_formats:one"}), Template(TOKENS, None, "t")
+    before = identity(asked, "tokens", template)
+    assert identity(asked, "tokens", template) == before
+    module.write_text(module.read_text().replace("row['said']", "row['said'].upper()"))
+    assert identity(asked, "tokens", template) != before
+
+
 def test_leaks_into_heldout_and_test_are_named(tmp_path: Path) -> None:
     made = tiny.rows(10)
     train = tiny.jsonl(tmp_path / "train.jsonl", made)
