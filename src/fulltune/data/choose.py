@@ -65,7 +65,9 @@ class Rows:
     def files(self) -> NDArray[np.int64]:
         """A number for the file of each row, another for each."""
         sources = {key: number << 32 for number, key in enumerate(self._files)}
-        return self.filled(lambda part: sources[part.split, part.source], np.int64) + self.tables.column("file")
+        found: NDArray[np.int64] = self.filled(lambda part: sources[part.split, part.source], np.int64)
+        found += self.tables.column("file")
+        return found
 
     def by_source(self) -> Iterator[list[tuple[Part, slice]]]:
         """The parts of each source, and where their rows lie."""
@@ -152,9 +154,9 @@ def _tell_ids(rows: Rows, findings: Findings) -> None:
         line = rows.entry(members[first])[1]["line"]
         findings.note("duplicate_id", f"{rows.place(members[at])} (the id of line {line})")
     _, firsts, which = np.unique(files, return_index=True, return_inverse=True)
-    for at in np.flatnonzero(kinds[members] != kinds[members[firsts[which]]]):
-        if int(at) not in told:
-            findings.note("id_type", f"{rows.place(members[at])} (not of the type of those before it)")
+    for odd in np.flatnonzero(kinds[members] != kinds[members[firsts[which]]]):
+        if int(odd) not in told:
+            findings.note("id_type", f"{rows.place(members[odd])} (not of the type of those before it)")
 
 
 def _leave_out_labels(rows: Rows, choice: Choice, findings: Findings) -> None:

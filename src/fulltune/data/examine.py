@@ -129,7 +129,9 @@ class Examination:
                 side = int(self._choice.side[here.start + number])
                 if side != GONE:
                     counts[SPLITS[side]].update(labels)
-        whole = sum(counts.values(), Counter())
+        whole: Counter[str | int | float | bool | None] = Counter()
+        for each in counts.values():
+            whole.update(each)
         return label_facts(whole) if whole else None
 
 

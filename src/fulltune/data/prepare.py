@@ -28,7 +28,7 @@ __all__ = ["SPLITS", "Kit", "identity", "prepare", "sources"]
 _VERSION = 4
 """Raised when the same rows would give another store."""
 _MIXED = {"__all__": {"share"}}
-_WITHOUT = {"processes": True, "share_by": True, "train": _MIXED, "replay": {"share": True, "sources": _MIXED}}
+_WITHOUT: Any = {"processes": True, "share_by": True, "train": _MIXED, "replay": {"share": True, "sources": _MIXED}}
 """Settings that change no token."""
 
 
@@ -153,10 +153,10 @@ class Preparation:
     def _note(self) -> None:
         """What was noticed about rows that are kept, and about whole sources."""
         for part, here in self._rows.tables.slices():
-            for number, code, more in part.said.notes:
+            for number, note, more in part.said.notes:
                 if self._choice.side[here.start + number] != GONE:
                     place = self._rows.place(here.start + number)
-                    self.findings.note(code, f"{place} ({more})" if more else place)
+                    self.findings.note(note, f"{place} ({more})" if more else place)
         for one, together in zip(self._gathered, parts_of(self._rows, self._gathered), strict=True):
             if unread := {name for part, _ in together for name in part.said.unread}:
                 self.findings.note("unused_column", f"{one.source.path} ({', '.join(sorted(unread))})")

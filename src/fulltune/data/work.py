@@ -125,9 +125,9 @@ class Worker:
         if isinstance(outcome, TooLong):
             item.state = LEFT_OUT
             return
-        faults = [one for one in (outcome, *copies) if isinstance(one, RowFault)]
-        if faults:
-            item.fault, item.state = faults[0], FAULT
+        fault = next((one for one in (outcome, *copies) if isinstance(one, RowFault)), None)
+        if fault is not None or isinstance(outcome, RowFault):
+            item.fault, item.state = fault, FAULT
             return
         limit = self._data.max_length
         item.made = list(_pieces(outcome, limit))
