@@ -384,7 +384,7 @@ def test_replay_is_written_short_or_whole(tmp_path: Path) -> None:
         ("{sources: g, share: 1.0}", "`data.replay.share`: 1.0", "Its part of every update"),
         ("{sources: g, share: 0.0}", "`data.replay.share`: 0.0", "Its part of every update"),
         ("{sources: g, shares: 0.2}", "there is no field `data.replay.shares`", "did you mean `share`?"),
-        ("{sources: {path: g, formt: x}}", "no field `data.replay.sources.0.formt`", "did you mean `format`?"),
+        ("{sources: {path: g, formatt: x}}", "no field `data.replay.sources.0.formatt`", "did you mean `format`?"),
         ("{sources: [{path: g, share: 1.0}, h]}", "every source a `share`", "What is mixed in"),
         ("{sources: {path: g, augment: {use: x, copy: 2}}}", "sources.0.augment.0.copy`", "did you mean `copies`?"),
         ("{sources: {path: g, augment: {use: x, copies: 0}}}", "augment.0.copies`: 0", "Most further rows"),
