@@ -18,7 +18,15 @@ from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
 from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import empty_model, load_config, load_tokenizer, section_of, stored_dtype, tokenizer_digest
+from fulltune.model.load import (
+    empty_model,
+    load_config,
+    load_tokenizer,
+    section_of,
+    stop_ids,
+    stored_dtype,
+    tokenizer_digest,
+)
 from fulltune.objectives import OBJECTIVES
 from fulltune.optim.optimizers import OPTIMIZERS
 from fulltune.planning.make import make_plan, require_names
@@ -76,9 +84,8 @@ def inspect(
     rows = [reader.read(data[split], split, number) for number in numbers]
     full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
     if facts.truncated and full:  # which of them were cut the store does not say
-        rows = with_uncut(
-            rows, uncut_lengths(run.recipe.data, split, full, tokenizer, template(run.recipe.model, tokenizer))
-        )
+        shipped, stops = template(run.recipe.model, tokenizer), stop_ids(run.recipe.model)
+        rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, tokenizer, shipped, stops))
     if html is not None:
         write_page(Path(html), rows, facts)
     return rows
@@ -180,7 +187,8 @@ def _prepare(run: RunFolder) -> DataFacts:
     OPTIMIZERS.find(recipe.optim.name, where="optim.name")
     tokenizer = load_tokenizer(recipe.model)
     shipped = template(recipe.model, tokenizer)
-    wanted = identity(recipe.data, tokenizer_digest(tokenizer), shipped)
+    stops = stop_ids(recipe.model)
+    wanted = identity(recipe.data, tokenizer_digest(tokenizer), shipped, stops)
     if run.data_card.exists() and run.data.exists():
         facts = run.data_facts()
         if facts.fingerprint == wanted:
@@ -193,7 +201,7 @@ def _prepare(run: RunFolder) -> DataFacts:
             )
     sweep(run.path)
     with whole_folder(run.data) as draft:
-        facts = prepare_data(recipe.data, tokenizer, shipped, draft, wanted)
+        facts = prepare_data(recipe.data, tokenizer, shipped, draft, wanted, stops)
         # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
         run.begin()
         run.data_card.unlink(missing_ok=True)

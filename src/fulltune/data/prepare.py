@@ -1,7 +1,7 @@
 """The data stage: sources -> rows -> examples -> screen -> render -> a store on disk and its card."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fulltune.base.errors import DataError
@@ -27,15 +27,15 @@ _TOGETHER = 512
 """Examples tokenised in one call."""
 
 
-def identity(data: DataSection, tokenizer: str, template: Template) -> str:
-    """Fingerprint of everything a store depends on: options, every byte of the sources, tokenizer, template."""
+def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
+    """Fingerprint of all a store depends on: options, every byte of the sources, tokenizer, template, stop tokens."""
     options = data.model_dump(mode="json", exclude={"train": {"__all__": {"share"}}})
     found: dict[str, list[tuple[str, str]]] = {}
     for source in (source for split in SPLITS for source in sources(data, split)):
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = [(place.path, digest(place, source)) for place in places(source, Findings())]
-    return fingerprint([_VERSION, options, found, tokenizer, template.digest])
+    return fingerprint([_VERSION, options, found, tokenizer, template.digest, sorted(stop_ids)])
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:
@@ -50,14 +50,25 @@ def sources(data: DataSection, split: str) -> tuple[Source, ...]:
     return named[split]
 
 
-def prepare(data: DataSection, tokenizer: Tokenizer, template: Template, folder: Path, identity: str) -> DataFacts:
-    """Write one store for each split into `folder` and return the card. DataError names every faulty row."""
+def prepare(
+    data: DataSection,
+    tokenizer: Tokenizer,
+    template: Template,
+    folder: Path,
+    identity: str,
+    stop_ids: Collection[int] = (),
+) -> DataFacts:
+    """Write one store for each split into `folder` and return the card. DataError names every faulty row.
+
+    `stop_ids`: what ends generation at inference.
+    """
     renderer = Renderer(
         tokenizer,
         template,
         supervise=data.supervise,
         max_length=data.max_length,
         over_length=data.over_length,
+        stop_ids=stop_ids,
     )
     work = _Preparation(data, renderer)
     splits, origins = work.run(folder)

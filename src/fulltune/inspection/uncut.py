@@ -13,11 +13,21 @@ from fulltune.recipe.schema import DataSection
 
 
 def uncut_lengths(
-    data: DataSection, split: str, origins: Collection[str], tokenizer: Tokenizer, template: Template
+    data: DataSection,
+    split: str,
+    origins: Collection[str],
+    tokenizer: Tokenizer,
+    template: Template,
+    stop_ids: Collection[int] = (),
 ) -> dict[str, int]:
-    """Tokens of these rows (`file:line`) of a split without `data.max_length`."""
+    """Tokens of these rows (`file:line`) of a split without `data.max_length`; all else as it was prepared."""
     renderer = Renderer(
-        tokenizer, template, supervise=data.supervise, max_length=sys.maxsize, over_length=data.over_length
+        tokenizer,
+        template,
+        supervise=data.supervise,
+        max_length=sys.maxsize,
+        over_length=data.over_length,
+        stop_ids=stop_ids,
     )
     found: dict[str, int] = {}
     # What is held out may come from the training files.
