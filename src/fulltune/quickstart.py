@@ -12,7 +12,7 @@ from fulltune.data.example import Message
 from fulltune.data.render import Renderer
 from fulltune.data.template import Template
 from fulltune.evaluation.generate import greedy
-from fulltune.model.load import load_model, load_tokenizer, section_of
+from fulltune.model.load import load_model, load_tokenizer, section_of, stop_ids
 from fulltune.stages import train
 from fulltune.training.journal import Sink
 
@@ -59,7 +59,12 @@ def answers(folder: Path, asked: Sequence[Question]) -> list[str]:
     section = section_of(folder)
     tokenizer, model = load_tokenizer(section), load_model(section)
     renderer = Renderer(
-        tokenizer, Template(tokenizer, None, str(folder)), supervise="assistant", max_length=512, over_length="error"
+        tokenizer,
+        Template(tokenizer, None, str(folder)),
+        supervise="assistant",
+        max_length=512,
+        over_length="error",
+        stop_ids=stop_ids(section),
     )
     prompts = [renderer.prompt([Message("user", question.prompt)]) for question in asked]
     made = greedy(model, prompts, stop_ids=[tokenizer.eos_token_id], tokens=_TOKENS)

@@ -21,7 +21,15 @@ from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
 from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import empty_model, load_config, load_tokenizer, section_of, stored_dtype, tokenizer_digest
+from fulltune.model.load import (
+    empty_model,
+    load_config,
+    load_tokenizer,
+    section_of,
+    stop_ids,
+    stored_dtype,
+    tokenizer_digest,
+)
 from fulltune.objectives import OBJECTIVES
 from fulltune.optim.optimizers import OPTIMIZERS
 from fulltune.planning.make import make_plan, require_names
@@ -101,14 +109,12 @@ def inspect(
     data = _opened(run, facts).stores
     default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
     numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
-    tokenizer = load_tokenizer(run.recipe.model)
-    reader = Reader(tokenizer)
-    rows = [reader.read(data[split], split, number) for number in numbers]
+    kit = _kit(run.recipe.model)
+    reader = Reader(kit.tokenizer)
+    rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
     full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
     if facts.truncated and full:  # which of them were cut the store does not say
-        rows = with_uncut(
-            rows, uncut_lengths(run.recipe.data, split, full, tokenizer, template(run.recipe.model, tokenizer))
-        )
+        rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
     if html is not None:
         write_page(Path(html), rows, facts)
     return rows
@@ -251,7 +257,7 @@ def _checked(recipe: Recipe) -> Kit:
 
 def _kit(section: ModelSection) -> Kit:
     tokenizer = load_tokenizer(section)
-    return Kit(tokenizer, template(section, tokenizer))
+    return Kit(tokenizer, template(section, tokenizer), tuple(sorted(stop_ids(section))))
 
 
 def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:

@@ -21,6 +21,7 @@ from fulltune.data.template import Template
 from fulltune.evaluation.generate import greedy
 from tests import tiny
 from tests.unit.data.test_render import ANSWER, QUESTION, chat, render, render_all, taught
+from tests.unit.data.test_spans import ROLES
 
 PACKED = {"layout": "packed", "micro_tokens": 512}
 
@@ -332,3 +333,23 @@ def test_landmine_B22_templates_give_text_and_lists_of_ids_never_a_batch_encodin
     assert len(ids) > 2
     assert {type(token) for token in ids} == {int}
     assert type(Template(tokens, None, "t").render([QUESTION.turn()], prompt=True)) is str
+
+
+def test_landmine_B4_a_role_marker_ends_an_answer_where_the_models_generation_config_says_so(tmp_path: Path) -> None:
+    """As with GLM: the template writes nothing behind an answer but the next turn's marker."""
+    tokens, user = tiny.tokenizer(template=ROLES), tiny.SPECIAL.index("<|user|>")
+    model = tiny.folder(tmp_path / "model", tokens=tokens)
+    asked = tiny.recipe(model, tiny.jsonl(tmp_path / "r.jsonl", tiny.rows(5)), data={"heldout": 0})
+    with pytest.raises(DataError) as caught:
+        fulltune.prepare(asked, out=tmp_path / "without")
+    assert {fault.code for fault in caught.value.faults} == {"template_no_end"}
+    generation = model / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [2, user]}))
+    facts = fulltune.prepare(asked, out=tmp_path / "run")
+    assert facts.stop_ids == (user,)
+    store = Store(tmp_path / "run/data/train", [source.files for source in facts.sources["train"]])
+    for index in range(len(store)):
+        assert store[index].labels[store[index].labels != IGNORE][-1] == user
+    # Another list is other data: a prepared store is not taken for it.
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [user]}))
+    assert fulltune.prepare(asked, out=tmp_path / "run").fingerprint != facts.fingerprint

@@ -59,7 +59,7 @@ class Gathering:
                 fresh = []
                 for place in places(source, self._findings):
                     if (key := (place, source.name, source.split)) in listed:
-                        mend = "name it once; data.train.*.share says how often a source is seen"
+                        mend = "name it once; the `share` of a source says how often it is seen"
                         what = f"data.{split} names this file twice"
                         self._findings.bad_file(place.path, "listed_twice", what, mend)
                     else:
@@ -72,11 +72,12 @@ class Gathering:
         intake = Intake(source, fresh, self._findings)
         files = tuple(place.path for place in fresh)
         looked_for = self._looked_for and split != "retention"
+        sided = split == "train" and number < len(self._data.train)
         makes_more = augments(source, f"data.{split}.{number}") if split == "train" else ()
         for count, rows in enumerate(_portions(intake)):
             folder = self._folder / f"{split}-{number:03}-{count:06}"
             self.parts.append(Part(split, number, folder))
-            yield Task(source, intake.format, files, rows, folder, looked_for, makes_more)
+            yield Task(source, intake.format, files, rows, folder, looked_for, sided, makes_more)
         fine = len(self._findings.unreadable) == unreadable
         self.sources.append(
             Gathered(

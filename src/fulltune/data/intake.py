@@ -66,9 +66,18 @@ class Taken:
 class RowReader:
     """Reads the rows of one source, in whichever process."""
 
-    def __init__(self, source: Source, form: str, data: DataSection, stratify_by: str | None) -> None:
-        """`form`: the format, as named or told from the first rows."""
-        self._form, self._data, self._stratify_by = form, data, stratify_by
+    def __init__(
+        self,
+        source: Source,
+        form: str,
+        data: DataSection,
+        *,
+        group_by: str | None = None,
+        stratify_by: str | None = None,
+    ) -> None:
+        """`form`: the format, as named or told from the first rows; the columns are those that decide a row's side."""
+        self._form, self._data = form, data
+        self._group_by, self._stratify_by = group_by, stratify_by
         self._detects = source.format == "auto"
         self._columns = Columns(source.columns, f"columns of {source.path}") if source.columns else None
         self.unread: set[str] = set()
@@ -111,7 +120,7 @@ class RowReader:
         return form
 
     def _group(self, row: Row) -> str | None:
-        column = self._data.group_by
+        column = self._group_by
         if column is None:
             return None
         if column not in row:

@@ -183,7 +183,7 @@ class Preparation:
         return any({fault.where, fault.where.rpartition(":")[0]} & files for fault in told)
 
     def _require_sides(self, splits: Mapping[str, SplitFacts]) -> None:
-        if splits["train"].examples == 0:
+        if not any(splits["train"].by_source[: len(self._data.train)]):
             raise DataError(
                 f"no training example is left of {self.kept} rows; left out: {dict(self.findings.dropped)}",
                 where=", ".join(source.path for source in self._data.train),

@@ -44,6 +44,8 @@ class Task:
     folder: Path
     looked_for: bool
     """Whether texts are kept to find near-duplicates and benchmarks in them."""
+    sided: bool
+    """Whether a part of the rows is kept back, so that columns decide their sides."""
     augments: Sequence[Augmenting] = ()
     """What makes further examples of each row; they are taught only if the row itself is."""
 
@@ -90,7 +92,8 @@ class Worker:
             shard = stack.enter_context(ShardWriter(draft))
             near = stack.enter_context(NearWriter(draft / "near")) if task.looked_for else None
             table = _Table(task, shard, near)
-            reader = RowReader(task.source, task.form, self._data, self._stratify_by)
+            columns = {"group_by": self._data.group_by, "stratify_by": self._stratify_by} if task.sided else {}
+            reader = RowReader(task.source, task.form, self._data, **columns)
             items = self._rendered(self._read(task, reader))
             for item in self._joined(items) if task.source.join else items:
                 table.add(item, self._renderer)

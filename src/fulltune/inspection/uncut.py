@@ -6,19 +6,21 @@ from collections.abc import Collection
 from fulltune.data.example import Example
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake, RowReader
-from fulltune.data.prepare import sources
+from fulltune.data.prepare import Kit, sources
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.sources import places
-from fulltune.data.template import Template, Tokenizer
 from fulltune.recipe.schema import DataSection
 
 
-def uncut_lengths(
-    data: DataSection, split: str, origins: Collection[str], tokenizer: Tokenizer, template: Template
-) -> dict[str, int]:
-    """Tokens of these rows (`file:line`) of a split without `data.max_length`."""
+def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: Kit) -> dict[str, int]:
+    """Tokens of these rows (`file:line`) of a split without `data.max_length`; all else as it was prepared."""
     renderer = Renderer(
-        tokenizer, template, supervise=data.supervise, max_length=sys.maxsize, over_length=data.over_length
+        kit.tokenizer,
+        kit.template,
+        supervise=data.supervise,
+        max_length=sys.maxsize,
+        over_length=data.over_length,
+        stop_ids=kit.stop_ids,
     )
     found: dict[str, int] = {}
     # What is held out may come from the training files.
@@ -30,7 +32,7 @@ def uncut_lengths(
                 origin = f"{place.path}:{line}"
                 if origin not in wanted:
                     continue
-                taken = RowReader(source, intake.format, data, None).read(row)
+                taken = RowReader(source, intake.format, data).read(row)
                 (outcome,) = renderer.render([Example("", 0, line, taken.content)])
                 if isinstance(outcome, Encoded):
                     found[origin] = len(outcome.ids)

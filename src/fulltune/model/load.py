@@ -147,6 +147,22 @@ def base_folder(section: ModelSection) -> Path:
     return folder
 
 
+def stop_ids(section: ModelSection) -> tuple[int, ...]:
+    """What ends generation with this model: eos of its generation config, or of its config where that is not there."""
+    folder = base_folder(section)
+    try:
+        path = Path(cast(str, cached_file(section.path, "generation_config.json", revision=section.revision)))
+    except OSError:  # as in transformers, which then makes one of the config
+        path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    inner = values.get("text_config") if path.name == "config.json" else None
+    named = values.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+    found = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(number) is int and number >= 0 for number in found):
+        raise DataError(f"eos_token_id is {named!r}", where=str(path), mend="write a token id, or a list of them")
+    return tuple(sorted(set(found)))
+
+
 def require_rows(model: nn.Module, tokenizer: Any, where: str) -> None:
     """DataError if the tokenizer knows ids for which the embedding has no row."""
     rows = cast(Any, model).get_input_embeddings().weight.shape[0]

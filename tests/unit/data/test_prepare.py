@@ -250,8 +250,11 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
     template, other = Template(TOKENS, None, "t"), Template(TOKENS, tiny.TEMPLATE + " ", "t")
     prints = {identity(section(**{**base, **change}), "tokens", template) for change in changes}
     prints |= {identity(section(**base), "tokens", template), identity(section(**base), "tokens", other)}
-    prints |= {identity(section(**base), "other tokens", template)}
-    assert len(prints) == len(changes) + 3
+    prints |= {identity(section(**base), "other tokens", template), identity(section(**base), "tokens", template, [7])}
+    assert len(prints) == len(changes) + 4
+    assert identity(section(**base), "tokens", template, [7, 8]) == identity(
+        section(**base), "tokens", template, [8, 7]
+    )
     shared = identity(section(**{**base, "train": {"path": str(rows), "share": 2.0}}), "tokens", template)
     assert shared == identity(section(**base), "tokens", template), "shares mix at run time and change no token"
     assert identity(section(**base, processes=3), "tokens", template) == identity(section(**base), "tokens", template)

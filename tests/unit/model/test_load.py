@@ -1,6 +1,7 @@
 """Loading models of others: float32 whatever the file holds, and nothing missing in silence."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fulltune.model.load import (
     load_tokenizer,
     require_rows,
     section_of,
+    stop_ids,
     stored_dtype,
     tokenizer_digest,
 )
@@ -298,3 +300,34 @@ def test_a_model_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (here.path, here.revision, here.attention) == (str(tmp_path / "tuned"), None, "eager")
     hub = section_of("other/model", like)
     assert (hub.path, hub.revision) == ("other/model", None)
+
+
+def _say(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
+
+
+def test_stop_tokens_are_those_of_the_generation_config_or_else_of_the_config(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "m")
+    config, generation = folder / "config.json", folder / "generation_config.json"
+    _say(config, eos_token_id=5)
+    for named, wanted in ((2, (2,)), ([6, 3, 6], (3, 6)), (None, ())):
+        _say(generation, eos_token_id=named)
+        assert stop_ids(section(folder)) == wanted
+    generation.unlink()
+    assert stop_ids(section(folder)) == (5,)
+    _say(config, eos_token_id=[5, 4])
+    assert stop_ids(section(folder)) == (4, 5)
+    values = {key: value for key, value in json.loads(config.read_text()).items() if key != "eos_token_id"}
+    config.write_text(json.dumps(values))
+    assert stop_ids(section(folder)) == ()
+    _say(config, text_config={"eos_token_id": 7})
+    assert stop_ids(section(folder)) == (7,)
+
+
+@pytest.mark.parametrize("named", ["</s>", [2, None], -1, True, {"a": 1}])
+def test_stop_tokens_that_are_none_are_named(llama: Path, tmp_path: Path, named: object) -> None:
+    folder = shutil.copytree(llama, tmp_path / "m")
+    _say(folder / "generation_config.json", eos_token_id=named)
+    with pytest.raises(DataError, match="eos_token_id is") as caught:
+        stop_ids(section(folder))
+    assert caught.value.faults[0].where == str(folder / "generation_config.json")
