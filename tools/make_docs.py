@@ -4,8 +4,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fulltune.recipe.data import Augmentation, ReplaySection, Source
 from fulltune.recipe.foreign import FOREIGN
-from fulltune.recipe.schema import Augmentation, Recipe, ReplaySection, Source
+from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import inline
 
 TARGET = Path(__file__).resolve().parent.parent / "docs/recipe.md"

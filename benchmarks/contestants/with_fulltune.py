@@ -10,7 +10,7 @@ from benchmarks.contestants.task import Answer, Clock, Task, main_peak, size, ve
 
 def recipe(task: Task) -> tuple[dict[str, Any], dict[str, str]]:
     """The recipe, and remarks on it."""
-    from fulltune.recipe.schema import DataSection
+    from fulltune.recipe.data import DataSection
 
     data: dict[str, Any] = {
         "train": task.rows,

@@ -30,14 +30,8 @@ from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
 from fulltune.optim.schedules import SCHEDULES, factor
-from fulltune.recipe.schema import (
-    DataSection,
-    ExportSection,
-    ModelSection,
-    OptimSection,
-    Recipe,
-    TrainSection,
-)
+from fulltune.recipe.data import DataSection
+from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving, Updating
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Checkpoints

@@ -1,7 +1,6 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
 import errno
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fulltune import printing
 from fulltune.base.errors import DiskError, FulltuneError, RecipeError
 from fulltune.base.version import __version__
 
@@ -95,7 +95,7 @@ def prepare(
 
     if check_only:
         checked = stages.check(recipe, out=out, **_given(overrides))
-        typer.echo(json.dumps(checked.card, indent=2, ensure_ascii=False) if as_json else checked.report)
+        typer.echo(printing.as_json(checked.card) if as_json else checked.report)
         if checked.refusal is not None:
             raise checked.refusal
         return
@@ -129,7 +129,7 @@ def inspect(
     chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
     rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **_given(overrides))
     if as_json:
-        typer.echo(json.dumps([item.as_values() for item in rows], indent=2, ensure_ascii=False))
+        typer.echo(printing.as_json([item.as_values() for item in rows]))
     elif html is not None:
         typer.echo(f"{html} is written: {len(rows)} rows")
     else:
@@ -168,7 +168,7 @@ def train(
 
     if dry:
         figures = stages.dry_run(recipe, out=out, fresh=fresh, **_given(overrides))
-        typer.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
+        typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
         return
     with _progress() as sink:
         record = stages.train(recipe, out=out, fresh=fresh, sinks=[sink], **_given(overrides))
@@ -189,7 +189,7 @@ def evaluate(
 
     reports = stages.evaluate(recipe, out=out, model=model, **_given(overrides))
     if as_json:
-        typer.echo(json.dumps({name: to_json(report) for name, report in reports.items()}, indent=2))
+        typer.echo(printing.as_json({name: to_json(report) for name, report in reports.items()}))
     else:
         typer.echo(_scores(reports))
 
@@ -242,12 +242,7 @@ def _progress() -> Iterator["ProgressLine"]:
 def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
     from fulltune.base.files import to_json
 
-    typer.echo(json.dumps(to_json(record), indent=2, ensure_ascii=False) if as_json else _table(shown))
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    width = max(map(len, values))
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in values.items())
+    typer.echo(printing.as_json(to_json(record)) if as_json else printing.as_table(shown))
 
 
 def _outcome(record: "RunRecord") -> Mapping[str, Any]:

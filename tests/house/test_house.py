@@ -149,7 +149,8 @@ def test_nothing_reads_pickles() -> None:
 
 def test_every_setting_is_read_somewhere() -> None:
     """A field of the recipe that no other module mentions would be a setting without effect."""
-    from fulltune.recipe.schema import Recipe, Source
+    from fulltune.recipe.data import Source
+    from fulltune.recipe.schema import Recipe
 
     source = "\n".join(p.read_text() for p in MODULES if "recipe" not in p.parts)
     fields = {name for section in Recipe.model_fields.values() for name in section.annotation.model_fields}  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ import pytest
 
 from fulltune.data.findings import Findings
 from fulltune.data.sources import places, read_rows
-from fulltune.recipe.schema import Source
+from fulltune.recipe.data import Source
 from tests.conftest import SHARED
 
 pytestmark = pytest.mark.usefixtures("shared")

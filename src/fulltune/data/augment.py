@@ -18,7 +18,7 @@ from fulltune.data.columns import UNRENDERED, parsed, variables
 from fulltune.data.example import Row, RowFault
 from fulltune.data.fields import optional_text, require, said
 from fulltune.data.formats import READ
-from fulltune.recipe.schema import Source
+from fulltune.recipe.data import Source
 
 Augment = Callable[..., Iterable[Row]]
 """`(row, random, **options)` gives further rows, the first as many as are asked for are taken; RowFault if it cannot.

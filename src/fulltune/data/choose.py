@@ -13,7 +13,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.labels import Labels
 from fulltune.data.parts import Part, Tables
 from fulltune.data.split import place, sides
-from fulltune.recipe.schema import DataSection, portion
+from fulltune.recipe.data import DataSection, portion
 
 SPLITS = ("train", "heldout", "test", "retention")
 _APART: Mapping[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.publish import kept_examples
 from fulltune.data.sources import places, read_rows
 from fulltune.data.strict import strings
-from fulltune.recipe.schema import DataSection
+from fulltune.recipe.data import DataSection
 
 _TAUGHT, _MEASURED, _APART = 0, 1, -1
 

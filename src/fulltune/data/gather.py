@@ -14,7 +14,7 @@ from fulltune.data.pool import Work, do
 from fulltune.data.reading.places import Place
 from fulltune.data.sources import digest, places
 from fulltune.data.work import Task
-from fulltune.recipe.schema import DataSection, Source
+from fulltune.recipe.data import DataSection, Source
 
 ROWS, CHARACTERS = 4096, 8 << 20
 """Most rows of a part, and about how many characters: what a process holds in memory."""

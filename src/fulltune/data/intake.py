@@ -14,7 +14,7 @@ from fulltune.data.formats import FORMATS, READ
 from fulltune.data.reading.places import Place
 from fulltune.data.screen import check
 from fulltune.data.sources import read_rows
-from fulltune.recipe.schema import DataSection, Source
+from fulltune.recipe.data import DataSection, Source
 
 _LOOKED_AT = 200
 """Rows from which a format is told."""

@@ -8,7 +8,7 @@ import numpy as np
 from fulltune.base.errors import DataError
 from fulltune.base.records import SourceMix, SplitFacts
 from fulltune.data.order import Order, Replay
-from fulltune.recipe.schema import DataSection, Source
+from fulltune.recipe.data import DataSection, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from fulltune.data.publish import kept_examples, parts_of, publish, source_facts
 from fulltune.data.sources import digest, places
 from fulltune.data.template import Template, Tokenizer
 from fulltune.data.work import Worker
-from fulltune.recipe.schema import DataSection, Source
+from fulltune.recipe.data import DataSection, Source
 
 __all__ = ["SPLITS", "Kit", "identity", "prepare", "sources"]
 

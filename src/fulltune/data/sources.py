@@ -13,7 +13,7 @@ from fulltune.data.findings import Findings
 from fulltune.data.reading import cells, documents, lines, opened, prose
 from fulltune.data.reading.lines import LONGEST_ROW
 from fulltune.data.reading.places import CELLS, TEXT, Place, places
-from fulltune.recipe.schema import Source
+from fulltune.recipe.data import Source
 
 __all__ = ["LONGEST_ROW", "digest", "places", "read_rows"]
 

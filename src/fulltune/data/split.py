@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.recipe.schema import KeptBack
+from fulltune.recipe.data import KeptBack
 
 TRAIN, HELDOUT, TEST = 0, 1, 2
 

@@ -25,7 +25,7 @@ from fulltune.data.render import Encoded, Renderer, TooLong
 from fulltune.data.screen import content_id, loose_id
 from fulltune.data.store import ShardWriter
 from fulltune.data.template import Template, Tokenizer
-from fulltune.recipe.schema import DataSection, Source, portion
+from fulltune.recipe.data import DataSection, Source, portion
 
 Outcome = Encoded | RowFault | TooLong
 

@@ -9,7 +9,7 @@ from fulltune.data.intake import Intake, RowReader
 from fulltune.data.prepare import Kit, sources
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.sources import places
-from fulltune.recipe.schema import DataSection
+from fulltune.recipe.data import DataSection
 
 
 def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: Kit) -> dict[str, int]:

@@ -11,7 +11,8 @@ from fulltune.data.formats import FORMATS
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
-from fulltune.recipe.schema import DataSection, Recipe, Source, TrainSection
+from fulltune.recipe.data import DataSection, Source
+from fulltune.recipe.schema import Recipe, TrainSection
 
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""

@@ -4,7 +4,16 @@ import os
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from fulltune.base.records import Every, Unit
 
@@ -123,3 +132,19 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Listed = BeforeValidator(_listed)
 Used = BeforeValidator(_used)
 Mixed = BeforeValidator(_mixed)
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, strict, no unknown keys, the docstring below a field describes it."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )

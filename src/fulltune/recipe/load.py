@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fulltune.base.errors import Fault, RecipeError
+from fulltune.recipe.data import BRANCHES
 from fulltune.recipe.foreign import FOREIGN
 from fulltune.recipe.kinds import can_be_held, is_address, is_hub_id
-from fulltune.recipe.schema import BRANCHES, EITHER_OR, Recipe
+from fulltune.recipe.schema import EITHER_OR, Recipe
 from fulltune.recipe.tree import Tree, override, parse
 
 Asked = str | os.PathLike[str] | Mapping[str, Any] | Recipe

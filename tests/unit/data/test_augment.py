@@ -13,8 +13,8 @@ from fulltune.base.errors import RecipeError
 from fulltune.data.augment import AUGMENTS, Augmenting, augmented, augments
 from fulltune.data.example import Row, RowFault
 from fulltune.planning.make import require_names
+from fulltune.recipe.data import Source
 from fulltune.recipe.load import load_recipe
-from fulltune.recipe.schema import Source
 
 ROW = {"instruction": "Translate.", "input": "Haus", "output": "house", "system": "s"}
 WORDS = [

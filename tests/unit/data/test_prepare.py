@@ -12,8 +12,8 @@ from fulltune.base.records import DataFacts
 from fulltune.data.prepare import Kit, identity, prepare
 from fulltune.data.store import Store
 from fulltune.data.template import Template
+from fulltune.recipe.data import DataSection
 from fulltune.recipe.load import load_recipe
-from fulltune.recipe.schema import DataSection
 from tests import tiny
 
 TOKENS = tiny.tokenizer()

@@ -19,8 +19,8 @@ from fulltune.base.errors import RecipeError
 from fulltune.data.findings import Findings
 from fulltune.data.reading.places import Place
 from fulltune.data.sources import LONGEST_ROW, digest, places, read_rows
+from fulltune.recipe.data import Source
 from fulltune.recipe.load import load_recipe
-from fulltune.recipe.schema import Source
 
 Read = tuple[list[tuple[int, dict[str, Any]]], Findings]
 TOOLS = [{"m": [{"name": "f", "arguments": {"city": "x"}}]}, {"m": [{"name": "g", "arguments": {"q": 1}}]}]

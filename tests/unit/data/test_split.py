@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fulltune.data.split import HELDOUT, TEST, TRAIN, place, sides
-from fulltune.recipe.schema import KeptBack
+from fulltune.recipe.data import KeptBack
 
 
 def hashes(names: list[str]) -> NDArray[np.uint64]:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import RecipeError
+from fulltune.recipe.data import DataSection
 from fulltune.recipe.load import load_recipe
-from fulltune.recipe.schema import DataSection, Recipe
+from fulltune.recipe.schema import Recipe
 
 
 def load(**sections: Any) -> Recipe:

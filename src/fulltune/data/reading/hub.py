@@ -12,7 +12,7 @@ from fulltune.data.example import Row, RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.reading.places import Place
 from fulltune.data.reading.tables import own_row
-from fulltune.recipe.schema import Source
+from fulltune.recipe.data import Source
 
 _MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 """Columns that are not decoded: no text is in them."""

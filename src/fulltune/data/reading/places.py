@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fulltune.data.findings import Findings
+from fulltune.recipe.data import Source
 from fulltune.recipe.kinds import is_address, is_hub_id
-from fulltune.recipe.schema import Source
 
 TEXT = frozenset({".txt", ".text", ".md", ".markdown"})
 CELLS = frozenset({".csv", ".tsv"})
