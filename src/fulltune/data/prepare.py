@@ -69,6 +69,7 @@ def prepare(
         max_length=data.max_length,
         over_length=data.over_length,
         stop_ids=stop_ids,
+        control_tokens=data.control_tokens,
     )
     work = _Preparation(data, renderer)
     splits, origins = work.run(folder)
@@ -207,7 +208,7 @@ class _Preparation:
                 continue
             self.kept += 1
             if spelled := self._renderer.spelled(example):
-                self.findings.note("special_token_text", f"{where} ({', '.join(sorted(spelled))})")
+                self.findings.note(self._renderer.spelled_note, f"{where} ({', '.join(sorted(spelled))})")
             for code in sorted(verdict.notes):
                 self.findings.note(code, where)
             if side in self._held:

@@ -28,6 +28,7 @@ def uncut_lengths(
         max_length=sys.maxsize,
         over_length=data.over_length,
         stop_ids=stop_ids,
+        control_tokens=data.control_tokens,
     )
     found: dict[str, int] = {}
     # What is held out may come from the training files.
