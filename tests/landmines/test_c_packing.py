@@ -1,5 +1,6 @@
 """Landmines C: several examples in one row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from hypothesis import given, strategies
 import fulltune
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import IGNORE
+from fulltune.batch import Batch
+from fulltune.data import feed
+from fulltune.data.feed import collate
 from fulltune.data.lay import Budget, lay
+from fulltune.data.store import Store
 from fulltune.model.probe import packing_isolates
 from fulltune.training.journal import read
 from tests import tiny
@@ -49,6 +54,31 @@ def test_landmine_C1_a_model_that_leaks_is_refused(tmp_path: Path, data: Path) -
         fulltune.train(tiny.recipe(model, data, train={"layout": "packed"}), out=tmp_path / "run")
     assert "train.layout=padded" in caught.value.faults[0].mend
     assert fulltune.train(tiny.recipe(model, data, train={"steps": 1}), out=tmp_path / "run2").result_step == 1
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_landmine_C8_the_layout_that_was_asked_for_is_the_one_that_is_trained(
+    tmp_path: Path, llama: Path, data: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the plan, in the run's record and in every batch of training; a model that cannot pack is refused (C1)."""
+    made: list[tuple[str, Batch]] = []
+
+    def seen(store: Store, members: Sequence[int], budget: Budget) -> Batch:
+        made.append((budget.layout, collate(store, members, budget)))
+        return made[-1][1]
+
+    monkeypatch.setattr(feed, "collate", seen)
+    asked = tiny.recipe(llama, data, train={"layout": layout, "steps": 2})
+    record = fulltune.train(asked, out=tmp_path / "run")
+    assert record.plan.layout == layout
+    trained = [batch for kind, batch in made if kind == layout]
+    assert max(len(batch.lengths) for batch in trained) > 1
+    for batch in trained:
+        rows = 1 if layout == "packed" else max(1, len(batch.lengths))
+        assert len(batch.ids) == rows
+        assert (batch.positions is not None) == (layout == "packed")
+    # Held-out losses are asked for padded in any case: they hang on no layout.
+    assert {kind for kind, _ in made} == {layout, "padded"}
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

@@ -7,18 +7,25 @@ from fulltune.data.spelling import Speller
 from fulltune.data.template import Tokenizer
 
 
-def encode(content: Content, tokenizer: Tokenizer, speller: Speller) -> tuple[list[int], list[bool]]:
-    """Token ids, and for each whether it is something to be produced."""
+def encode(
+    content: Content, tokenizer: Tokenizer, speller: Speller, *, keep: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Token ids, and for each whether it is something to be produced. `keep`: a document's control tokens are some."""
     if isinstance(content, Tokens):
         return _given(content, tokenizer)
     assert isinstance(content, Text), "the intake keeps rows of other tasks"
-    return _document(content, tokenizer) if content.taught is None else _segments(content, content.taught, speller)
+    return (
+        _document(content, tokenizer, keep) if content.taught is None else _segments(content, content.taught, speller)
+    )
 
 
-def _document(content: Text, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def _document(content: Text, tokenizer: Tokenizer, keep: bool) -> tuple[list[int], list[bool]]:
     """What the tokenizer puts before every text (BOS), the text, one end token; all of it taught."""
-    made = tokenizer(content.text, split_special_tokens=True, verbose=False)
+    made = tokenizer(content.text, split_special_tokens=not keep, verbose=False)
     ids = list(made["input_ids"])
+    if keep and tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        what = "the text begins with the token that the tokenizer puts before every text"
+        raise RowFault("double_bos", what, "remove it there")
     end = tokenizer.eos_token_id
     if end is not None and ids[-1:] != [end]:
         ids.append(end)

@@ -15,7 +15,8 @@ from fulltune.base.records import IGNORE
 from fulltune.data.beginning import Beginning
 from fulltune.data.borders import NOT_SERVED, Border, Borders
 from fulltune.data.complete import Completeness
-from fulltune.data.example import Chat, Example, Message, RowFault, Text
+from fulltune.data.control import NOTES, ControlTokens, require_one_end, without
+from fulltune.data.example import Chat, Content, Example, Message, RowFault, Text
 from fulltune.data.plain import encode
 from fulltune.data.spans import Found, Spans, closing
 from fulltune.data.spelling import Speller, Tokens
@@ -93,11 +94,16 @@ class Renderer:
         max_length: int,
         over_length: OverLength,
         stop_ids: Collection[int] = (),
+        control_tokens: ControlTokens = "text",
     ) -> None:
-        """`stop_ids`: what ends generation at inference besides the tokenizer's eos, as the generation config says."""
+        """`stop_ids`: what ends generation at inference besides the tokenizer's eos, as the generation config says.
+
+        `control_tokens`: what becomes of control tokens that a row spells.
+        """
         self._tokenizer, self._template = tokenizer, template
         self._supervise, self._max_length, self._over_length = supervise, max_length, over_length
-        known = {*stop_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+        self._control: ControlTokens = control_tokens
+        self._known = known = {*stop_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
         self._speller = Speller(tokenizer, known | closing(template, tokenizer))
         self._spans = Spans(template, self._speller, known)
         self._borders = Borders(tokenizer, self._speller)
@@ -123,8 +129,13 @@ class Renderer:
                 outcomes.append(item)
         return outcomes
 
+    @property
+    def spelled_note(self) -> str:
+        """The code that a row is noted with whose texts spell control tokens."""
+        return NOTES[self._control]
+
     def spelled(self, example: Example) -> set[str]:
-        """Control tokens that the example's texts spell; they are taught as letters."""
+        """Control tokens that the example's texts spell."""
         content = example.content
         if isinstance(content, Chat):
             return self._speller.spelled([*([m.content, m.extra] for m in content.messages), content.tools])
@@ -143,20 +154,27 @@ class Renderer:
         except (RowFault, TooLong) as outcome:
             return outcome
 
+    def _content(self, example: Example) -> Content:
+        drops = self._control == "drop" and self.spelled(example)
+        return without(example.content, self._speller) if drops else example.content
+
     def _lay(self, example: Example) -> _Laid | None:
         """The conversation's text and spans; None for a plain document."""
-        content = example.content
+        content = self._content(example)
         if not isinstance(content, Chat):
             return None
         odd = [m.role for m in content.messages if m.role != "assistant" and m.weight != 1]
         if odd and self._supervise == "all":
             raise RowFault("type", f"a {odd[0]} turn has a weight", "only assistant turns can be weighted")
-        turns = self._speller.hide([message.turn() for message in content.messages])
-        tools = self._speller.hide(content.tools)
+        said: tuple[Any, Any] = [message.turn() for message in content.messages], content.tools
+        hidden = self._speller.hide(said[0]), self._speller.hide(said[1])
+        turns, tools = said if self._control == "keep" else hidden
         wanted = self._taught(content)
         text, marks = self._template.marked(turns, tools)
         self._complete.require(turns, tools, text)
         found = self._spans.find(turns, tools, wanted, (text, marks))
+        if self._control == "keep":
+            require_one_end(content, found, self._speller, self._known)
         if self._supervise == "all" and any(content.messages[i].weight != 1 for i in wanted if i not in found.spans):
             what = f"{self._template.name} rewrites a turn with a weight once others follow, so the weight has no place"
             raise RowFault("template_unstable", what, "leave the weight out, or say data.supervise=last_turn")
@@ -227,7 +245,7 @@ class Renderer:
         self.stop_ids.add(stop)
 
     def _encode_other(self, example: Example) -> Encoded:
-        ids, produced = encode(example.content, self._tokenizer, self._speller)
+        ids, produced = encode(self._content(example), self._tokenizer, self._speller, keep=self._control == "keep")
         return _shift(np.array(ids, np.int32), np.array(produced, np.float32))
 
     def _document(self, example: Example) -> Encoded:

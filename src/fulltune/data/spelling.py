@@ -99,6 +99,20 @@ class Speller:
             return [self.hide(inner) for inner in value]
         return value
 
+    def drop(self, value: Any) -> Any:
+        """The same value without any spelling, also of what was around one; RowFault if two keys become the same."""
+        if isinstance(value, str):
+            while self._pattern is not None and self._pattern.search(value):
+                value = self._pattern.sub("", value)
+            return value
+        if isinstance(value, dict | Mapping):
+            made = {self.drop(key): self.drop(inner) for key, inner in value.items()}
+            if len(made) < len(value):
+                what = "without the control tokens that they spell two keys of an object are the same"
+                raise RowFault("special_token_text", what, "rename one of them")
+            return made
+        return [self.drop(inner) for inner in value] if isinstance(value, list | tuple) else value
+
     def show(self, text: str) -> str:
         """The text with every stand-in spelled out again."""
         return text.translate(self._spell_out) if self.hides(text) else text

@@ -76,8 +76,15 @@ class Worker:
         self, data: DataSection, tokenizer: Tokenizer, template: Template, stop_ids: Collection[int] = ()
     ) -> None:
         self._data = data
-        options: dict[str, Any] = {"supervise": data.supervise, "max_length": data.max_length}
-        self._renderer = Renderer(tokenizer, template, over_length=data.over_length, stop_ids=stop_ids, **options)
+        self._renderer = Renderer(
+            tokenizer,
+            template,
+            supervise=data.supervise,
+            max_length=data.max_length,
+            over_length=data.over_length,
+            stop_ids=stop_ids,
+            control_tokens=data.control_tokens,
+        )
         part = portion(data.heldout) or portion(data.test)
         self._stratify_by = part.stratify_by if part is not None else None
 
@@ -200,7 +207,7 @@ class _Table:
         for made in item.made:
             self.said.notes += [(number, code, "") for code in sorted(made.notes)]
         if spelled := {name for content in item.texts for name in renderer.spelled(Example("", 0, 0, content))}:
-            self.said.notes.append((number, "special_token_text", ", ".join(sorted(spelled))))
+            self.said.notes.append((number, renderer.spelled_note, ", ".join(sorted(spelled))))
         if isinstance(taken.content, Labelled):
             self.said.labels.append((number, taken.content.labels))
         elif taken.stratum is not None:

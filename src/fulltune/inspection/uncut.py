@@ -21,6 +21,7 @@ def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: 
         max_length=sys.maxsize,
         over_length=data.over_length,
         stop_ids=kit.stop_ids,
+        control_tokens=data.control_tokens,
     )
     found: dict[str, int] = {}
     # What is held out may come from the training files.

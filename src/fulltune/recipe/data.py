@@ -148,6 +148,8 @@ class DataSection(Section):
     """
     supervise: Literal["assistant", "last_turn", "completion", "all"] = "assistant"
     """Which tokens are taught: every assistant turn, the last one, those after the last user turn, or all tokens."""
+    control_tokens: Literal["text", "drop", "keep"] = "text"
+    """What `<|im_end|>` and the like in a row are: letters, left out, or control tokens that were meant; noted each."""
     on_bad_row: Literal["error", "drop"] = "error"
     """Whether rows that cannot be taught stop the run, each named with its line, or are left out and counted."""
     duplicates: Literal["error", "drop", "keep"] = "error"

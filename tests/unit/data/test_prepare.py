@@ -235,6 +235,7 @@ def test_the_fingerprint_covers_every_option_that_matters(tmp_path: Path, rows: 
         {"max_length": 99},
         {"over_length": "drop"},
         {"supervise": "all"},
+        {"control_tokens": "drop"},
         {"on_bad_row": "drop"},
         {"duplicates": "keep"},
         {"group_by": "prompt"},
