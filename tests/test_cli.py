@@ -269,6 +269,42 @@ def test_prepare_plan_and_dry_run_print_json_for_programs(
         assert capsys.readouterr().out
 
 
+def test_check_only_reports_and_keeps_nothing(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = tiny.rows(40)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tiny.recipe(llama, tiny.jsonl(tmp_path / "rows.jsonl", made))))
+    assert main(monkeypatch, "prepare", "recipe.yaml", "--check-only") == 0
+    told = capsys.readouterr()
+    assert "tokens an epoch" in told.out
+    assert not (tmp_path / "runs").exists()
+    # Faulty rows are reported as well as refused, and classification rows are fine to look at.
+    tiny.jsonl(tmp_path / "rows.jsonl", [*made, {"prompt": "a", "completion": ""}])
+    assert main(monkeypatch, "prepare", "recipe.yaml", "--check-only") == 3
+    told = capsys.readouterr()
+    assert "tokens an epoch" in told.out
+    assert "rows.jsonl:41" in told.err
+    labelled = [{"text": f"the cat sat {n}", "label": "a" if n % 3 else "b"} for n in range(30)]
+    tiny.jsonl(tmp_path / "rows.jsonl", labelled)
+    assert main(monkeypatch, "prepare", "recipe.yaml", "--check-only", "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["kept"] == 30
+    assert card["doctor"]["labels"]["counts"] == {'"b"': 10, '"a"': 20}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prepare_prints_what_the_doctor_found(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, "prepare", "recipe.yaml") == 0
+    first = capsys.readouterr().out
+    assert "tokens an epoch" in first
+    assert main(monkeypatch, "prepare", "recipe.yaml") == 0
+    assert capsys.readouterr().out == first, "the same from the card, when nothing is done again"
+
+
 def test_inspect_shows_what_is_taught(
     tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

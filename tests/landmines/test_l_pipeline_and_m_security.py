@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fulltune
 from fulltune.base.errors import DataError
+from fulltune.data import gather
 from tests import tiny
 
 SECRET = "the cat sat on a secret mat"
@@ -37,7 +39,7 @@ def test_landmine_L1_what_changed_outside_of_the_recipe_is_prepared_again(tmp_pa
 
     def prepared() -> tuple[str, bytes]:
         facts = fulltune.prepare(asked, out=tmp_path / "run")
-        return facts.fingerprint, (tmp_path / "run/data/train/ids.bin").read_bytes()
+        return facts.fingerprint, (tmp_path / "run/data/shards/000000/ids.bin").read_bytes()
 
     def same_size_and_time() -> None:
         before = rows.stat()
@@ -91,7 +93,7 @@ def test_landmine_M6_nothing_that_a_row_names_is_opened_or_asked_for(tmp_path: P
         _LISTENING.clear()
     assert any("rows.jsonl" in what for event, what in _HEARD if event == "open"), "nothing was heard"
     assert [what for event, what in _HEARD if event != "open" or "secret" in what] == []
-    ids = (tmp_path / "run/data/train/ids.bin").read_bytes()
+    ids = (tmp_path / "run/data/shards/000000/ids.bin").read_bytes()
     tokens = tiny.tokenizer()
     assert SECRET not in tokens.decode(np.frombuffer(ids, np.int32))
 
@@ -117,3 +119,21 @@ def test_landmine_M6_a_chat_template_opens_nothing(tmp_path: Path, llama: Path, 
     with pytest.raises(DataError) as caught:
         fulltune.prepare(tiny.recipe(llama, rows, data={"heldout": 0}, model=section), out=tmp_path / "run")
     assert SECRET not in str(caught.value)
+
+
+def test_landmine_K9_workers_start_beside_threads_that_run(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's and the tokenizer's threads have worked in this process; a forked worker could wait for them for ever."""
+    torch.ones(600, 600) @ torch.ones(600, 600)
+    tiny.tokenizer()([f"the cat {n}" for n in range(500)])
+    monkeypatch.setattr(gather, "ROWS", 16)
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(160))
+    facts = [
+        fulltune.prepare(
+            tiny.recipe(llama, rows, data={"heldout": 0.1, "processes": count}), out=tmp_path / f"run{count}"
+        )
+        for count in (1, 2)
+    ]
+    assert facts[0] == facts[1]
+    assert facts[0].kept == 160

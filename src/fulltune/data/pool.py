@@ -38,7 +38,7 @@ def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], W
         return
     executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=(elsewhere,), env=_ENVIRONMENT)
     try:
-        _feed(executor, itertools.chain(first, waiting), processes + _AHEAD)
+        _feed(executor, itertools.chain(first, waiting), here, processes + _AHEAD)
     except TerminatedWorkerError as fault:
         raise MachineError(
             "a process that prepares data was killed, most likely since memory ran out",
@@ -70,12 +70,21 @@ def _do(task: Any) -> tuple[Fault, ...]:
     return ()
 
 
-def _feed(executor: Any, tasks: Iterable[Any], most: int) -> None:
+def _feed(executor: Any, tasks: Iterable[Any], here: Callable[[], Work], most: int) -> None:
+    """Hands tasks out, not more than `most` at a time; while the others still start, this process does some itself."""
     pending: set[Future[tuple[Fault, ...]]] = set()
+    work: Work | None = None
+    started = False
     for task in tasks:
-        if len(pending) >= most:
+        started = started or any(future.done() for future in pending)
+        if len(pending) < most:
+            pending.add(executor.submit(_do, task))
+        elif started:
             pending = _settle(pending)
-        pending.add(executor.submit(_do, task))
+            pending.add(executor.submit(_do, task))
+        else:
+            work = work or here()
+            work(task)
     while pending:
         pending = _settle(pending)
 

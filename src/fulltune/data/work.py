@@ -66,6 +66,8 @@ class _Item:
     """Contents that augmentation made of it."""
     further: Sequence[Encoded] = ()
     """What became of those."""
+    copies_left_out: int = 0
+    """How many of them have too many tokens."""
     state: int = FINE
 
 
@@ -118,7 +120,7 @@ class Worker:
                 item.copies = _copies(item.taken, task.augments, reader) if task.augments else ()
             except RowFault as fault:
                 item.fault, item.state = fault, FAULT
-            if item.taken is not None and isinstance(item.taken.content, Labelled | Preference):
+            if item.fault is None and isinstance(item.texts[0], Labelled | Preference):
                 item.state = OTHER
             yield item
 
@@ -140,14 +142,16 @@ class Worker:
             item.fault, item.state = fault, FAULT
             return
         limit = self._data.max_length
+        fitting = [one for one in copies if isinstance(one, Encoded)]
         item.made = list(_pieces(outcome, limit))
-        item.further = [piece for one in copies if isinstance(one, Encoded) for piece in _pieces(one, limit)]
+        item.further = [piece for one in fitting for piece in _pieces(one, limit)]
+        item.copies_left_out = len(copies) - len(fitting)
 
     def _joined(self, items: Iterator[_Item]) -> Iterator[_Item]:
         """Documents of a file that follow each other, as one item up to the limit."""
         together: list[_Item] = []
         for item in items:
-            joins = _is_fine(item) and len(item.made) == 1 and not item.further and isinstance(item.texts[0], Text)
+            joins = _is_fine(item) and len(item.made) == 1 and not item.further and _is_document(item.texts[0])
             if together and not (joins and together[0].file == item.file and self._fits(together, item)):
                 yield _merged(together)
                 together = []
@@ -204,6 +208,8 @@ class _Table:
                 self.said.codes.append((number, codes))
         if taken.form != self._task.form:
             self.said.notes.append((number, "mixed_schema", taken.form))
+        if item.copies_left_out:
+            self.said.notes.append((number, "further_rows_too_long", str(item.copies_left_out)))
         for made in item.made:
             self.said.notes += [(number, code, "") for code in sorted(made.notes)]
         if spelled := {name for content in item.texts for name in renderer.spelled(Example("", 0, 0, content))}:
@@ -249,6 +255,10 @@ def _copies(taken: Taken, augments: Sequence[Augmenting], reader: RowReader) -> 
         made.setdefault(content_id(content), content)
     del made[own]
     return list(made.values())
+
+
+def _is_document(content: Content) -> bool:
+    return isinstance(content, Text) and content.taught is None
 
 
 def _is_fine(item: _Item) -> bool:
