@@ -1,8 +1,9 @@
 """Damage to text: control characters, lost characters, UTF-8 read as Windows-1252, repetition."""
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 """C0 and C1 without tab, line feed, carriage return and next line (U+0085)."""
@@ -23,6 +24,14 @@ _DAMAGE: Mapping[str, re.Pattern[str]] = {
     "mojibake": _MOJIBAKE,
     "unicode_surrogate": _SURROGATE,
 }
+_SIGNS: Mapping[str, frozenset[int]] = {
+    "control_char": frozenset([*range(0x20), 0x7F, 0xC2]) - frozenset(b"\t\n\r"),
+    "lost_character": frozenset([0xEF]),
+    "mojibake": frozenset([0xC3]),
+    "unicode_surrogate": frozenset([0xED]),
+}
+"""Code -> bytes of which one stands in the UTF-8 of every text that has such damage."""
+_NO_SIGN = bytes(set(range(256)) - frozenset().union(*_SIGNS.values()))
 DAMAGE = tuple(_DAMAGE)
 """All codes."""
 
@@ -41,10 +50,11 @@ _LINE_CHARACTERS = 0.20
 
 def damage(text: str) -> Mapping[str, int]:
     """Code -> how often; what does not occur is left out."""
-    if text.isascii():
-        found = len(_CONTROL.findall(text))
-        return {"control_char": found} if found else {}
-    counts = {code: len(pattern.findall(text)) for code, pattern in _DAMAGE.items()}
+    signs = text.encode("utf-8", "surrogatepass").translate(None, _NO_SIGN)
+    if not signs or text.isascii():
+        return {"control_char": len(signs)} if signs else {}
+    present = frozenset(signs)
+    counts = {code: len(pattern.findall(text)) for code, pattern in _DAMAGE.items() if _SIGNS[code] & present}
     return {code: count for code, count in counts.items() if count}
 
 
@@ -71,30 +81,33 @@ def _broken(text: str, words: list[str]) -> Iterator[str]:
         if again / len(text) > _LINE_CHARACTERS:
             yield "line_characters"
     letters = sum(map(len, words))
-    for size, most in _TOP.items():
-        gram, count = Counter(_grams(words, size)).most_common(1)[0]
-        if count > 1 and count * sum(map(len, gram)) / letters > most:
-            yield f"top_{size}_grams"
-    for size, most in _REPEATED.items():
-        share = _repeated(words, size) / letters
-        if share > most:
-            yield f"repeated_{size}_grams"
-        if share <= min(_REPEATED.values()):
-            return  # every repeated n-gram lies in repeated ones of fewer words
+    starts: Sequence[int] = range(len(words) - 1)
+    grams: list[tuple[str, ...]] = list(itertools.pairwise(words))
+    for size in range(2, max(_REPEATED) + 1):
+        counts = Counter(grams)
+        if len(counts) == len(grams):
+            return
+        starts = [at for at, gram in zip(starts, grams, strict=True) if counts[gram] > 1]
+        if size in _TOP:
+            gram, count = counts.most_common(1)[0]
+            if count * sum(map(len, gram)) / letters > _TOP[size]:
+                yield f"top_{size}_grams"
+        else:
+            share = _covered(words, starts, size) / letters
+            if share > _REPEATED[size]:
+                yield f"repeated_{size}_grams"
+            if share <= min(_REPEATED.values()):
+                return  # every repeated n-gram lies in repeated ones of fewer words
+        # A repeated n-gram begins and ends with repeated ones of one word less: few are left to be counted.
+        shorter = set(starts)
+        starts = [at for at in starts if at + 1 in shorter]
+        grams = [tuple(words[at : at + size + 1]) for at in starts]
 
 
-def _repeated(words: list[str], size: int) -> int:
-    """Characters in n-grams that occur more than once, each counted once however many of them it lies in."""
-    counts = Counter(_grams(words, size))
-    if len(counts) == len(words) - size + 1:
-        return 0
+def _covered(words: list[str], starts: list[int], size: int) -> int:
+    """Characters in n-grams that begin at these words, each counted once however many of them it lies in."""
     total = end = 0
-    for at, gram in enumerate(_grams(words, size)):
-        if counts[gram] > 1:
-            total += sum(map(len, words[max(at, end) : at + size]))
-            end = at + size
+    for at in starts:
+        total += sum(map(len, words[max(at, end) : at + size]))
+        end = at + size
     return total
-
-
-def _grams(words: list[str], size: int) -> Iterator[tuple[str, ...]]:
-    return zip(*(words[offset:] for offset in range(size)), strict=False)

@@ -4,6 +4,7 @@ A heuristic to see the mix of a data set, not to sort rows by: short texts, code
 as the name of their script, and mixed texts as what most of their letters belong to.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ _SCRIPTS: Mapping[str, str] = {
     "han": "㐀-䶿一-鿿𠀀-𪛟",
 }
 _PATTERNS = {script: re.compile(f"[{letters}]") for script, letters in _SCRIPTS.items()}
+_ASCII = bytes(range(128))
+_NO_LETTERS = bytes(code for code in range(256) if code > 127 or not chr(code).isalpha())
+_ASCII_WORDS = bytes(0x20 if code in _NO_LETTERS else code for code in range(256)).lower()
+"""Lower-case letters, and a space for all else."""
 _ONE_LANGUAGE: Mapping[str, str] = {
     "greek": "el",
     "hebrew": "he",
@@ -58,29 +63,55 @@ _SMALL: Mapping[str, Mapping[str, frozenset[str]]] = {
         "bg": frozenset("и на в да се не за от е с са по че как това до ще като аз със".split()),
     },
 }
+_LANGUAGES = {
+    script: {
+        word: [name for name, small in names.items() if word in small] for word in frozenset().union(*names.values())
+    }
+    for script, names in _SMALL.items()
+}
+"""Script -> small word -> its languages: the words of a text are looked up once, and not once for each language."""
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def language(text: str) -> str:
     """A code of ISO 639-1, the name of a script where that is all that can be said, or `none` without letters."""
     text = text[:_LOOKED_AT]
-    script = "latin" if text.isascii() else _script(text)
-    if script is None or not _PATTERNS[script].search(text):
+    words = _words(text)
+    script = ("latin" if words else None) if text.isascii() else _script(text)
+    if script is None:
         return "none"
     if script in _ONE_LANGUAGE:
         return _ONE_LANGUAGE[script]
-    words = Counter(_WORD.findall(text.casefold()))
-    scores = {name: sum(words[word] for word in small) for name, small in _SMALL.get(script, {}).items()}
+    known = _LANGUAGES.get(script, {})
+    scores = dict.fromkeys(_SMALL.get(script, ()), 0)
+    for word, count in Counter(filter(known.__contains__, words)).items():
+        for name in known[word]:
+            scores[name] += count
     best = max(scores, key=lambda name: (scores[name], name), default=None)
     return best if best is not None and scores[best] >= _LEAST else script
 
 
+def _words(text: str) -> list[str]:
+    if text.isascii():
+        return text.encode().translate(_ASCII_WORDS).decode().split()
+    return _WORD.findall(text.casefold())
+
+
 def _script(text: str) -> str | None:
     """The script of most letters; a little kana is enough for Japanese, which is mostly written in Han."""
-    counts = {script: len(pattern.findall(text)) for script, pattern in _PATTERNS.items()}
+    data = text.encode("utf-8", "surrogatepass")
+    counts = Counter({"latin": len(data.translate(None, _NO_LETTERS))})
+    for char, count in Counter(data.translate(None, _ASCII).decode("utf-8", "surrogatepass")).items():
+        if (script := _script_of(char)) is not None:
+            counts[script] += count
     # One Han character or syllable says as much as about three letters.
-    weighed = {script: count * (3 if script in ("han", "hangul", "kana") else 1) for script, count in counts.items()}
+    weighed = {script: counts[script] * (3 if script in ("han", "hangul", "kana") else 1) for script in _SCRIPTS}
     best = max(weighed, key=lambda script: weighed[script])
     if best == "han" and counts["kana"] * 10 > counts["han"]:
         return "kana"
     return best if weighed[best] else None
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _script_of(char: str) -> str | None:
+    return next((script for script, pattern in _PATTERNS.items() if pattern.match(char)), None)

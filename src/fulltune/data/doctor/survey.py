@@ -199,14 +199,14 @@ def _answers(content: Content) -> list[str]:
 
 def _is_empty(text: str) -> bool:
     """White space and characters without width only."""
-    return not any(char.isprintable() and not char.isspace() for char in text)
+    return not text[:1].isalnum() and not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _keep(heap: list[tuple[int, int, str]], entry: tuple[int, int, str], most: int) -> None:
     if len(heap) < most:
         heapq.heappush(heap, entry)
-    else:
-        heapq.heappushpop(heap, entry)
+    elif entry > heap[0]:
+        heapq.heapreplace(heap, entry)
 
 
 def _ends(heap: list[tuple[int, int, str]], count: int, bound: int) -> Found:

@@ -3,14 +3,17 @@
 import itertools
 import json
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulltune.base.files import to_json
+from fulltune.data.doctor.damage import _DAMAGE as DAMAGE_PATTERNS
 from fulltune.data.doctor.damage import damage, repetition
 from fulltune.data.doctor.language import language
+from fulltune.data.doctor.private import _COUNTS as PRIVATE_COUNTS
 from fulltune.data.doctor.private import luhn, private
 from fulltune.data.doctor.survey import Survey, SurveyFacts
 from fulltune.data.example import Chat, Content, Message, Text
@@ -187,7 +190,26 @@ def test_private(text: str, codes: dict[str, int]) -> None:
 
 def test_patterns_take_linear_time_on_hostile_text() -> None:
     """A megabyte each; a pattern that backtracks would run into the limit of the test."""
-    for piece in ("a", "1", "1 ", "a.", "a@", "a@a.", "+1", "+1(", "0-", "sk-", "A1", "DE11 AAAA ", "ÃÐ", "à€", "a b "):
+    for piece in (
+        "a",
+        "0",
+        "01",
+        "0 ",
+        "1",
+        "1 ",
+        "a.",
+        "a@",
+        "a@a.",
+        "+1",
+        "+1(",
+        "0-",
+        "sk-",
+        "A1",
+        "DE11 AAAA ",
+        "ÃÐ",
+        "à€",
+        "a b ",
+    ):
         text = piece * (1_000_000 // len(piece))
         private(text)
         damage(text)
@@ -210,16 +232,53 @@ def test_repetition_by_the_rules_of_gopher() -> None:
     assert repetition(" ".join([*fine.split(), *twice])) == tuple(f"repeated_{n}_grams" for n in range(5, 11))
 
 
-def test_repeated_characters_are_those_of_a_plain_count() -> None:
-    source = random.Random(2)
-    for _ in range(200):
-        words = source.choices(["a", "bb", "ccc", "dddd", "eeeee", "ffffff"], k=60)
-        inside = set()
-        for size, most in ((5, 0.15), (6, 0.14)):
-            grams = [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
-            inside = {at + n for at, gram in enumerate(grams) if grams.count(gram) > 1 for n in range(size)}
-            share = sum(len(words[at]) for at in inside) / sum(map(len, words))
-            assert (f"repeated_{size}_grams" in repetition(" ".join(words))) == (share > most)
+def broken(words: list[str]) -> tuple[str, ...]:
+    """The rules of n-grams, counted as the paper words them."""
+    rules, letters = [], sum(map(len, words))
+    for size in range(2, 11):
+        grams = [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
+        counts = Counter(grams)
+        if size < 5:
+            gram, count = counts.most_common(1)[0]
+            share, most = count * sum(map(len, gram)) / letters if count > 1 else 0, (0.20, 0.18, 0.16)[size - 2]
+        else:
+            inside = {at + n for at, gram in enumerate(grams) if counts[gram] > 1 for n in range(size)}
+            share, most = sum(len(words[at]) for at in inside) / letters, 0.15 - (size - 5) / 100
+        if share > most:
+            rules.append(f"{'top' if size < 5 else 'repeated'}_{size}_grams")
+    return tuple(rules)
+
+
+def test_rules_broken_are_those_of_a_plain_count() -> None:
+    source, seen = random.Random(2), Counter[str]()
+    for _ in range(600):
+        known = ["a" * n for n in range(1, source.choice((4, 7, 40, 200)))]
+        words = source.choices(known, k=source.randint(50, 120))
+        for _ in range(source.randint(0, 4)):  # a phrase that comes again
+            size, to = source.randint(2, 12), source.randrange(len(words))
+            words[to:to] = words[:size] * source.randint(1, 6)
+        assert repetition(" ".join(words)) == broken(words)
+        seen.update(broken(words))
+    assert len(seen) == 9 and min(seen.values()) > 20
+
+
+ODD = st.sampled_from(
+    "+49 (0)30 1234567|+1 2 3 4 5 6 7 8|(555) 123-4567|555-123.4567|030/1234567|09064019788|٣٤٥٣٤٥|\u0661|é|ï»¿|í•œêµ|日本|"
+    "4111 1111 1111 1111|4 1-1 1 1 1 1 1 1 1 1-1 1 1 1 1|DE89 3704 0044 0532 0130 00|-----BEGIN PRIVATE KEY-----|a.b@c.org|"
+    "AKIAIOSFODNN7EXAMPLE|sk-proj-abcdEFGH1234567890abcdXYZ|github_pat_b2b2b2b2b2b2b2b2b2b2b2b2|xoxb-12345678901|Ã©|â€™|"
+    "rk_live_e5e5e5e5e5e5e5e5|glpat-c3c3c3c3c3c3c3c3c3c3|AIzad4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4x|ðŸ˜€|ÐÐ\x9fÐ¾|\x9d|\0|"
+    "ghp_a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1|hf_b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2|\ufffd|\ud83d".split("|")
+)
+MIXED = st.lists(ODD | st.text(st.sampled_from("0123456789+-./() _@,aAß\n"), max_size=8), max_size=8).map("".join)
+
+
+@given(MIXED)
+@settings(max_examples=1000, deadline=None)
+def test_quick_searches_rule_out_nothing_that_is_there(text: str) -> None:
+    counts = {code: count(text) for code, count in PRIVATE_COUNTS.items()}
+    assert private(text) == {code: times for code, times in counts.items() if times}
+    found = {code: len(pattern.findall(text)) for code, pattern in DAMAGE_PATTERNS.items()}
+    assert damage(text) == {code: times for code, times in found.items() if times}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +297,9 @@ def test_repeated_characters_are_those_of_a_plain_count() -> None:
         ("ما هي عاصمة مصر", "arabic"),
         ("def f(x): return x**2", "latin"),
         ("12 + 34 = 46 ?!", "none"),
+        ("١٢٣", "arabic"),
+        ("Ça, c’est « la » vie", "latin"),
+        ("The “best” of the café", "en"),
         ("👍🏽", "none"),
         ("", "none"),
     ],
