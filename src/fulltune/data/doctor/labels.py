@@ -1,25 +1,11 @@
-"""The labels of classification rows: how many of each, which look like slips of another, how uneven they are."""
+"""The labels of classification rows: how many of each, which look like slips, how uneven they are, and in a split."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_LIKE = 0.65
-"""Similarity of two spellings from which a rare one may be a slip of the other (ratio of Ratcliff and Obershelp)."""
-_RARE = 0.05
-"""Share of its likely counterpart below which a label counts as rare."""
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """A label that is probably a slip of another one."""
-
-    label: str
-    rows: int
-    into: str
-    why: str
+from fulltune.data.labels import Label, Merge, merges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +24,26 @@ class LabelFacts:
     empty: int
     """Rows whose label is empty or null."""
     merges: tuple[Merge, ...]
+    """Labels that are probably slips of others and that are no faults already: see `data/labels.py`."""
 
 
-def label_facts(counts: Mapping[str | int | float | bool | None, int]) -> LabelFacts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelShift:
+    """How far the label shares of one side of a split are from those of the whole."""
+
+    rows: int
+    """Of the side."""
+    label: str
+    """The label whose share differs most, as JSON; empty if there are no rows."""
+    points: float
+    """By so many percentage points; negative if the side has less of it."""
+    distance: float
+    """Total variation distance: the share of the side's rows that would need another label. 0 is the same mix."""
+
+
+def label_facts(counts: Mapping[Label, int]) -> LabelFacts:
     """The facts about labels that were counted, or about none."""
-    ordered = sorted(((json.dumps(label, ensure_ascii=False), count) for label, count in counts.items()), key=_by_count)
+    ordered = sorted(((_written(label), count) for label, count in counts.items()), key=lambda item: item[::-1])
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
     entropy = -sum(share * math.log(share) for share in shares)
@@ -53,32 +54,26 @@ def label_facts(counts: Mapping[str | int | float | bool | None, int]) -> LabelF
         evenness=entropy / math.log(len(shares)) if len(shares) > 1 else 0.0,
         kinds=tuple(sorted({type(label).__name__ for label in counts})),
         empty=sum(count for label, count in counts.items() if label is None or not str(label).strip()),
-        merges=_merges({label: count for label, count in counts.items() if isinstance(label, str) and label.strip()}),
+        merges=merges(counts),
     )
 
 
-def _by_count(item: tuple[str, int]) -> tuple[int, str]:
-    return item[1], item[0]
+def label_shares(before: Mapping[Label, int], after: Mapping[Label, int]) -> LabelShift:
+    """How far a side of a split (`after`: rows of each label) is from the whole that it was taken from (`before`)."""
+    whole, side = sum(before.values()), sum(after.values())
+    if not whole or not side:
+        return LabelShift(rows=side, label="", points=0.0, distance=0.0)
+    labels = dict.fromkeys([*before, *after])
+    # Whole numbers, so that of equal shifts the first label is named: rows too many, times the rows of the whole.
+    shifts = {label: after.get(label, 0) * whole - before.get(label, 0) * side for label in labels}
+    most = max(labels, key=lambda label: abs(shifts[label]))
+    return LabelShift(
+        rows=side,
+        label=_written(most),
+        points=100 * shifts[most] / (side * whole),
+        distance=sum(map(abs, shifts.values())) / (2 * side * whole),
+    )
 
 
-def _merges(counts: Mapping[str, int]) -> tuple[Merge, ...]:
-    """For each label the most frequent one that it may be a slip of."""
-    merges = []
-    for label, count in sorted(counts.items(), key=_by_count):
-        others = [(other, more) for other, more in counts.items() if (more, other) > (count, label)]
-        for other, more in sorted(others, key=_by_count, reverse=True):
-            if why := _slip(label, count, other, more):
-                merges.append(Merge(label, count, other, why))
-                break
-    return tuple(merges)
-
-
-def _slip(label: str, count: int, other: str, more: int) -> str:
-    if label.strip().casefold() == other.strip().casefold():
-        return "differs in case or spacing"
-    if count > _RARE * more:
-        return ""
-    if sorted(label.casefold()) == sorted(other.casefold()):
-        return "rare, and the same letters in another order"
-    ratio = difflib.SequenceMatcher(None, label.casefold(), other.casefold()).ratio()
-    return f"rare, and {ratio:.2f} alike" if ratio >= _LIKE and min(len(label), len(other)) > 2 else ""
+def _written(label: Label) -> str:
+    return json.dumps(label, ensure_ascii=False)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fulltune.base.records import IGNORE
-from fulltune.data.doctor.labels import label_facts
+from fulltune.data.doctor.labels import label_facts, label_shares
 from fulltune.data.doctor.lengths import LADDER, LengthFacts, LengthTotals, kept, quantile, quantiles
+from fulltune.data.labels import Label, label_faults
 from fulltune.data.render import Encoded, _cut
 
 
@@ -74,11 +75,35 @@ def test_quantiles_of_counts_are_those_of_the_values() -> None:
 
 
 def test_labels_the_rarest_first_with_their_slips() -> None:
-    facts = label_facts({"ham": 40, "spam": 30, "Spam": 1, "spam ": 1, "hma": 1, 0: 1, "": 1, None: 1})
+    facts = label_facts({"ham": 40, "spam": 30, "Spam": 15, "span": 1, "hma": 1, 0: 1, "": 1, None: 1})
     assert list(facts.counts)[-2:] == ['"spam"', '"ham"']
-    assert {(m.label, m.into) for m in facts.merges} == {("Spam", "spam"), ("spam ", "spam"), ("hma", "ham")}
+    assert {(m.label, m.into, m.rows) for m in facts.merges} == {("Spam", "spam", 15), ("span", "spam", 1)}
     assert facts.kinds == ("NoneType", "int", "str")
-    assert (facts.empty, facts.rows, facts.imbalance) == (2, 76, 40.0)
+    assert (facts.empty, facts.rows, facts.imbalance) == (2, 90, 40.0)
+
+
+def test_what_is_a_fault_already_is_not_proposed() -> None:
+    counts: dict[Label, int] = {"ham": 400, "spam": 300, "Spam": 1, "spam ": 1, "hma": 1, "mha": 1, "hamm": 1}
+    assert label_faults(counts).keys() == {"Spam", "spam ", "hma"}
+    assert [(m.label, m.into) for m in label_facts(counts).merges] == [("hamm", "ham"), ("mha", "ham")]
+
+
+def test_thousands_of_labels_are_no_classes_and_take_no_time() -> None:
+    counts: dict[Label, int] = {f"label number {number}": 1 + 50 * (number % 2) for number in range(20_000)}
+    assert label_facts(counts).merges == ()
+    assert label_faults({**counts, "Label number 1": 1}).keys() == {"Label number 1"}
+
+
+def test_shares_of_a_side_and_how_far_they_are_off() -> None:
+    shift = label_shares({"a": 60, "b": 30, "c": 10}, {"a": 5, "b": 5})
+    assert (shift.rows, shift.label) == (10, '"b"')
+    assert (shift.points, shift.distance) == (pytest.approx(20), pytest.approx(0.2))
+    less = label_shares({"a": 50, 0: 50}, {"a": 3, 0: 1})
+    assert abs(less.points) == pytest.approx(25) and less.distance == pytest.approx(0.25)
+    missing = label_shares({"a": 90, "b": 10}, {"a": 9})
+    assert (missing.label, missing.points) == ('"a"', pytest.approx(10))
+    assert label_shares({"a": 5, "b": 5}, {"b": 1, "a": 1}).distance == 0
+    assert label_shares({}, {}).label == label_shares({"a": 1}, {}).label == ""
 
 
 @pytest.mark.parametrize(
@@ -87,6 +112,7 @@ def test_labels_the_rarest_first_with_their_slips() -> None:
         {"positive": 500, "negative": 480, "neutral": 20},
         {"card_arrival": 100, "card_linking": 90, "card_swallowed": 80},
         {"a": 1000, "b": 1},
+        {"grade 1": 1000, "grade 2": 1, "grade 10": 1},
         {True: 5, False: 5},
         {},
     ],

@@ -49,7 +49,7 @@ def checkup(tmp_path_factory: pytest.TempPathFactory) -> Checkup:
         leaks=leaks,
         overlap=overlap.facts,
         lengths=lengths.facts,
-        labels=label_facts({"spam": 50, "Spam": 1, "": 1, 0: 2}),
+        labels=label_facts({"spam": 50, "Spam": 20, "": 1, 0: 2}),
     )
 
 
