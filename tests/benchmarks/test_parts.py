@@ -144,7 +144,7 @@ def test_this_machine() -> None:
     assert found.cores > 0 and found.memory > 100 * MIB and found.cpu
 
 
-HOLD = "held = b'x' * {size}; print('held', flush=True); input()"
+HOLD = "import os; held = b'x' * {size}; os.write(1, b'held\\n'); input()"
 START = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, '-c', {HOLD!r}.format(size=30 * 2**20)])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
-from fulltune.data.doctor.labels import LabelFacts, label_facts
+from fulltune.data.doctor.labels import LabelFacts, LabelShift, label_facts, label_shares
 from fulltune.data.doctor.lengths import LengthFacts, LengthTotals
 from fulltune.data.doctor.near import NearFacts, near_duplicates, near_leaks
 from fulltune.data.doctor.near_parts import NearParts
@@ -17,6 +17,7 @@ from fulltune.data.doctor.overlap import Overlap, OverlapFacts
 from fulltune.data.doctor.report import Checkup, Finding, findings, refuse
 from fulltune.data.doctor.survey import Survey, SurveyFacts
 from fulltune.data.findings import Findings
+from fulltune.data.labels import Label
 from fulltune.data.publish import kept_examples
 from fulltune.data.sources import places, read_rows
 from fulltune.data.strict import strings
@@ -37,8 +38,15 @@ class Examination:
         self._drop_coded()
         overlap = self._overlap()
         near, leaks = self._near(), self._leaks()
+        labels, shifts = self._labels()
         checkup = Checkup(
-            survey=survey, near=near, leaks=leaks, overlap=overlap, lengths=self._lengths(), labels=self._labels()
+            survey=survey,
+            near=near,
+            leaks=leaks,
+            overlap=overlap,
+            lengths=self._lengths(),
+            labels=labels,
+            shifts=shifts,
         )
         return checkup, findings(checkup, self._data.checks)
 
@@ -46,9 +54,10 @@ class Examination:
         return self._data.checks.get(code, "keep") == policy
 
     def _leave_out(self, rows: NDArray[np.int64], code: str) -> None:
-        stands_for = self._rows.tables.column("rows")[rows]
-        self._told.left_out(code, int(stands_for.sum()))
-        self._choice.leave_out(rows, code)
+        if len(rows):
+            stands_for = self._rows.tables.column("rows")[rows]
+            self._told.left_out(code, int(stands_for.sum()))
+            self._choice.leave_out(rows, code)
 
     def _survey(self) -> SurveyFacts:
         """Over the training rows and what is kept back of them."""
@@ -61,15 +70,18 @@ class Examination:
     def _drop_coded(self) -> None:
         """Training rows with something in them that the recipe does not want."""
         unwanted = [code for code in self._data.checks if self._wants(code, "drop")]
+        found: dict[str, list[int]] = {code: [] for code in unwanted}
         for part, here in self._rows.tables.slices() if unwanted else ():
             for number, codes in part.said.codes if part.split == "train" else ():
-                found = next((code for code in unwanted if code in codes), None)
-                if found is not None and self._choice.side[here.start + number] != GONE:
-                    self._leave_out(np.array([here.start + number]), found)
+                first = next((code for code in unwanted if code in codes), None)
+                if first is not None and self._choice.side[here.start + number] != GONE:
+                    found[first].append(here.start + number)
+        for code, rows in found.items():
+            self._leave_out(np.array(rows, np.int64), code)
 
     def _overlap(self) -> OverlapFacts | None:
         """Words in a row that training rows share with the benchmarks."""
-        if not self._data.benchmarks:
+        if not self._data.benchmarks or self._wants("benchmark_overlap", "off"):
             return None
         overlap, hit = Overlap(self._benchmarks()), []
         with NearParts(self._folders()) as opened:
@@ -121,18 +133,19 @@ class Examination:
             totals.add_chunk(found["length"], found["taught"], found["kept"])
         return totals.facts
 
-    def _labels(self) -> LabelFacts | None:
-        """Of the training rows that have labels, and how they lie on the sides."""
-        counts: dict[str, Counter[str | int]] = {split: Counter() for split in SPLITS}
+    def _labels(self) -> tuple[LabelFacts | None, dict[str, LabelShift]]:
+        """Of the training rows that have labels, and how those of each side differ from all."""
+        counts: dict[str, Counter[Label]] = {split: Counter() for split in SPLITS}
         for part, here in self._rows.tables.slices():
             for number, labels in part.said.labels if part.split == "train" else ():
                 side = int(self._choice.side[here.start + number])
                 if side != GONE:
                     counts[SPLITS[side]].update(labels)
-        whole: Counter[str | int | float | bool | None] = Counter()
-        for each in counts.values():
-            whole.update(each)
-        return label_facts(whole) if whole else None
+        whole = sum(counts.values(), Counter[Label]())
+        if not whole:
+            return None, {}
+        shifts = {side: label_shares(whole, kept) for side, kept in counts.items() if 0 < kept.total() < whole.total()}
+        return label_facts(whole), shifts
 
 
 def looked_for(data: DataSection) -> bool:

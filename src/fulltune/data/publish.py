@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from fulltune.base.records import SourceFacts, SplitFacts
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
-from fulltune.data.doctor.report import PER_ROW
 from fulltune.data.findings import Findings
 from fulltune.data.gather import Gathered
 from fulltune.data.intake import Intake, Placed
 from fulltune.data.parts import Part, ship
 from fulltune.data.sources import places
 from fulltune.data.store import INDEX, SplitWriter, facts_of
+from fulltune.recipe.checks import PER_ROW
 
 _WHAT: Mapping[str, str] = {
     "duplicate": "the same content stood before",

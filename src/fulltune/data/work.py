@@ -14,6 +14,7 @@ from fulltune.base.files import fingerprint
 from fulltune.base.records import IGNORE
 from fulltune.data import parts
 from fulltune.data.augment import Augmenting, augmented
+from fulltune.data.cut import joined, pieces
 from fulltune.data.doctor.lengths import kept
 from fulltune.data.doctor.near_parts import NearWriter
 from fulltune.data.doctor.shingles import plain_text
@@ -143,8 +144,8 @@ class Worker:
             return
         limit = self._data.max_length
         fitting = [one for one in copies if isinstance(one, Encoded)]
-        item.made = list(_pieces(outcome, limit))
-        item.further = [piece for one in fitting for piece in _pieces(one, limit)]
+        item.made = list(pieces(outcome, limit))
+        item.further = [piece for one in fitting for piece in pieces(one, limit)]
         item.copies_left_out = len(copies) - len(fitting)
 
     def _joined(self, items: Iterator[_Item]) -> Iterator[_Item]:
@@ -268,28 +269,8 @@ def _is_fine(item: _Item) -> bool:
 def _merged(together: Sequence[_Item]) -> _Item:
     """Documents as one example: each ends with its end token, and none is taught to begin another."""
     first = together[0]
-    made = [item.made[0] for item in together]
-    joined = Encoded(
-        np.concatenate([one.ids for one in made]),
-        np.concatenate([one.labels for one in made]),
-        np.concatenate([one.weights for one in made]),
-        frozenset().union(*(one.notes for one in made)),
-    )
-    return replace(first, made=(joined,), texts=[text for item in together for text in item.texts])
-
-
-def _pieces(encoded: Encoded, length: int) -> Iterator[Encoded]:
-    """Examples of up to `length` tokens; each begins with the last token before it, so each is predicted once."""
-    if len(encoded.ids) <= length:
-        yield encoded
-        return
-    for start in range(0, len(encoded.ids) - 1, length - 1):
-        piece = slice(start, start + length)
-        labels, weights = encoded.labels[piece].copy(), encoded.weights[piece].copy()
-        labels[-1], weights[-1] = IGNORE, 0
-        made = replace(encoded, ids=encoded.ids[piece], labels=labels, weights=weights)
-        if made.supervised:
-            yield made
+    made = joined([item.made[0] for item in together])
+    return replace(first, made=(made,), texts=[text for item in together for text in item.texts])
 
 
 def _over(texts: Sequence[Content], hashed: Any) -> str:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from fulltune.base.errors import RecipeError
+from fulltune.recipe.checks import Policy, check_policies
 from fulltune.recipe.kinds import MOST, Count, FilePath, Listed, Mixed, Names, Section, Share, Used, is_number
 
 BRANCHES = ("<share>", "<kept back>", "<sources>")
@@ -123,6 +125,16 @@ class ReplaySection(Section):
     """Its part of every update; `train.epochs` counts passes over data.train, so a run grows by 1 / (1 - share)."""
 
 
+def _checks(value: Any) -> Any:
+    """Codes and policies that there are; ValueError with all that there are not."""
+    if isinstance(value, Mapping):
+        try:
+            check_policies({str(code): str(policy) for code, policy in value.items()})
+        except RecipeError as fault:
+            raise ValueError("; ".join(f"{one.what}: {one.mend}" for one in fault.faults)) from fault
+    return value
+
+
 class DataSection(Section):
     """What to learn from, and what to measure on."""
 
@@ -156,9 +168,10 @@ class DataSection(Section):
     """What a row is whose content stood before: a bad row, left out and counted, or taught again."""
     group_by: str | None = None
     """A column: rows that share its value go to the held-out share together, or not at all."""
-    checks: dict[str, str] = Field(default_factory=dict)
+    checks: Annotated[dict[str, Policy], BeforeValidator(_checks)] = Field(default_factory=dict)
     """What is done about findings that leave a row teachable, by their codes: `keep` (the default), `drop` or `error`,
-    such as `{near_duplicate: drop, pii_email: error}`; near_duplicate and near_leak may also be `off`.
+    such as `{near_duplicate: drop, pii_email: error}`; near_duplicate, near_leak and
+    benchmark_overlap may also be `off`.
     """
     benchmarks: Sources = ()
     """Texts that should not stand in the training rows: questions of benchmarks that the model will be judged by."""

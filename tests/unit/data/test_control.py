@@ -8,7 +8,7 @@ import pytest
 
 from fulltune.base.errors import DataError
 from fulltune.data.example import Chat, Message, RowFault, Text
-from fulltune.data.prepare import prepare
+from fulltune.data.prepare import Kit, prepare
 from fulltune.data.spelling import Speller
 from fulltune.data.template import Template
 from fulltune.recipe.load import load_recipe
@@ -129,7 +129,7 @@ def test_a_private_character_is_refused_in_any_case(mode: str) -> None:
 def run(folder: Path, rows: Sequence[Any], **data: Any) -> Any:
     path, tokens = tiny.jsonl(folder / "rows.jsonl", rows), tiny.tokenizer()
     asked = load_recipe({"model": {"path": "x/y"}, "data": {"train": str(path), "heldout": 0, **data}}).data
-    return prepare(asked, tokens, Template(tokens, None, "t"), folder / "store", "x")
+    return prepare(asked, Kit(tokens, Template(tokens, None, "t")), folder / "store", "x")
 
 
 @pytest.mark.parametrize(

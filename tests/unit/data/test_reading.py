@@ -224,7 +224,7 @@ def test_landmine_L3_a_slice_of_a_split_is_that_slice(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_fault() -> None:
     script = (
         "from fulltune.data.findings import Findings\nfrom fulltune.data.sources import *\n"
-        "from fulltune.recipe.schema import Source\n"
+        "from fulltune.recipe.data import Source\n"
         "s, f = Source(path='nobody/nothing', split='train'), Findings()\n"
         "print([list(read_rows(p, f, s)) for p in places(s, f)], len(f.unreadable), f.unreadable[0].mend)"
     )
