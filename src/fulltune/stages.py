@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
     run = open_run(recipe, overrides, out=out)
     kit = _checked(run.recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        work = Preparation(run.recipe.data, kit, Path(scratch), load=partial(_kit, run.recipe.model))
+        work = Preparation(run.recipe.data, kit, Path(scratch), load=_for_others(kit, run.recipe.model))
         report = work.examine()
         try:
             work.settle(trains=False)
@@ -224,7 +224,7 @@ def _prepare(run: RunFolder) -> DataFacts:
                 mend="bring back what it began with, or make a new folder with --fresh",
             )
     sweep(run.path)
-    load = partial(_kit, recipe.model)
+    load = _for_others(kit, recipe.model)
     with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
         facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
         # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
@@ -253,6 +253,11 @@ def _checked(recipe: Recipe) -> Kit:
     OBJECTIVES.find(recipe.train.objective, where="train.objective")
     OPTIMIZERS.find(recipe.optim.name, where="optim.name")
     return _kit(recipe.model)
+
+
+def _for_others(kit: Kit, section: ModelSection) -> Callable[[], Kit]:
+    """How other processes come by the kit. Code that a model brings along is no module that they could import."""
+    return partial(_kit, section) if section.trust_remote_code else kit.itself
 
 
 def _kit(section: ModelSection) -> Kit:

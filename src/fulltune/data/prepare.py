@@ -44,6 +44,10 @@ class Kit:
         """What turns rows into parts with it."""
         return Worker(data, self.tokenizer, self.template, self.stop_ids)
 
+    def itself(self) -> "Kit":
+        """For other processes, to which it is sent; so they need not import what it takes to load a tokenizer."""
+        return self
+
 
 def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
     """Fingerprint of everything a store depends on.
