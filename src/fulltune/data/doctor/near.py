@@ -7,7 +7,7 @@ Texts that agree in a whole band of their signatures (`signatures.py`) are candi
 belong), and every other is compared by its exact sets of shingles, so no pair is reported that is not one.
 
 On one core, for rows of 700 characters: 35 µs a row in the worker; 3 to 7 µs a row for all pairs of a million rows of
-which 5 % are near-duplicates, 30 µs where every row is one of a single template, 200 µs where all rows share 70 % of
+which 5 % are near-duplicates, 30 µs where every row is one of a single template, 330 µs where all rows share 70 % of
 their words and none is alike. Memory of the process that asks, measured at a million rows: 80 bytes a row, 115 where
 every row is in one cluster (`side` included), and a constant 5 MB. On disk 124 bytes a row besides the texts.
 """

@@ -1,7 +1,7 @@
 """The search behind `near.py`: candidates band by band, estimated by their sketches, verified by their texts.
 
 Nothing here grows with the number of candidates: those of one chunk of a band are compared and forgotten, but for the
-pairs that were compared in vain, at most _TRIES for each row. Two rounds: likely pairs first, so that no row spends
+pairs that were compared in vain, about four for each row at most. Two rounds: likely pairs first, so that no row spends
 its tries on others.
 """
 
@@ -15,10 +15,11 @@ from fulltune.data.doctor.near_parts import NearParts
 from fulltune.data.doctor.shingles import jaccard, shingles
 from fulltune.data.doctor.signatures import BANDS, WHOLE, differing, most_differing
 
-_WINDOW = 16
+_WINDOW = 32
 """Neighbours that a row is compared with among those that agree in a band: thousands may (a shared instruction)."""
-_TRIES = 6
-"""Comparisons in vain after which a row is let be: where half of every row is one instruction, all are candidates."""
+_TRIES, _FEWER = 24, 6
+"""Comparisons in vain after which a row is let be; the fewer once there were as many in all as there are rows: where
+most of every row is one instruction, all are candidates of each other."""
 _DEVIATIONS = 4.0
 """Standard deviations below the threshold up to which an estimate is not believed: 3 of 100,000 pairs lie lower."""
 _CHUNK = 1 << 14
@@ -86,7 +87,7 @@ class Verifier:
         self._parts, self._threshold = parts, threshold
         self._sketches = parts.sketches()
         self._vain = bytearray(len(parts))
-        self._failed, self._failing = np.empty(0, np.int64), array("q")
+        self._failed, self._failing, self._failures = np.empty(0, np.int64), array("q"), 0
         self._shingles: dict[int, NDArray[np.uint64]] = {}
         self.rounds = (most_differing(threshold), most_differing(threshold, _DEVIATIONS))
 
@@ -105,7 +106,7 @@ class Verifier:
 
     def spent(self, row: int) -> bool:
         """Whether the row was compared in vain often enough."""
-        return self._vain[row] >= _TRIES
+        return self._vain[row] >= (_TRIES if self._failures < len(self._vain) else _FEWER)
 
     def similarity(self, first: int, second: int) -> float | None:
         """The exact Jaccard similarity; None if it is below the threshold."""
@@ -115,6 +116,7 @@ class Verifier:
         if found >= self._threshold:
             return found
         self._failing.append(first * len(self._vain) + second)
+        self._failures += 1
         for row in (first, second):
             self._vain[row] = min(self._vain[row] + 1, _TRIES)
         return None
