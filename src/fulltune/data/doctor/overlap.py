@@ -8,9 +8,8 @@ One pass over the training rows; memory is 16 bytes for each n-gram of the bench
 N-grams are compared by hashes of 64 bits: one false hit among a million by ten million has probability 1e-6.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,18 +81,6 @@ class Overlap:
         if len(self._places) < NAMED:
             self._places.append(where)
         return len(hits)
-
-    def state(self) -> dict[str, Any]:
-        """What was found, as plain JSON values."""
-        hit = np.flatnonzero(self._hit).tolist()
-        return {"rows": self._rows, "rows_hit": self._rows_hit, "places": [*self._places], "hit": hit}
-
-    def merge(self, state: Mapping[str, Any]) -> None:
-        """Add what was found in the part after this one by the same benchmark, given as its `state`."""
-        self._rows += state["rows"]
-        self._rows_hit += state["rows_hit"]
-        self._places += state["places"][: NAMED - len(self._places)]
-        self._hit[np.array(state["hit"], np.int64)] = True
 
     @property
     def facts(self) -> OverlapFacts:

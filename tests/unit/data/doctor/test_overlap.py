@@ -1,6 +1,5 @@
 """Word n-grams shared with benchmark texts: the check of GPT-3, against a plain one over sets of tuples."""
 
-import json
 import random
 
 import pytest
@@ -40,20 +39,6 @@ def test_the_same_hits_as_sets_of_tuples(ngram: int) -> None:
         assert overlap.add(" ".join(words), "t") == sum(gram in held for gram in grams(words))
     seen = {gram for words in taught for gram in grams(words)}
     assert overlap.facts.texts_hit == sum(any(gram in seen for gram in grams(words)) for words in benchmark)
-
-
-def test_parts_merged_in_order_are_one_pass() -> None:
-    source = random.Random(5)
-    benchmark = [(str(n), " ".join(source.choices("abcd", k=8))) for n in range(30)]
-    rows = [" ".join(source.choices("abcd", k=9)) for _ in range(100)]
-    whole, merged = Overlap(benchmark, ngram=5), Overlap(benchmark, ngram=5)
-    for begin in range(0, 100, 15):
-        part = Overlap(benchmark, ngram=5)
-        for number, row in enumerate(rows[begin : begin + 15], begin):
-            assert part.add(row, str(number)) == whole.add(row, str(number))
-        merged.merge(json.loads(json.dumps(part.state())))
-    assert merged.facts == whole.facts
-    assert 20 < merged.facts.rows_hit < 100 and len(merged.facts.places) == 20
 
 
 def test_no_benchmark_and_no_rows() -> None:
