@@ -17,6 +17,7 @@ from fulltune.data.example import RowFault
 from fulltune.data.sandbox import CLOSES, OPENS
 from fulltune.data.strict import strings
 from fulltune.data.template import Tokenizer
+from fulltune.data.words import Looked, words_of
 
 _STAND_INS = 0x100000  # the last private-use plane; icon fonts use the one before it
 _ANCHORS = ("\n", ".", "a")
@@ -27,7 +28,7 @@ class Tokens:
     """Ids and, for each, the characters [start, end) of the text that it stands for."""
 
     ids: list[int]
-    _places: list[tuple[int, int]] | Encoding
+    _places: list[tuple[int, int]] | Encoding | Looked
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -41,6 +42,8 @@ class Tokens:
         """
         if isinstance(self._places, list):
             return None
+        if isinstance(self._places, Looked):
+            return self._places.exactly(start, end, number)
         index = self._places.char_to_token(start)
         if index is None or self.ids[index] != number or self._places.token_to_chars(index) != (start, end):
             return None
@@ -71,6 +74,7 @@ class Speller:
             and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
             and not tokenizer.split_special_tokens
         )
+        self._words = words_of(tokenizer.backend_tokenizer) if self.direct else None
 
     def spelled(self, value: Any) -> set[str]:
         """The control tokens whose spelling occurs in the texts of a row."""
@@ -129,8 +133,10 @@ class Speller:
         if self.direct and backend.truncation is None and backend.padding is None:
             # As the call below, whose way through lists of lists takes a third of the time again.
             backend.encode_special_tokens = False
-            encodings = backend.encode_batch(list(texts), add_special_tokens=False)
-            return [Tokens(encoding.ids, encoding) for encoding in encodings]
+            looked = [None if self._words is None else self._words.encode(text) for text in texts]
+            rest = [text for text, found in zip(texts, looked, strict=True) if found is None]
+            encodings = iter(backend.encode_batch(rest, add_special_tokens=False))
+            return [Tokens(found.ids, found) if found is not None else _encoded(next(encodings)) for found in looked]
         made = self._tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [Tokens(*pair) for pair in zip(made["input_ids"], made["offset_mapping"], strict=True)]
 
@@ -218,3 +224,7 @@ class Speller:
 def _has_private(text: str) -> bool:
     """Whether the text holds a character of the last private-use plane: in UTF-8 they alone begin with the byte F4."""
     return not text.isascii() and b"\xf4" in text.encode("utf-8", "surrogatepass")
+
+
+def _encoded(encoding: Encoding) -> Tokens:
+    return Tokens(encoding.ids, encoding)

@@ -1,0 +1,188 @@
+"""Plain ASCII text -> token ids by looking up its words, whose tokens the library made when it first met them.
+
+A byte-level BPE tokenizer cuts a text into words by a regular expression and merges inside of each word alone, so a
+word has the same tokens wherever it stands. The library looks that up too, but copies and counts characters on its way,
+and takes four to five times as long. Only tokenizers of which all parts are known are read this way, and only texts of
+printable ASCII, tabs and line breaks; for everything else the library is asked.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The expression that a ByteLevel pre-tokenizer has of its own."""
+_PROPERTIES = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
+"""What of the Unicode properties is ASCII."""
+_ODD = re.compile(r"[^\t\n\r -~]")
+_BYTES = {byte: 256 + byte for byte in range(33)}
+"""How the byte-level alphabet writes white space; what is printable stands for itself."""
+_MOST = 1 << 18
+"""Words that are remembered, some hundred bytes each."""
+_SAMPLES = (
+    "Hello world! It's 12:30, isn't it?  Two  spaces,\ttabs\nand\n\n\r\nlines   \n  end ",
+    "def f(x_1):\n    return {'a': [1, 22, 333, 4444], \"b\": x**2 // 3}  # why?? __init__ ...\n",
+    "WE'LL we'LL don'T ALLCAPS CamelCase snake_case 3.14e-10 $5,000 50% a/b\\c <tag> & ~`^|\n \n\t\t x",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The tokens of a text; `marks`: where an added token begins -> its index, and the character behind it."""
+
+    ids: list[int]
+    marks: dict[int, tuple[int, int]]
+    text: str
+    backend: Tokenizer
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The characters of every token, as the library tells them."""
+        return list(self.backend.encode(self.text, add_special_tokens=False).offsets)
+
+    def exactly(self, start: int, end: int, number: int) -> int | None:
+        """Which token is this added one and stands for exactly these characters; None if there is none."""
+        index, stop = self.marks.get(start, (-1, -1))
+        return index if stop == end and self.ids[index] == number else None
+
+
+@dataclass(slots=True)
+class Words:
+    """Encodes texts with one tokenizer. Make it by `words_of`, which says whether that can be done."""
+
+    backend: Tokenizer
+    cut: re.Pattern[str]
+    added: re.Pattern[str] | None
+    ids: dict[str, int]
+    """Of the added tokens."""
+    known: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def encode(self, text: str) -> Looked | None:
+        """None if the library must be asked."""
+        if _ODD.search(text):
+            return None
+        ids: list[int] = []
+        marks: dict[int, tuple[int, int]] = {}
+        at, known = 0, self.known
+        for plain, token in self._chunks(text):
+            words = self.cut.findall(plain)
+            if sum(map(len, words)) != len(plain):
+                return None  # the expression leaves something out
+            for word in words:
+                found = known.get(word)
+                if found is None and (found := self._learn(word)) is None:
+                    return None
+                ids.extend(found)
+            at += len(plain)
+            if token:
+                marks[at] = len(ids), at + len(token)
+                ids.append(self.ids[token])
+                at += len(token)
+        return Looked(ids, marks, text, self.backend)
+
+    def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
+        """Text without added tokens, and the one behind it, in turn."""
+        if self.added is None:
+            yield text, ""
+            return
+        pieces = self.added.split(text)
+        yield from zip(pieces[::2], [*pieces[1::2], ""], strict=True)
+
+    def _learn(self, word: str) -> tuple[int, ...] | None:
+        """The tokens of a word, by the library's own merges; None if they do not spell it."""
+        made = self.backend.model.tokenize(word.translate(_BYTES))
+        if sum(len(token.value) for token in made) != len(word):
+            return None
+        if len(self.known) >= _MOST:
+            self.known.clear()
+        found = tuple(token.id for token in made)
+        self.known[word] = found
+        return found
+
+
+def words_of(backend: Tokenizer) -> Words | None:
+    """None for a tokenizer that has parts which are not known here, or that a trial shows to work otherwise."""
+    parts = json.loads(backend.to_str())
+    pattern = _expression(parts["pre_tokenizer"])
+    model, added = parts["model"], parts["added_tokens"]
+    fits = model["type"] == "BPE" and not model.get("dropout") and _keeps_ascii(parts["normalizer"])
+    if pattern is None or not fits or not _simple(added):
+        return None
+    names = sorted((token["content"] for token in added), key=len, reverse=True)
+    made = Words(
+        backend,
+        pattern,
+        re.compile(f"({'|'.join(map(re.escape, names))})") if names else None,
+        {token["content"]: token["id"] for token in added},
+    )
+    texts = [*_SAMPLES, *(f"{name} a {name}\n{name}b" for name in names[:50])]
+    return made if all(_agrees(made, text) for text in texts) else None
+
+
+def _agrees(words: Words, text: str) -> bool:
+    looked = words.encode(text)
+    return looked is None or looked.ids == words.backend.encode(text, add_special_tokens=False).ids
+
+
+def _keeps_ascii(normalizer: dict[str, Any] | None) -> bool:
+    """Whether ASCII stays as it is, as in all of Unicode's own forms."""
+    return normalizer is None or normalizer["type"] in ("NFC", "NFD", "NFKC", "NFKD")
+
+
+def _simple(added: Sequence[dict[str, Any]]) -> bool:
+    """Whether the first and longest of the added tokens is taken wherever one stands, and nothing around it."""
+    names = {kind: [token["content"] for token in added if token["normalized"] is kind] for kind in (True, False)}
+    plain = not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
+    # Those of one kind are taken out of the text before the others are looked for.
+    apart = not any(_overlap(one, other) for one, other in product(names[True], names[False]))
+    return plain and apart and all(name and name == name.strip() for each in names.values() for name in each)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two tokens may share characters of a text."""
+    sizes = range(1, min(len(one), len(other)) + 1)
+    ends = any(one[-size:] == other[:size] or other[-size:] == one[:size] for size in sizes)
+    return ends or one in other or other in one
+
+
+def _expression(pre: dict[str, Any] | None) -> re.Pattern[str] | None:
+    """What cuts ASCII text into words as the pre-tokenizer does; None if it is of another kind."""
+    steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return None
+    if len(steps) == 1:
+        return _translated(_GPT2) if steps[0]["use_regex"] else None
+    if len(steps) > 2 or steps[0]["type"] != "Split" or steps[1]["use_regex"]:
+        return None
+    split = steps[0]
+    if split["behavior"] != "Isolated" or split["invert"] or "Regex" not in split["pattern"]:
+        return None
+    return _translated(split["pattern"]["Regex"])
+
+
+def _translated(pattern: str) -> re.Pattern[str] | None:
+    """A regular expression with its Unicode properties written out for ASCII; None if it has others."""
+    out, inside = [], False
+    for piece in re.findall(r"\\p\{\w+\}|\\P\{\w+\}|\\.|.", pattern, re.DOTALL):
+        if piece == "[":
+            inside = True
+        elif piece == "]":
+            inside = False
+        if piece.startswith("\\p{"):
+            letters = _PROPERTIES.get(piece[3:-1])
+            if letters is None or (not letters and not inside):
+                return None
+            piece = letters if inside else f"[{letters}]"
+        elif piece.startswith("\\P{"):
+            return None
+        out.append(piece)
+    try:
+        made = re.compile("".join(out), re.ASCII)
+    except re.error:
+        return None
+    return made if made.groups == 0 else None
