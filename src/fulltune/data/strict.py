@@ -24,6 +24,8 @@ class Parser:
 
     def whole(self, text: str) -> Any:
         """The value of the text; JSONDecodeError if it is none, RowFault if it must not be used."""
+        self._constants.clear()
+        self.twice = set()
         value, end = self.part(text, len(text) - len(text.lstrip(" \t\n\r")))
         if behind := text[end:].strip(" \t\n\r"):
             raise json.JSONDecodeError("Extra data", text, text.index(behind, end))

@@ -17,11 +17,11 @@ _MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.
 
 def rows(stream: io.BufferedReader, path: str, findings: Findings) -> Iterator[tuple[int, Row]]:
     """Each line that is a JSON object."""
-    seen = False
+    seen, parser = False, Parser()
     for number, line in with_content(stream, path, findings):
         seen = True
         try:
-            yield number, _parse(line, f"{path}:{number}", findings)
+            yield number, _parse(line, parser, f"{path}:{number}", findings)
         except RowFault as fault:
             findings.bad_row(f"{path}:{number}", fault)
     if not seen:
@@ -96,12 +96,11 @@ def not_utf8(line: bytes, fault: UnicodeDecodeError) -> RowFault:
     return RowFault("encoding", what, "save the file as UTF-8")
 
 
-def _parse(line: bytes, where: str, findings: Findings) -> Row:
+def _parse(line: bytes, parser: Parser, where: str, findings: Findings) -> Row:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as fault:
         raise not_utf8(line, fault) from fault
-    parser = Parser()
     try:
         row = parser.whole(text)
     except json.JSONDecodeError as fault:
