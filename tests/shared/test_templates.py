@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fulltune.base.records import IGNORE
-from fulltune.data.example import Chat, Example, Message, RowFault
+from fulltune.data.example import Chat, Message, RowFault
 from fulltune.data.render import Encoded, Renderer, TooLong
 from fulltune.data.template import Template
 
@@ -86,7 +86,7 @@ def outcome(tokens: Any, template: str, file: str, chat: Chat) -> tuple[Encoded 
     made = Renderer(
         tokens, Template(tokens, template, file), supervise="assistant", max_length=8192, over_length="error"
     )
-    return made.render([Example("x", 0, 1, chat)])[0], made
+    return made.render([chat])[0], made
 
 
 def stretches(encoded: Encoded) -> list[list[int]]:

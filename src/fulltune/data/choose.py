@@ -1,6 +1,7 @@
 """All rows together: which are repeated, which leak, which side each is on. Works on tables, never on tokens."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from fulltune.data.example import RowFault
 from fulltune.data.findings import Findings
-from fulltune.data.labels import Labels
+from fulltune.data.labels import Label, label_faults
 from fulltune.data.parts import Part, Tables
 from fulltune.data.split import place, sides
 from fulltune.recipe.data import DataSection, portion
@@ -162,14 +163,15 @@ def _tell_ids(rows: Rows, findings: Findings) -> None:
 def _leave_out_labels(rows: Rows, choice: Choice, findings: Findings) -> None:
     """Rows whose label is a slip of another one, source by source."""
     for together in rows.by_source():
-        labels = Labels()
-        for part, here in together:
-            for number, names in part.said.labels if part.labelled else ():
-                for name in names:
-                    labels.add(name, str(here.start + number))
-        for row, fault in labels.faults():
-            findings.bad_row(rows.place(int(row)), fault)
-            choice.leave_out(int(row), fault.code)
+        labelled = [(here.start, part.said.labels) for part, here in together if part.labelled]
+        counts: Counter[Label] = Counter(name for _, said in labelled for _, names in said for name in names)
+        faults = label_faults(counts)
+        for start, said in labelled if faults else ():
+            for number, names in said:
+                fault = next((faults[name] for name in names if name in faults), None)
+                if fault is not None:
+                    findings.bad_row(rows.place(start + number), fault)
+                    choice.leave_out(start + number, fault.code)
 
 
 def _keep_back(rows: Rows, choice: Choice, data: DataSection) -> None:

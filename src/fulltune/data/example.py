@@ -77,15 +77,3 @@ class Tokens:
 
 
 Content = Chat | Text | Labelled | Preference | Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One thing to learn from. `id` is a hash of the content; `source`, its `file` and `line` say where it stood."""
-
-    id: str
-    source: int
-    line: int
-    content: Content
-    group: str | None = None
-    file: int = 0

@@ -27,28 +27,6 @@ _MOST = 1000
 """Labels that are compared with each other."""
 
 
-class Labels:
-    """Remembers where each label stands; what is odd can only be said when all have been seen."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[Label] = Counter()
-        self._places: dict[Label, list[str]] = {}
-
-    def add(self, label: Label, where: str) -> None:
-        """One row has this label."""
-        self._counts[label] += 1
-        self._places.setdefault(label, []).append(where)
-
-    def faults(self) -> Iterator[tuple[str, RowFault]]:
-        """Place and fault of each row whose label is a fault; a row of several labels is told once."""
-        told: set[str] = set()
-        for label, fault in label_faults(self._counts).items():
-            for where in self._places[label]:
-                if where not in told:
-                    told.add(where)
-                    yield where, fault
-
-
 def label_faults(counts: Mapping[Label, int]) -> dict[Label, RowFault]:
     """Labels of another type than most, or surely a misspelling of a frequent one; `counts`: rows of each."""
     kinds = Counter[type]()

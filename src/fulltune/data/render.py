@@ -1,4 +1,4 @@
-"""Example -> token ids and labels: loss only on what the assistant must produce, its stop token included.
+"""Content -> token ids and labels: loss only on what the assistant must produce, its stop token included.
 
 Which characters of a conversation those are is found in `spans.py`, by two methods that must agree; here they become
 tokens. The ids are those that inference would make of the same conversation.
@@ -16,7 +16,7 @@ from fulltune.data.beginning import Beginning
 from fulltune.data.borders import NOT_SERVED, Border, Borders
 from fulltune.data.complete import Completeness
 from fulltune.data.control import NOTES, ControlTokens, require_one_end, without
-from fulltune.data.example import Chat, Content, Example, Message, RowFault, Text
+from fulltune.data.example import Chat, Content, Message, RowFault, Text
 from fulltune.data.plain import encode
 from fulltune.data.spans import Found, Spans, closing
 from fulltune.data.spelling import Speller, Tokens
@@ -110,21 +110,18 @@ class Renderer:
         self._begins = Beginning(tokenizer)
         self._complete = Completeness(template)
         self.stop_ids: set[int] = set()
-        self.truncated = 0
 
-    def render(self, examples: Sequence[Example]) -> list[Encoded | RowFault | TooLong]:
-        """One outcome for each example, in order."""
-        laid = [self._attempt(self._lay, example) for example in examples]
+    def render(self, contents: Sequence[Content]) -> list[Encoded | RowFault | TooLong]:
+        """One outcome for each, in order."""
+        laid = [self._attempt(self._lay, content) for content in contents]
         texts = list(dict.fromkeys(text for item in laid if isinstance(item, _Laid) for text in item.texts))
         made = dict(zip(texts, self._speller.encode_all(texts), strict=True))
         outcomes: list[Encoded | RowFault | TooLong] = []
-        for example, item in zip(examples, laid, strict=True):
+        for content, item in zip(contents, laid, strict=True):
             if isinstance(item, _Laid):
                 outcomes.append(self._attempt(lambda item=item: self._fit(self._encode_chat(item, made))))
             elif item is None:
-                outcomes.append(
-                    self._attempt(lambda example=example: self._fit(self._encode_other(example), self._splits(example)))
-                )
+                outcomes.append(self._attempt(self._document, content))
             else:
                 outcomes.append(item)
         return outcomes
@@ -134,9 +131,8 @@ class Renderer:
         """The code that a row is noted with whose texts spell control tokens."""
         return NOTES[self._control]
 
-    def spelled(self, example: Example) -> set[str]:
-        """Control tokens that the example's texts spell."""
-        content = example.content
+    def spelled(self, content: Content) -> set[str]:
+        """Control tokens that its texts spell."""
         if isinstance(content, Chat):
             return self._speller.spelled([*([m.content, m.extra] for m in content.messages), content.tools])
         # Who marks segments writes control tokens on purpose; in a document they are letters.
@@ -154,13 +150,13 @@ class Renderer:
         except (RowFault, TooLong) as outcome:
             return outcome
 
-    def _content(self, example: Example) -> Content:
-        drops = self._control == "drop" and self.spelled(example)
-        return without(example.content, self._speller) if drops else example.content
+    def _cleared(self, content: Content) -> Content:
+        drops = self._control == "drop" and self.spelled(content)
+        return without(content, self._speller) if drops else content
 
-    def _lay(self, example: Example) -> _Laid | None:
+    def _lay(self, content: Content) -> _Laid | None:
         """The conversation's text and spans; None for a plain document."""
-        content = self._content(example)
+        content = self._cleared(content)
         if not isinstance(content, Chat):
             return None
         odd = [m.role for m in content.messages if m.role != "assistant" and m.weight != 1]
@@ -244,21 +240,16 @@ class Renderer:
             raise RowFault("template_no_end", what, "use the tokenizer that the chat template was written for")
         self.stop_ids.add(stop)
 
-    def _encode_other(self, example: Example) -> Encoded:
-        ids, produced = encode(self._content(example), self._tokenizer, self._speller, keep=self._control == "keep")
-        return _shift(np.array(ids, np.int32), np.array(produced, np.float32))
+    def _document(self, content: Content) -> Encoded:
+        ids, produced = encode(self._cleared(content), self._tokenizer, self._speller, keep=self._control == "keep")
+        encoded = _shift(np.array(ids, np.int32), np.array(produced, np.float32))
+        # What is too long goes on in the next example: documents do, as a conversation cannot.
+        splits = self._over_length == "split" and isinstance(content, Text) and content.taught is None
+        return encoded if splits and encoded.supervised else self._fit(encoded)
 
-    def _document(self, example: Example) -> Encoded:
-        return self._fit(self._encode_other(example), self._splits(example))
-
-    def _splits(self, example: Example) -> bool:
-        """Whether what is too long goes on in the next example: documents do, as a conversation cannot."""
-        content = example.content
-        return self._over_length == "split" and isinstance(content, Text) and content.taught is None
-
-    def _fit(self, encoded: Encoded, splits: bool = False) -> Encoded:
+    def _fit(self, encoded: Encoded) -> Encoded:
         length = len(encoded.ids)
-        if length > self._max_length and not splits:
+        if length > self._max_length:
             if self._over_length == "drop":
                 raise TooLong
             if self._over_length != "truncate":
@@ -266,7 +257,6 @@ class Renderer:
                 what += "; only documents can be split" if self._over_length == "split" else ""
                 raise RowFault("too_long", what, "raise data.max_length, or say data.over_length=drop or truncate")
             encoded = _cut(encoded, self._max_length)
-            self.truncated += encoded.supervised > 0
         if encoded.supervised == 0:
             what = "no token of it would be taught"
             if length > self._max_length:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from fulltune.base.files import fingerprint
 from fulltune.base.records import IGNORE
-from fulltune.data.example import Chat, Content, Labelled, Message, Preference, Row, RowFault, Text, Tokens
+from fulltune.data.example import Chat, Content, Labelled, Message, Preference, RowFault, Text, Tokens
 
 
 def check(content: Content) -> None:
@@ -57,11 +57,6 @@ def content_id(content: Content) -> str:
 def loose_id(content: Content) -> str:
     """As `content_id`, but blind to case and spacing: it decides the held-out share and finds leaks."""
     return fingerprint(_plain(content, lambda text: " ".join(text.casefold().split())))
-
-
-def is_held_out(key: str, share: float) -> bool:
-    """Decided by content, so that a row stays on its side when files grow, are shuffled or a seed changes."""
-    return int(key[:8], 16) / 0x1_0000_0000 < share
 
 
 def _plain(content: Content, fold: Callable[[str], str]) -> object:
@@ -144,22 +139,3 @@ def _check_tools(chat: Chat) -> None:
         if message.role == "tool" and answered is not None and answered not in asked:
             what = f"turn {number} answers the call {answered!r}, which nobody made"
             raise RowFault("tool_call", what, "let `tool_call_id` be the id of a call before it")
-
-
-class Ids:
-    """Watches a column `id` that rows may have. Nothing is keyed by it, but a repeated one hints at a bad export."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str | int, int] = {}
-        self._kind: type | None = None
-
-    def problem(self, row: Row, line: int) -> tuple[str, str] | None:
-        """`duplicate_id` or `id_type` and a remark, if the id came before or is of another type than the first."""
-        value = row.get("id")
-        if not isinstance(value, str | int):
-            return None
-        self._kind = self._kind or type(value)
-        first = self._lines.setdefault(value, line)
-        if first != line:
-            return "duplicate_id", f"{value!r} as in line {first}"
-        return None if type(value) is self._kind else ("id_type", f"{value!r} is no {self._kind.__name__}")

@@ -19,7 +19,7 @@ from fulltune.data.doctor.lengths import kept
 from fulltune.data.doctor.near_parts import NearWriter
 from fulltune.data.doctor.shingles import plain_text
 from fulltune.data.doctor.survey import Survey
-from fulltune.data.example import Content, Example, Labelled, Preference, Row, RowFault, Text
+from fulltune.data.example import Content, Labelled, Preference, Row, RowFault, Text
 from fulltune.data.intake import Placed, RowReader, Taken
 from fulltune.data.parts import EXAMPLE, FAULT, FINE, LEFT_OUT, OTHER, ROW, Said
 from fulltune.data.render import Encoded, Renderer, TooLong
@@ -129,7 +129,7 @@ class Worker:
         for together in batched(items, _TOGETHER):
             fine = [item for item in together if _is_fine(item)]
             wanted = [content for item in fine for content in (*item.texts, *item.copies)]
-            outcomes = iter(self._renderer.render([Example("", 0, 0, content) for content in wanted]))
+            outcomes = iter(self._renderer.render(wanted))
             for item in fine:
                 self._outcome(item, next(outcomes), [next(outcomes) for _ in item.copies])
             yield from together
@@ -213,7 +213,7 @@ class _Table:
             self.said.notes.append((number, "further_rows_too_long", str(item.copies_left_out)))
         for made in item.made:
             self.said.notes += [(number, code, "") for code in sorted(made.notes)]
-        if spelled := {name for content in item.texts for name in renderer.spelled(Example("", 0, 0, content))}:
+        if spelled := {name for content in item.texts for name in renderer.spelled(content)}:
             self.said.notes.append((number, renderer.spelled_note, ", ".join(sorted(spelled))))
         if isinstance(taken.content, Labelled):
             self.said.labels.append((number, taken.content.labels))

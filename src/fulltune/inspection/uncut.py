@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Collection
 
-from fulltune.data.example import Example
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake, RowReader
 from fulltune.data.prepare import Kit, sources
@@ -34,7 +33,7 @@ def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: 
                 if origin not in wanted:
                     continue
                 taken = RowReader(source, intake.format, data).read(row)
-                (outcome,) = renderer.render([Example("", 0, line, taken.content)])
+                (outcome,) = renderer.render([taken.content])
                 if isinstance(outcome, Encoded):
                     found[origin] = len(outcome.ids)
                 wanted.discard(origin)

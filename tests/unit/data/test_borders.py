@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from fulltune.data.borders import Borders
-from fulltune.data.example import Chat, Example, Message, RowFault
+from fulltune.data.example import Chat, Message, RowFault
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.spelling import Speller
 from fulltune.data.template import Template
@@ -59,13 +59,12 @@ def both_ways(tokens: Any, template: str, chats: list[Chat], supervise: Any = "a
         template_ = Template(tokens, template, "t")
         return Renderer(tokens, template_, supervise=supervise, max_length=9999, over_length="error")
 
-    examples = [Example(str(n), 0, n, chat) for n, chat in enumerate(chats)]
     short, whole = made(), made()
     assert short._speller.direct
     whole._borders._firm = set()
     whole._speller.direct = False
     with counted(short) as told, counted(whole) as untold:
-        assert [said(outcome) for outcome in short.render(examples)] == [said(o) for o in whole.render(examples)]
+        assert [said(outcome) for outcome in short.render(chats)] == [said(o) for o in whole.render(chats)]
     assert short.stop_ids == whole.stop_ids
     assert not untold
     return sum(told)

@@ -8,7 +8,7 @@ import pytest
 
 from fulltune.base.errors import DataError
 from fulltune.base.records import IGNORE
-from fulltune.data.example import Chat, Content, Example, Message, RowFault, Text
+from fulltune.data.example import Chat, Content, Message, RowFault, Text
 from fulltune.data.render import Encoded, Renderer, TooLong
 from fulltune.data.template import Template
 from tests import tiny
@@ -33,7 +33,7 @@ def render_all(
     tokens = tokens if tokens is not None else tiny.tokenizer()
     options = {"supervise": "assistant", "max_length": 256, "over_length": "error", **options}
     renderer = Renderer(tokens, Template(tokens, template, "t.jinja"), **options)
-    return renderer.render([Example(str(n), 0, n, content) for n, content in enumerate(contents)])
+    return renderer.render(contents)
 
 
 def taught(encoded: Encoded, tokens: Any = None) -> list[str]:
@@ -250,7 +250,7 @@ def test_a_border_inside_a_token_is_kept() -> None:
 def test_stop_tokens_are_remembered() -> None:
     tokens = tiny.tokenizer()
     renderer = Renderer(tokens, Template(tokens, None, "t"), supervise="assistant", max_length=99, over_length="error")
-    renderer.render([Example("x", 0, 1, chat(QUESTION, ANSWER))])
+    renderer.render([chat(QUESTION, ANSWER)])
     assert renderer.stop_ids == {tiny.SPECIAL.index("<|end|>")}
 
 

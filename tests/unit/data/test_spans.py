@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from fulltune.base.records import IGNORE
-from fulltune.data.example import Chat, Example, Message, RowFault
+from fulltune.data.example import Chat, Message, RowFault
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.template import Template
 from tests import tiny
@@ -266,7 +266,7 @@ def test_any_conversation_teaches_its_answers_or_is_refused(name: str, turns: li
         stop_ids=stop_ids,
     )
     said = [Message(role, text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)]  # type: ignore[arg-type]
-    outcome = made.render([Example("x", 0, 1, Chat(tuple(said)))])[0]
+    outcome = made.render([Chat(tuple(said))])[0]
     if isinstance(outcome, RowFault):
         assert outcome.code in ("special_token_text", "private_character", "boundary"), outcome.what
         return
