@@ -15,6 +15,7 @@ import fulltune
 from fulltune.base.errors import CheckpointError, DataError, DivergedError, MachineError, RecipeError
 from fulltune.base.files import read_record
 from fulltune.base.records import RunRecord
+from fulltune.data import prepare as prepare_module
 from fulltune.engine.contract import Update
 from fulltune.engine.single import SingleEngine
 from fulltune.training.journal import read
@@ -452,3 +453,31 @@ def test_the_objective_and_schedule_may_come_from_outside(
     monkeypatch.syspath_prepend(tmp_path)
     fulltune.train(recipe, out=tmp_path / "run", optim={"schedule": "mine:half", "floor": 0.0, "warmup": 0})
     assert {line["lr"] for line in lines(tmp_path / "run", "step")} == {0.5e-3}
+
+def test_a_process_that_was_killed_leaves_what_is_done(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in a worker: with fewer processes the same command goes on with the parts that stand."""
+    monkeypatch.setattr("fulltune.data.gather.ROWS", 8)
+    wanted = fulltune.prepare(recipe, out=tmp_path / "wanted")
+    real = prepare_module.Preparation.examine
+
+    def killed(self: Any) -> str:
+        raise MachineError("a process was killed", where="data.processes", mend="data.processes=1")
+
+    monkeypatch.setattr(prepare_module.Preparation, "examine", killed)
+    with pytest.raises(MachineError):
+        fulltune.prepare(recipe, out=tmp_path / "run")
+    (begun,) = (tmp_path / "run").glob(".begun-*")
+    stamps = {path: path.stat().st_mtime_ns for path in begun.glob("*/rows.bin")}
+    assert stamps
+    seen: list[dict[Path, int]] = []
+
+    def examine(self: Any) -> str:
+        seen.append({path: path.stat().st_mtime_ns for path in begun.glob("*/rows.bin")})
+        return real(self)
+
+    monkeypatch.setattr(prepare_module.Preparation, "examine", examine)
+    assert fulltune.prepare(recipe, out=tmp_path / "run") == wanted
+    assert seen == [stamps], "no part was made twice"
+    assert not begun.exists()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from fulltune.base.errors import CheckpointError
+from fulltune.base.errors import CheckpointError, MachineError
 
 T = TypeVar("T")
 
@@ -80,7 +80,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def begun_folder(folder: Path, name: str) -> Iterator[Path]:
-    """A folder for work that goes on after a kill if the name is the same; gone when the block ends in any other way.
+    """A folder for work that goes on if the name is the same, after a kill or where the machine was too small.
+
+    It is gone when the block ends in any other way.
 
     What was begun under another name is removed: nobody will go on with it.
     """
@@ -92,6 +94,8 @@ def begun_folder(folder: Path, name: str) -> Iterator[Path]:
     made.mkdir(parents=True, exist_ok=True)
     try:
         yield made
+    except MachineError:
+        raise
     except Exception:
         shutil.rmtree(made)
         for one in above:
