@@ -65,6 +65,7 @@ def test_it_runs_offline_and_tells_before_and_after(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_unseen_names_numbers_and_products_are_copied(tmp_path: Path, seed: int) -> None:
     """At least 80% right to the letter, the base under 20%, for three seeds."""
@@ -77,6 +78,7 @@ def test_unseen_names_numbers_and_products_are_copied(tmp_path: Path, seed: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fulltune", "quickstart"], cwd=tmp_path, capture_output=True, text=True

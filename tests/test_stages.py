@@ -454,6 +454,7 @@ def test_the_objective_and_schedule_may_come_from_outside(
     fulltune.train(recipe, out=tmp_path / "run", optim={"schedule": "mine:half", "floor": 0.0, "warmup": 0})
     assert {line["lr"] for line in lines(tmp_path / "run", "step")} == {0.5e-3}
 
+
 def test_a_process_that_was_killed_leaves_what_is_done(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ def record(folder: Path, name: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_fulltune_beside_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--rows 200 --processes 1 --repeats 1 --memory-repeats 0 --against datasets".split()
     assert prepare.main([*words, "--results", str(tmp_path), "--work", str(tmp_path)]) == 0

@@ -70,6 +70,7 @@ def both_ways(tokens: Any, template: str, chats: list[Chat], supervise: Any = "a
     return sum(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_every_real_template_with_every_real_tokenizer(shared: Path, name: str) -> None:
     chats, told, files = list(conversations(shared).values()), 0, 0
