@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
 
-_FREE = "free some space, then run the same command: it goes on from the last checkpoint"
+_FREE = "free some space, then run the same command: it goes on with what is done"
 _HEALTHY = "check the disk, or name a folder on another with --out"
 _DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
 """What the disk itself may say, also without naming a file."""
@@ -274,11 +274,12 @@ def main() -> int:
 
     speak()
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer keeps a KeyboardInterrupt to itself, and gives its exit code
+            raise KeyboardInterrupt
     except FulltuneError as fault:
         return _fail(str(fault), fault.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        return _fail("interrupted; the same command goes on with what is done", 130)
     except OSError as fault:
         if fault.errno not in _DISK and fault.filename is None:
             raise  # without a file it is no matter of the disk but a bug of ours
