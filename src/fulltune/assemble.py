@@ -32,11 +32,12 @@ from fulltune.optim.optimizers import make
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
-from fulltune.training.acts import Evaluating, Saving, Updating
+from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
+from fulltune.training.updating import Updating
 
 _MEASURED = ("heldout", "retention")
 """Splits that are looked at while training; the test split is not."""

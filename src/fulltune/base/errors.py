@@ -85,3 +85,15 @@ class DiskError(FulltuneError):
     """The disk is full or cannot be written."""
 
     exit_code = 7
+
+
+class LockedError(FulltuneError):
+    """Another process writes to this run folder."""
+
+    exit_code = 9
+
+
+class Interrupted(FulltuneError):
+    """A signal asked the process to stop, and what is done is on disk: the same command goes on."""
+
+    exit_code = 75
