@@ -130,7 +130,7 @@ def test_state_is_saved_and_read_back_to_the_bit(tmp_path: Path) -> None:
         one.gradients()
         one.engine.update([1e-3, 1e-3])
     (tmp_path / "c").mkdir()
-    one.engine.save(tmp_path / "c", {"start/x": torch.ones(3)})
+    one.engine.capture({"start/x": torch.ones(3)}).write(tmp_path / "c")
     other = Ground(tmp_path / "b", tiny.model("llama-tied", seed=5), count=8)
     extra = other.engine.load(tmp_path / "c")
     assert torch.equal(extra["start/x"], torch.ones(3))
@@ -143,7 +143,7 @@ def test_state_is_saved_and_read_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_weights_alone_leave_the_optimizer(tmp_path: Path, ground: Ground) -> None:
     (tmp_path / "c").mkdir()
-    ground.engine.save(tmp_path / "c", {})
+    ground.engine.capture({}).write(tmp_path / "c")
     ground.gradients()
     ground.engine.update([1e-3, 1e-3])
     moments = _moments(ground)
@@ -153,7 +153,7 @@ def test_weights_alone_leave_the_optimizer(tmp_path: Path, ground: Ground) -> No
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, ground: Ground) -> None:
     (tmp_path / "c").mkdir()
-    ground.engine.save(tmp_path / "c", {})
+    ground.engine.capture({}).write(tmp_path / "c")
     with pytest.raises(CheckpointError, match="not the model's"):
         Ground(tmp_path / "b", tiny.model("llama"), count=4).engine.load(tmp_path / "c")
 
@@ -197,7 +197,7 @@ def test_numbers_that_an_optimizer_keeps_in_its_groups_are_saved(tmp_path: Path)
     group = one.engine._optimizer.param_groups[1]
     group["k"], group["lr_max"], group["d"] = 7, 0.5, torch.tensor(0.25)
     (tmp_path / "c").mkdir()
-    one.engine.save(tmp_path / "c", {})
+    one.engine.capture({}).write(tmp_path / "c")
     other.engine.load(tmp_path / "c")
     found = other.engine._optimizer.param_groups[1]
     assert (found["k"], found["lr_max"], float(found["d"])) == (7, 0.5, 0.25)

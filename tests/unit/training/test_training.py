@@ -2,19 +2,18 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from fulltune.base.errors import CheckpointError, DivergedError
+from fulltune.base.errors import CheckpointError, DivergedError, Interrupted
 from fulltune.base.files import to_json
-from fulltune.base.records import EvalReport, Every, Plan, Progress
+from fulltune.base.records import EvalReport, Every, Mark, Plan, Progress
 from fulltune.training.acts import Evaluating
 from fulltune.training.cadence import Cadence
-from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal, read
 from fulltune.training.loop import Run, train
 from fulltune.training.step import reseed, step
@@ -36,7 +35,8 @@ PLAN = Plan(
 
 
 def at(update: int, **more: object) -> Progress:
-    return Progress(update=update, position=8 * update, seconds=30.0 * update, **more)  # type: ignore[arg-type]
+    begun = Mark(8 * (update - 1), update - 1, 30.0 * (update - 1))
+    return Progress(update=update, position=8 * update, seconds=30.0 * update, **{"begun": begun, **more})  # type: ignore[arg-type]
 
 
 def cadence(evaluate: Every, save: Every, patience: int | None = None, plan: Plan = PLAN) -> Cadence:
@@ -55,22 +55,22 @@ def cadence(evaluate: Every, save: Every, patience: int | None = None, plan: Pla
 )
 def test_cadences(every: Every, wanted: list[int]) -> None:
     asked = cadence(every, every)
-    assert [u for u in range(1, 11) if asked.evaluates(at(u - 1), at(u))] == wanted
-    assert [u for u in range(1, 11) if asked.saves(at(u - 1), at(u))] == wanted
+    assert [u for u in range(1, 11) if asked.evaluates(at(u))] == wanted
+    assert [u for u in range(1, 11) if asked.saves(at(u))] == wanted
+    assert not any(asked.evaluates(at(u, judged=u)) or asked.saves(at(u, saved=u)) for u in range(1, 11))
 
 
 def test_a_tenth_of_an_epoch_comes_ten_times_each_in_its_place() -> None:
     """0.3 / 0.1 is 2.9999999999999996."""
     plan = replace(PLAN, epoch_examples=10, examples=100)
     asked = cadence(Every(0.1, "epochs"), Every(1, "epochs"), plan=plan)
-    places = [Progress(update=u, position=u) for u in range(31)]
-    assert all(asked.evaluates(one, other) for one, other in pairwise(places))
+    assert all(asked.evaluates(Progress(update=u, position=u, begun=Mark(u - 1, u - 1))) for u in range(1, 31))
 
 
 def test_a_new_best_is_saved_at_once() -> None:
     asked = cadence(Every(100, "updates"), Every(100, "updates"))
-    assert asked.saves(at(3), at(4, best_update=4, best_score=1.0))
-    assert not asked.saves(at(4, best_update=4, best_score=1.0), at(5, best_update=4, best_score=1.0))
+    assert asked.saves(at(4, best_update=4, judged=4, best_score=1.0))
+    assert not asked.saves(at(5, best_update=4, judged=4, best_score=1.0))
 
 
 def test_runs_end_with_their_data_their_updates_or_their_patience() -> None:
@@ -96,13 +96,52 @@ def test_the_loop_asks_and_acts_in_order() -> None:
     run = Run(
         progress=Progress(),
         cadence=cadence(Every(2, "updates"), Every(3, "updates"), plan=replace(PLAN, examples=None, updates=4)),
-        update=act("update", lambda p: at(p.update + 1)),
-        evaluate=act("evaluate"),
-        save=act("save"),
+        update=act("update", lambda p: at(p.update + 1, judged=p.judged, saved=p.saved)),
+        evaluate=act("evaluate", lambda p: replace(p, judged=p.update)),
+        save=act("save", lambda p: replace(p, saved=p.update)),
     )
     states = list(train(run))
-    assert [state.update for state in states] == [1, 2, 3, 4]
+    assert [state.update for state in states] == [0, 1, 2, 3, 4]
     assert said == ["update 0", "update 1", "evaluate 2", "update 2", "save 3", "update 3", "evaluate 4", "save 4"]
+
+
+@pytest.mark.parametrize("where", ["update 3", "evaluate 4"])
+def test_a_signal_drops_what_is_half_done_and_saves_the_state_between_two_updates(where: str) -> None:
+    said: list[str] = []
+    saved: list[Progress] = []
+
+    def act(name: str, after: Callable[[Progress], Progress]) -> Callable[[Progress], Progress]:
+        def inner(progress: Progress) -> Progress:
+            said.append(f"{name} {progress.update}")
+            if said[-1] == where:
+                raise Interrupted("stopped")
+            return after(progress)
+
+        return inner
+
+    def keep(progress: Progress) -> Progress:
+        saved.append(progress)
+        return replace(progress, saved=progress.update)
+
+    def run(begun: Progress) -> Run:
+        return Run(
+            progress=begun,
+            cadence=cadence(Every(2, "updates"), Every(9, "updates"), plan=replace(PLAN, examples=None, updates=4)),
+            update=act("update", lambda p: at(p.update + 1, judged=p.judged, saved=p.saved)),
+            evaluate=act("evaluate", lambda p: replace(p, judged=p.update)),
+            save=keep,
+        )
+
+    with pytest.raises(Interrupted):
+        list(train(run(Progress())))
+    assert (
+        saved[-1].update
+        == int(where[-1])
+        == len([one for one in said if one.startswith("update")]) - (where == "update 3")
+    )
+    where, before = "", list(said)
+    list(train(run(saved[-1])))
+    assert said[len(before) :] == (["update 3", "evaluate 4"] if saved[0].update == 3 else ["evaluate 4"])
 
 
 def test_the_step_reports_the_loss_that_it_minimises(tmp_path: Path) -> None:
@@ -167,69 +206,6 @@ def test_the_journal_is_lines_on_disk_and_can_be_cut_back(tmp_path: Path) -> Non
         journal.cut(10_000)
     with Journal(path) as journal, pytest.raises(ValueError, match="JSON"):
         journal.write("step", {"loss": math.nan})
-
-
-def save(folder: Path, ground: Ground, progress: Progress, keep: int = 2) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep=keep, identity={"recipe": "r", "data": "d"})
-    checkpoints.save(ground.engine, progress, journal=17, extra={})
-    return checkpoints
-
-
-@pytest.fixture
-def ground(tmp_path: Path) -> Ground:
-    return Ground(tmp_path / "ground", tiny.model("llama"), count=4)
-
-
-def test_the_last_and_the_best_are_kept(tmp_path: Path, ground: Ground) -> None:
-    folder = tmp_path / "c"
-    for update in range(1, 7):
-        save(folder, ground, at(update, best_update=min(update, 2), best_score=1.0))
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000005", "step-00000006"]
-
-
-def test_a_checkpoint_comes_back_with_its_progress(tmp_path: Path, ground: Ground) -> None:
-    checkpoints = save(tmp_path / "c", ground, at(3, best_update=2, best_score=0.5, stale=1))
-    assert checkpoints.newest() == 3
-    progress, journal, extra = checkpoints.load(3, ground.engine)
-    assert progress == at(3, best_update=2, best_score=0.5, stale=1)
-    assert (journal, dict(extra)) == (17, {})
-    assert Checkpoints(tmp_path / "none", keep=1, identity={}).newest() is None
-
-
-def test_every_damage_is_noticed_and_named(tmp_path: Path, ground: Ground) -> None:
-    for name in ("weights.safetensors", "optimizer.safetensors", "optimizer.json", "progress.json", "MANIFEST.json"):
-        for number, damage in enumerate((_flip, _cut, Path.unlink)):
-            folder = tmp_path / f"{name}{number}"
-            checkpoints = save(folder, ground, at(1))
-            damage(folder / "step-00000001" / name)
-            if name == "MANIFEST.json" and damage is _flip:
-                continue  # a flipped bit in the manifest is seen as a file that differs, or as broken JSON
-            with pytest.raises(CheckpointError, match=r"damaged") as caught:
-                checkpoints.load(1, ground.engine)
-            assert name in caught.value.faults[0].where
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, ground: Ground) -> None:
-    save(tmp_path / "c", ground, at(1))
-    other = Checkpoints(tmp_path / "c", keep=1, identity={"recipe": "other", "data": "d"})
-    with pytest.raises(CheckpointError, match="another recipe"):
-        other.load(1, ground.engine)
-
-
-def test_a_draft_is_no_checkpoint(tmp_path: Path, ground: Ground) -> None:
-    checkpoints = save(tmp_path / "c", ground, at(1))
-    (tmp_path / "c/.step-00000009.part-x").mkdir()
-    assert checkpoints.newest() == 1
 
 
 def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
