@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.errors import DataError, DivergedError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.data.feed import Feed, Portion, once
@@ -37,6 +37,7 @@ from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
+from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
 
 _MEASURED = ("heldout", "retention")
@@ -126,6 +127,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, site.world)
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
+    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, identity=site.identity)
     updating = Updating(
         feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
@@ -133,7 +135,12 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         objective=objective,
         rates=_rates(recipe.optim, plan, model),
         seed=recipe.train.seed,
+        on_nonfinite=recipe.train.on_nonfinite,
         max_skipped=recipe.train.max_skipped,
+        spikes=_spikes(recipe.train),
+        max_rollbacks=recipe.train.max_rollbacks,
+        back=partial(_back, checkpoints, engine),
+        stopped=lambda: False,
         journal=site.journal,
     )
     evaluating = Evaluating(
@@ -141,7 +148,6 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
-    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, identity=site.identity)
     cadence = Cadence(
         plan=plan,
         evaluate=recipe.evaluate.every,
@@ -158,6 +164,23 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),
     )
+
+
+def _spikes(section: TrainSection) -> Spikes:
+    return Spikes(policy=section.on_spike, window=section.spike_window, limit=section.spike_score)
+
+
+def _back(checkpoints: Checkpoints, engine: Engine, now: Progress) -> Progress:
+    """The newest checkpoint's state in place of what must be left; DivergedError if it is no state to go back to."""
+    newest = checkpoints.newest()
+    progress = Progress(healthy=False) if newest is None else checkpoints.load(newest, engine)[0]
+    if not progress.healthy:
+        raise DivergedError(
+            f"there is no healthy checkpoint to go back to from update {now.update}",
+            where="checkpoint.every",
+            mend="save more often, lower optim.lr, or train.on_nonfinite=skip",
+        )
+    return progress
 
 
 def objective_for(section: TrainSection, model: nn.Module) -> Objective:
