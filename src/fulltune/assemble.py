@@ -37,6 +37,7 @@ from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
+from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
 
 _MEASURED = ("heldout", "retention")
@@ -117,6 +118,7 @@ class Training:
 
     model: nn.Module
     engine: Engine
+    updating: Updating
     evaluating: Evaluating
     saving: Saving
     checkpoints: Checkpoints
@@ -129,6 +131,8 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     objective = objective_for(recipe.train, model)
     engine = engine_for(recipe, plan, model, objective, site.world)
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
+    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging)
+    saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
     updating = Updating(
         feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
@@ -136,7 +140,12 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         objective=objective,
         rates=_rates(recipe.optim, plan, model),
         seed=recipe.train.seed,
+        on_nonfinite=recipe.train.on_nonfinite,
         max_skipped=recipe.train.max_skipped,
+        spikes=_spikes(recipe.train),
+        max_rollbacks=recipe.train.max_rollbacks,
+        back=saving.back,
+        stopped=lambda: False,
         journal=site.journal,
     )
     evaluating = Evaluating(
@@ -144,17 +153,16 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
-    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging)
     cadence = Cadence(
         plan=plan,
         evaluate=recipe.evaluate.every,
         save=recipe.checkpoint.every,
         patience=recipe.checkpoint.patience,
     )
-    saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
     return Training(
         model=model,
         engine=engine,
+        updating=updating,
         evaluating=evaluating,
         saving=saving,
         checkpoints=checkpoints,
@@ -162,6 +170,10 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),
     )
+
+
+def _spikes(section: TrainSection) -> Spikes:
+    return Spikes(policy=section.on_spike, window=section.spike_window, limit=section.spike_score)
 
 
 def objective_for(section: TrainSection, model: nn.Module) -> Objective:

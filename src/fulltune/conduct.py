@@ -38,6 +38,9 @@ from fulltune.training.manifest import Manifest
 _AT_ONCE = 2
 """Checkpoints besides the newest ones: the best, and the one that is being written."""
 
+_MOMENTS = 8
+"""Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
+
 
 @contextmanager
 def _fitting(plan: Plan) -> Iterator[None]:
@@ -194,16 +197,16 @@ class _Work:
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
             require_finite(report)
-        progress = self.built.saving(Progress())
+        progress = self.built.saving(self.built.updating.rehearse(Progress()))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
 
     def _require_room(self) -> None:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
-        size = self.built.engine.capture({}).bytes
-        result = sum(parameter.nbytes for parameter in self.built.model.parameters())
-        require_room(self.run.path, kept * size + result, f"{kept} checkpoints and the result")
+        weights = sum(parameter.nbytes for parameter in self.built.model.parameters())
+        state = weights + _MOMENTS * sum(parameter.numel() for parameter in self.built.model.parameters())
+        require_room(self.run.path, kept * state + weights, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""

@@ -1,5 +1,6 @@
 """Landmines D: precision, and numbers that are none."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import fulltune
 from fulltune.base.errors import DivergedError
 from fulltune.objectives import _cross_entropy
 from fulltune.training.journal import read
+from fulltune.training.progress import ProgressLine
 from tests import tiny
 from tests.contract.ground import Ground
 
@@ -115,7 +118,7 @@ def test_landmine_D14_nan_is_never_hidden(tmp_path: Path, poison: dict[str, Any]
     del poison["train"]["steps"]
     fulltune.train(poison, out=tmp_path / "run")
     journal = (tmp_path / "run/journal.jsonl").read_text()
-    assert '"loss": "nan"' in journal
+    assert '"loss": "NaN"' in journal
     assert "QQ" not in journal
     for line in journal.splitlines():
         values = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -132,3 +135,49 @@ def test_landmine_D14_a_start_that_is_not_finite_is_seen_before_the_first_step(t
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="model.norm.weight: 1 values are not finite"):
         fulltune.train(tiny.recipe(model, data), out=tmp_path / "run")
+
+
+def test_landmine_D13_the_first_may_stop_the_run(tmp_path: Path, poison: dict[str, Any]) -> None:
+    del poison["train"]["steps"]
+    poison["train"]["on_nonfinite"] = "stop"
+    with pytest.raises(DivergedError, match="not finite after update") as caught:
+        fulltune.train(poison, out=tmp_path / "run")
+    assert "rows.jsonl:5" in caught.value.faults[0].where
+    assert caught.value.exit_code == 5
+
+
+def test_landmine_D13_a_run_may_go_back_and_on_behind_the_examples(tmp_path: Path, poison: dict[str, Any]) -> None:
+    del poison["train"]["steps"]
+    poison["train"] |= {"on_nonfinite": "rollback", "max_rollbacks": 2}
+    poison["checkpoint"] = {"every": 1}
+    record = fulltune.train(poison, out=tmp_path / "run")
+    lines = list(read(tmp_path / "run/journal.jsonl", "rollback"))
+    assert record.progress.rollbacks == len(lines) == 2, "once in each epoch"
+    assert record.progress.skipped == 0
+    assert record.progress.update == record.plan.updates - 2
+    assert all(f"{tmp_path / 'rows.jsonl'}:5" in line["rows"] for line in lines)
+    weights = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+    poison["train"]["max_rollbacks"] = 1
+    with pytest.raises(DivergedError, match="1 rollbacks before it"):
+        fulltune.train(poison, out=tmp_path / "again")
+
+
+def test_landmine_D14_what_a_person_sees_says_nan_too() -> None:
+    said = io.StringIO()
+    line = ProgressLine(Console(file=said, width=200))
+    line.hear("start", {"updates": 9})
+    line.hear("step", {"step": 1, "loss": "NaN", "lr": 1e-3, "tokens": 8, "seconds": 0.5})
+    line.hear("evaluation", {"step": 1, "scores": {"heldout.loss": "NaN"}})
+    rows = [f"rows.jsonl:{n}" for n in range(1, 9)]
+    line.hear(
+        "warning", {"what": "update skipped: loss or gradient not finite", "step": 1, "loss": "NaN", "rows": rows}
+    )
+    line.hear("warning", {"what": "out of memory: 64 bytes; halved", "step": 1})
+    line.hear("rollback", {"what": "loss spike: back to update 0", "step": 1, "rows": rows[:1]})
+    heard = said.getvalue().splitlines()
+    assert "loss nan" in heard[0]
+    assert heard[1] == "after      1 updates: heldout.loss nan"
+    assert heard[2].endswith(f"not finite (update 1, {', '.join(rows[:5])})")
+    assert heard[3] == "warning: out of memory: 64 bytes; halved (update 1)"
+    assert heard[4] == "rollback: loss spike: back to update 0 (update 1, rows.jsonl:1)"

@@ -176,16 +176,24 @@ class Progress:
     update: int = 0
     """Optimizer updates made."""
     skipped: int = 0
+    """Updates that were not made, and left everything as it was."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint."""
+    halvings: int = 0
+    """How often the micro-batches were halved because memory ran out."""
+    healthy: bool = True
+    """Whether the last update was made and was no spike: a state to go back to."""
+    losses: tuple[float, ...] = ()
+    """The last losses that were no spikes, by which the next one is judged."""
     tokens: int = 0
+    """What the weights learned from; not what a rollback took back."""
     supervised_tokens: int = 0
     seconds: float = 0.0
-    """Time spent on updates, over all resumptions."""
+    """Time spent on updates, over all resumptions, on those too that were skipped or taken back."""
     best_score: float | None = None
     best_update: int | None = None
     stale: int = 0
     """Evaluations in a row without a new best."""
-    healthy: bool = True
-    """Whether the last update was neither skipped nor a spike."""
     begun: Mark = Mark()
     """Where the last update began: a cadence asks what was passed since."""
     judged: int = 0

@@ -5,8 +5,11 @@ each other; a *packed* micro-batch is one row of several examples. On every rank
 micro-batches, since ranks wait for each other; a rank with less work gets empty ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fulltune.base.records import Layout
 
@@ -36,6 +39,10 @@ class Budget:
         rounded = -(-tokens // _STEP) * _STEP
         return rounded if self.context is None else max(tokens, min(rounded, self.context))
 
+    def halved(self, times: int) -> "Budget":
+        """The budget after memory ran out so many times; one example always fits."""
+        return replace(self, examples=max(1, self.examples >> times), tokens=max(1, self.tokens >> times))
+
 
 def lay(lengths: Sequence[int], budget: Budget, *, rank: int = 0, size: int = 1) -> list[list[int]]:
     """This rank's micro-batches: lists of indices into `lengths`."""
@@ -43,6 +50,24 @@ def lay(lengths: Sequence[int], budget: Budget, *, rank: int = 0, size: int = 1)
     laid = [_micros([(lengths[i], i) for i in part], budget) for part in mine]
     most = max(len(micros) for micros in laid)
     return laid[rank] + [[] for _ in range(most - len(laid[rank]))]
+
+
+def fullest(lengths: NDArray[np.int32], budget: Budget, most: Callable[[int], int]) -> NDArray[np.intp]:
+    """Indices of the examples that make the largest micro-batch there can be, the longest first.
+
+    `most`: how many examples an update may have, the longest of which has so many tokens.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    falling = lengths[order]
+
+    def count(start: int) -> int:
+        longest = int(falling[start])
+        room = budget.tokens // budget.width(longest)
+        return max(1, min(budget.examples, room, most(longest), len(order) - start))
+
+    starts = np.flatnonzero(np.diff(falling, prepend=falling[0] + 1)).tolist()
+    begin = max(starts, key=lambda start: count(start) * budget.width(int(falling[start])))
+    return order[begin : begin + count(begin)]
 
 
 def _deal(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -38,6 +38,10 @@ class Update:
 
     grad_norm: float
     applied: bool
+    again: bool = False
+    """The gradient overflowed the loss scale, which was lowered: nothing moved, and the same update is to be made
+    again. Never for ever: at the lowest scale it is a gradient that is not finite.
+    """
 
 
 class Pull(Protocol):
@@ -78,6 +82,12 @@ class Engine(Protocol):
     def clear(self) -> None:
         """Drop half-made gradients."""
 
+    def rehearsing(self) -> AbstractContextManager[None]:
+        """Inside, all memory is taken that an update needs besides its passes, optimizer state included.
+
+        Nothing has moved behind it. Gradients made inside are dropped.
+        """
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Inside: eval mode, no gradients, the engine's precision; the mode is restored behind."""
 
@@ -86,6 +96,9 @@ class Engine(Protocol):
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, the same on every rank."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Asked after every micro-batch: it should not wait for the device."""
 
     @property
     def files(self) -> frozenset[str]:

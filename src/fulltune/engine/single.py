@@ -1,5 +1,6 @@
 """One device: nothing is wrapped, nothing is exchanged."""
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,33 @@ class SingleEngine:
         self._optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        fresh = not self._optimizer.state  # where a run goes on, the moments are there already
+        groups = self._optimizer.param_groups
+        kept = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
+        try:
+            if fresh:
+                self._step_in_place()
+            yield
+        finally:
+            self.clear()
+            if fresh:
+                self._optimizer.state.clear()
+                for group, values in zip(groups, kept, strict=True):  # some optimizers count in their groups
+                    parameters = group["params"]
+                    group.clear()
+                    group.update(params=parameters, **values)
+
+    def _step_in_place(self) -> None:
+        """An update at rate 0 by gradients of 0, since 0 times a gradient that is not finite is NaN."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self._optimizer.step()
+        self.clear()
+
+    @contextmanager
     def evaluating(self) -> Iterator[None]:
         before = self._objective.training
         self._objective.eval()
@@ -117,6 +145,9 @@ class SingleEngine:
 
     def sum(self, value: Tensor) -> Tensor:
         return value
+
+    def any(self, flag: bool) -> bool:
+        return flag
 
     @property
     def files(self) -> frozenset[str]:

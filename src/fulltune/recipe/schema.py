@@ -52,14 +52,35 @@ class TrainSection(Section):
     """Arithmetic of the forward pass; weights and optimizer are float32 in any case. `auto`: bf16 where it is fast."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data and dropout."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "skip"
+    """What is done when loss or gradient are not finite: end the run, leave the update out, or go back to the last
+    healthy checkpoint and on behind these examples. The weights do not move in any case, and the rows are named.
+    """
     max_skipped: Count = 3
     """The run stops when so many updates were skipped because loss or gradient were not finite."""
+    on_spike: Literal["off", "warn", "rollback"] = "warn"
+    """What is done when the loss of an update lies far above those before it: nothing, a warning, or to leave the
+    update out and go back to the last healthy checkpoint and on behind these examples.
+    """
+    spike_window: Annotated[int, Field(ge=16, le=MOST)] = 64
+    """How many losses the next one is compared with; it is judged from the 17th on."""
+    spike_score: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    """From how many robust standard deviations above their median a loss is a spike."""
+    max_rollbacks: Annotated[int, Field(ge=0, le=MOST)] = 1
+    """How often the run goes back; where it would have to once more, it stops."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         for one, other in EITHER_OR:
             if {one, other} <= self.model_fields_set and self.model_dump()[other] is not None:
                 raise ValueError(f"train.{one} and train.{other} exclude each other; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _spikes_are_looked_for(self) -> Self:
+        given = sorted(self.model_fields_set & {"spike_window", "spike_score"})
+        if self.on_spike == "off" and given:
+            raise ValueError(f"train.on_spike is off; leave {' and '.join(f'train.{name}' for name in given)} out")
         return self
 
 

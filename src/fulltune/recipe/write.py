@@ -19,6 +19,8 @@ def as_values(recipe: Recipe) -> dict[str, Any]:
     for superseded, superseding in EITHER_OR:
         if train[superseding] is not None:
             del train[superseded]
+    if train["on_spike"] == "off":
+        del train["spike_window"], train["spike_score"]
     if optim["schedule"] == "constant":
         del optim["floor"]
     if not recipe.data.heldout and "best_by" not in recipe.checkpoint.model_fields_set:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from fulltune.base.errors import DivergedError
 from fulltune.base.files import to_json
+from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, Progress
 from fulltune.engine.contract import Engine
 from fulltune.training.checkpoint import Checkpoints
@@ -61,6 +62,13 @@ class Saving:
         progress = replace(progress, saved=progress.update)
         self.checkpoints.save(self.engine.capture({}), progress, journal=self.journal.size)
         return progress
+
+    def back(self, now: Progress) -> Progress:
+        """Bring the newest healthy checkpoint into the engine, in place of what must be left; its progress."""
+        self.tell(self.checkpoints.wait())
+        step = self.checkpoints.healthy()
+        LOGGER.warning(f"going back from update {now.update} to {step}")
+        return self.checkpoints.load(step, self.engine)[0]
 
     def tell(self, written: CheckpointInfo | None) -> None:
         """Say in the journal that a checkpoint stands."""

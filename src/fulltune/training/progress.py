@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 _PLAIN_SECONDS = 10.0
 """Between two plain lines; a log file of a long run stays readable."""
+_ROWS = 5
+"""Rows that a warning names here; the journal has them all."""
 _WINDOW = 20
 """Updates over which the rate of tokens is averaged."""
 
@@ -39,8 +41,9 @@ class ProgressLine:
                 losses = {name: score for name, score in values["scores"].items() if name.endswith(".loss")}
                 shown = "  ".join(f"{name} {float(score):.4f}" for name, score in losses.items())
                 self._say(f"after {values['step']:>6} updates: {shown}")
-            case "warning":
-                self._say(f"warning: {values['what']} (update {values['step']}, {', '.join(values['rows'][:5])})")
+            case "warning" | "rollback":
+                places = ", ".join([f"update {values['step']}", *values.get("rows", ())[:_ROWS]])
+                self._say(f"{kind}: {values['what']} ({places})")
             case "end":
                 self.close()
 
@@ -61,7 +64,7 @@ class ProgressLine:
     def _step(self, values: Mapping[str, Any]) -> None:
         self._recent.append((int(values["tokens"]), float(values["seconds"])))
         tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
-        text = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {tokens / seconds:,.0f} tokens/s  {_memory()}"
+        text = f"loss {float(values['loss']):.4f}  lr {values['lr']:.2e}  {tokens / seconds:,.0f} tokens/s  {_memory()}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=values["step"], description=text)
             return

@@ -3,51 +3,131 @@
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fulltune.batch import Batch
-from fulltune.engine.contract import Engine
+from fulltune.engine.contract import Engine, Update
 from fulltune.objectives import Objective
+from fulltune.training.trouble import Shortage, agreed, attempted, unrepeatable
+
+Why = Literal["", "nothing supervised", "loss or gradient not finite", "loss spike"]
 
 
-@dataclass(frozen=True, slots=True)
+def _never(*_: object) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of an update. If it was not applied, `suspects` are the examples in which the fault may lie."""
+    """What came of an update. If it was not applied: why, and the examples in which the fault may lie."""
 
-    loss: float
-    grad_norm: float
-    applied: bool
+    loss: float = 0.0
+    grad_norm: float = math.nan
+    """Before clipping; NaN where it was not asked for."""
+    applied: bool = False
+    again: bool = False
+    """The loss scale was lowered: the same update is to be made again."""
+    why: Why = ""
     suspects: tuple[int, ...] = ()
+    tokens: int = 0
+    supervised: int = 0
 
 
-def step(batches: Sequence[Batch], rates: Sequence[float], *, engine: Engine, objective: Objective) -> Outcome:
+def step(
+    batches: Sequence[Batch],
+    rates: Sequence[float],
+    *,
+    engine: Engine,
+    objective: Objective,
+    stopped: Callable[[], bool] = _never,
+    refused: Callable[[float], bool] = _never,
+) -> Outcome | Shortage:
     """The mean loss over ALL supervised tokens of the update, whatever the ranks and micro-batches; then its gradient.
 
-    Nothing is applied if loss or gradient are not finite. An update without supervised tokens is not applied either.
+    Nothing is applied if loss or gradient are not finite, if the loss is `refused`, or if nothing is supervised. A
+    Shortage if memory ran out before the weights moved, MachineError if it did while they moved.
     """
     counts = _counts(batches, engine, objective)
     if not any(counts.values()):
-        return Outcome(0.0, 0.0, applied=False, suspects=_examples(batches))
-    shares = []
-    for number, batch in enumerate(batches, start=1):
-        with engine.micro(last=number == len(batches)):
-            sums = engine.forward(batch)
-            terms = [objective.weights[t] / counts[t] * total for t, total in sums.items() if counts[t]]
-            share = torch.stack(terms).sum()
-            engine.backward(share)
-        shares.append(share.detach())
-    own = torch.stack(shares)
+        return Outcome(grad_norm=0.0, why="nothing supervised", suspects=_examples(batches))
+    own = _shares(batches, counts, engine=engine, objective=objective, stopped=stopped)
+    if isinstance(own, Shortage):
+        return own
     loss = float(engine.sum(own.sum()))  # an update waits for the device here, and for the norm
     if not math.isfinite(loss):
         engine.clear()
         guilty = [batch for batch, share in zip(batches, own.tolist(), strict=True) if not math.isfinite(share)]
-        return Outcome(loss, math.nan, applied=False, suspects=_examples(guilty))
-    update = engine.update(rates)
-    return Outcome(loss, update.grad_norm, update.applied, () if update.applied else _examples(batches))
+        return Outcome(loss=loss, why="loss or gradient not finite", suspects=_examples(guilty))
+    if refused(loss):
+        engine.clear()
+        return Outcome(loss=loss, why="loss spike", suspects=_examples(batches))
+    with unrepeatable("while the weights moved"):
+        update = engine.update(rates)
+    return _outcome(loss, update, batches)
+
+
+def trial(
+    batches: Sequence[Batch], *, engine: Engine, objective: Objective, stopped: Callable[[], bool] = _never
+) -> Shortage | None:
+    """Every pass that `step` would make, for its memory alone: nothing moves."""
+    counts = _counts(batches, engine, objective)
+    if not any(counts.values()):
+        return None
+    own = _shares(batches, counts, engine=engine, objective=objective, stopped=stopped)
+    engine.clear()
+    return own if isinstance(own, Shortage) else None
+
+
+def _shares(
+    batches: Sequence[Batch],
+    counts: Mapping[str, float],
+    *,
+    engine: Engine,
+    objective: Objective,
+    stopped: Callable[[], bool],
+) -> Tensor | Shortage:
+    """This rank's addends of the loss [micro-batches], their gradients made; between them all ranks agree to go on."""
+    shares = []
+    for number, batch in enumerate(batches, start=1):
+        passes = partial(_share, batch, counts, last=number == len(batches), engine=engine, objective=objective)
+        share = attempted(passes, alone=len(batch.examples) <= 1)
+        if isinstance(share, Tensor):
+            shares.append(share)
+        if lack := agreed(share if isinstance(share, Shortage) else None, engine, stopped):
+            return lack
+    return torch.stack(shares)
+
+
+def _share(batch: Batch, counts: Mapping[str, float], *, last: bool, engine: Engine, objective: Objective) -> Tensor:
+    """One micro-batch's addend, forward and backward. What it holds goes with it if it does not fit."""
+    with engine.micro(last=last):
+        sums = engine.forward(batch)
+        terms = [objective.weights[t] / counts[t] * total for t, total in sums.items() if counts[t]]
+        share = torch.stack(terms).sum()
+        engine.backward(share)
+    return share.detach()
+
+
+def _outcome(loss: float, update: Update, batches: Sequence[Batch]) -> Outcome:
+    if update.again:
+        return Outcome(loss=loss, grad_norm=update.grad_norm, again=True)
+    if not update.applied:
+        why: Why = "loss or gradient not finite"
+        return Outcome(loss=loss, grad_norm=update.grad_norm, why=why, suspects=_examples(batches))
+    return Outcome(
+        loss=loss,
+        grad_norm=update.grad_norm,
+        applied=True,
+        tokens=sum(batch.tokens for batch in batches),
+        supervised=sum(batch.supervised for batch in batches),
+    )
 
 
 def _counts(batches: Sequence[Batch], engine: Engine, objective: Objective) -> Mapping[str, float]:

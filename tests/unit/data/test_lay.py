@@ -3,10 +3,11 @@
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from fulltune.data.lay import Budget, lay
+from fulltune.data.lay import Budget, fullest, lay
 
 lengths = strategies.lists(strategies.integers(1, 60), max_size=40)
 budgets = strategies.builds(
@@ -85,3 +86,32 @@ def test_rows_are_not_padded_beyond_the_models_positions() -> None:
     budget = Budget(9, 999, "padded", context=250)
     assert [budget.width(tokens) for tokens in (240, 241, 250)] == [240, 250, 250]
     assert budget.width(7) == 16
+
+
+def test_halving_stops_at_one_example() -> None:
+    budget = Budget(9, 999, "padded", context=250)
+    assert budget.halved(0) == budget
+    assert budget.halved(1) == Budget(4, 499, "padded", context=250)
+    assert budget.halved(64) == Budget(1, 1, "padded", context=250)
+    assert lay([60, 30], budget.halved(64)) == [[0], [1]]
+
+
+@given(strategies.lists(strategies.integers(1, 60), min_size=1, max_size=40), budgets, strategies.integers(1, 6))
+def test_no_micro_batch_is_fuller_than_the_fullest(lengths: list[int], budget: Budget, most: int) -> None:
+    found = fullest(np.array(lengths, np.int32), budget, lambda tokens: most)
+    assert len(found) == len(set(found.tolist()))
+    assert len(lay([lengths[i] for i in found], budget)) == 1, "it is one micro-batch"
+    if budget.layout == "padded":
+        full = len(found) * budget.width(lengths[found[0]])
+        for count in range(1, min(most, len(lengths)) + 1):
+            for start in range(len(lengths) - count + 1):
+                longest = sorted(lengths, reverse=True)[start]
+                if count == 1 or budget.fits(count, longest):
+                    assert count * budget.width(longest) <= full
+
+
+def test_the_fullest_is_not_the_longest() -> None:
+    lengths = np.array([1000, 2100, 1000, 1000, 1000, 2100], np.int32)
+    assert fullest(lengths, Budget(9, 4096, "padded"), lambda tokens: 9).tolist() == [0, 2, 3, 4]
+    assert fullest(lengths, Budget(9, 4096, "padded"), lambda tokens: 3000 // tokens).tolist() == [0, 2, 3]
+    assert fullest(lengths, Budget(1, 4096, "packed"), lambda tokens: 9).tolist() == [1]

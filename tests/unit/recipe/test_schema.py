@@ -9,6 +9,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
+from fulltune.recipe.write import as_values, as_yaml
 
 
 def load(**sections: Any) -> Recipe:
@@ -78,3 +79,11 @@ def test_a_share_outside_the_training_data_would_be_ignored(split: str) -> None:
         load(data={split: [{"path": "h.jsonl", "share": 0.1}]})
     assert caught.value.faults[0].where == f"recipe: data.{split}"
     assert DataSection.model_validate({"train": ["a"], split: ["h.jsonl"]}).train
+
+
+def test_numbers_for_spikes_that_nobody_looks_for_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"train\.on_spike is off; leave train\.spike_score out"):
+        load(train={"on_spike": "off", "spike_score": 5.0})
+    off = load(train={"on_spike": "off"})
+    assert "spike_window" not in as_yaml(off), "and a resolved recipe can be read again"
+    assert load_recipe(as_values(off)) == off

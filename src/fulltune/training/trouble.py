@@ -1,0 +1,79 @@
+"""What can come between the micro-batches of an update: no memory, or a wish to stop. All ranks hear of it."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from fulltune.base.errors import Interrupted, MachineError
+from fulltune.engine.contract import Engine
+
+T = TypeVar("T")
+
+_SAID = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How allocators and the libraries behind torch say it where the type of the error does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Memory ran out: what the allocator said, and whether the micro-batch held one example, so cannot be cut."""
+
+    said: str
+    alone: bool = False
+
+
+def attempted(act: Callable[[], T], *, alone: bool = False) -> T | Shortage:
+    """What `act` gives, or the shortage that ended it; nothing that it held is held on to."""
+    try:
+        return act()
+    except (RuntimeError, MemoryError) as fault:
+        if not out_of_memory(fault):
+            raise
+        return Shortage((str(fault) or type(fault).__name__).splitlines()[0], alone)
+
+
+def out_of_memory(fault: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch has only words for it."""
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in _SAID)
+
+
+def agreed(own: Shortage | None, engine: Engine, stopped: Callable[[], bool]) -> Shortage | None:
+    """The one question between micro-batches: whether memory ran out on any rank, or any is asked to stop.
+
+    If so, half-made gradients are dropped on all of them. Interrupted if it was the wish to stop.
+    """
+    asked = stopped()
+    if not engine.any(asked or own is not None):
+        return None
+    engine.clear()
+    if engine.any(asked):
+        raise Interrupted("asked to stop within an update, which was dropped", mend="the same command goes on")
+    alone = engine.any(own is not None and own.alone)
+    return Shortage("on another rank" if own is None else own.said, alone)
+
+
+def release() -> None:
+    """Give back what the allocator keeps of an attempt that failed; the graph of a backward pass may be a circle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def unrepeatable(what: str) -> Iterator[None]:
+    """Around what cannot be cut or made again: MachineError where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if not out_of_memory(fault):
+            raise
+        raise MachineError(
+            f"out of memory {what}: {str(fault).splitlines()[0]}",
+            where="optim.name",
+            mend="smaller micro-batches do not help: a smaller model, an optimizer with less state, or more memory",
+        ) from fault
