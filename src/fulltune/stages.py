@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, Literal
 from fulltune.assemble import Prepared, count_updates, stores, template
 from fulltune.base.errors import CheckpointError, DataError, RecipeError
 from fulltune.base.files import begun_folder, sweep, whole_folder, write_record
+from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
+from fulltune.base.stop import listening
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
-from fulltune.data.prepare import Kit, Preparation, identity
+from fulltune.data.prepare import Kit, Preparation, identity, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.inspection.page import require_place, write_page
@@ -60,7 +63,8 @@ def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
 
     >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
     """
-    return _prepare(open_run(recipe, overrides, out=out, fresh=fresh))
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+        return _prepare(run)
 
 
 def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
@@ -105,19 +109,20 @@ def inspect(
     run = open_run(recipe, overrides, out=out)
     if html is not None:
         require_place(Path(html))
-    facts = _prepare(run)
-    data = _opened(run, facts).stores
-    default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
-    numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
-    kit = _kit(run.recipe.model)
-    reader = Reader(kit.tokenizer)
-    rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
-    full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
-    if facts.truncated and full:  # which of them were cut the store does not say
-        rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
-    if html is not None:
-        write_page(Path(html), rows, facts)
-    return rows
+    with _working(run):
+        facts = _prepare(run)
+        data = _opened(run, facts).stores
+        default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
+        numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
+        kit = _kit(run.recipe.model)
+        reader = Reader(kit.tokenizer)
+        rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
+        full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
+        if facts.truncated and full:  # which of them were cut the store does not say
+            rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
+        if html is not None:
+            write_page(Path(html), rows, facts)
+        return rows
 
 
 def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> Plan:
@@ -125,9 +130,9 @@ def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: An
 
     >>> fulltune.plan("recipe.yaml", train={"epochs": 1}).updates
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = _facts(run.recipe.model)
-    return _plan(run, _prepare(run), model)
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+        model = _facts(run.recipe.model)
+        return _plan(run, _prepare(run), model)
 
 
 def train(
@@ -143,9 +148,10 @@ def train(
     if run.record.exists():
         LOGGER.info(f"this run is done: {run.model}")
         return run.finished()
-    model = _facts(run.recipe.model)
-    facts = _prepare(run)
-    return conduct(run, _plan(run, facts, model), _opened(run, facts), model, sinks)
+    with _working(run), locked(run.path):
+        model = _facts(run.recipe.model)
+        facts = _prepare(run)
+        return conduct(run, _plan(run, facts, model), _opened(run, facts), model, sinks)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -153,10 +159,10 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
 
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = _facts(run.recipe.model)
-    facts = _prepare(run)
-    return rehearse(run, _plan(run, facts, model), _opened(run, facts), model)
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run, locked(run.path):
+        model = _facts(run.recipe.model)
+        facts = _prepare(run)
+        return rehearse(run, _plan(run, facts, model), _opened(run, facts), model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:
@@ -164,23 +170,24 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
 
     >>> fulltune.evaluate("runs/recipe")["result"].scores["heldout.loss"]
     """
-    run = open_run(recipe, overrides, out=out)
-    facts = _prepare(run)
-    models = {"base": run.recipe.model}
-    if model is not None:
-        models["model"] = section_of(model, run.recipe.model)
-    elif run.record.exists():
-        models["result"] = section_of(run.model, run.recipe.model)
-    known = tokenizer_digest(load_tokenizer(run.recipe.model))
-    for name, section in models.items():
-        if tokenizer_digest(load_tokenizer(section)) != known:
-            raise DataError(
-                f"the {name} has another tokenizer than {run.recipe.model.path}: the prepared ids mean other tokens",
-                where=section.path,
-                mend="prepare a run of its own with model.path set to it, and evaluate that",
-            )
-    data, plan = _opened(run, facts), _plan(run, facts, _facts(run.recipe.model))
-    return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+    with _working(open_run(recipe, overrides, out=out)) as run:
+        facts = _prepare(run)
+        models = {"base": run.recipe.model}
+        if model is not None:
+            models["model"] = section_of(model, run.recipe.model)
+        elif run.record.exists():
+            models["result"] = section_of(run.model, run.recipe.model)
+        known = tokenizer_digest(load_tokenizer(run.recipe.model))
+        for name, section in models.items():
+            if tokenizer_digest(load_tokenizer(section)) != known:
+                base = run.recipe.model.path
+                raise DataError(
+                    f"the {name} has another tokenizer than {base}: the prepared ids mean other tokens",
+                    where=section.path,
+                    mend="prepare a run of its own with model.path set to it, and evaluate that",
+                )
+        data, plan = _opened(run, facts), _plan(run, facts, _facts(run.recipe.model))
+        return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
 def export(
@@ -202,11 +209,19 @@ def export(
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
     if not opened.begun:
         raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
-    facts = opened.data_facts()
-    model = _facts(opened.recipe.model)
-    section = opened.recipe.export if dtype is None else ExportSection(dtype=dtype)
-    write_checkpoint(opened, _opened(opened, facts), model, folder, step, section)
+    with _working(opened):
+        facts = opened.data_facts()
+        model = _facts(opened.recipe.model)
+        section = opened.recipe.export if dtype is None else ExportSection(dtype=dtype)
+        write_checkpoint(opened, _opened(opened, facts), model, folder, step, section)
     return folder
+
+
+@contextmanager
+def _working(run: RunFolder) -> Iterator[RunFolder]:
+    """In here a signal ends the stage in order, as the run's recipe says."""
+    with listening(run.recipe.checkpoint.signals):
+        yield run
 
 
 def _prepare(run: RunFolder) -> DataFacts:
@@ -223,28 +238,17 @@ def _prepare(run: RunFolder) -> DataFacts:
                 where=str(run.data_card),
                 mend="bring back what it began with, or make a new folder with --fresh",
             )
-    sweep(run.path)
     load = _for_others(kit, recipe.model)
-    with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
-        facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
-        # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
-        run.begin()
-        run.data_card.unlink(missing_ok=True)
-    write_record(run.data_card, facts)
-    _tell(facts)
+    with locked(run.path):
+        sweep(run.path)
+        with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
+            facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
+            # A kill from here on leaves data without a card: prepared again, never with the card of other data.
+            run.begin()
+            run.data_card.unlink(missing_ok=True)
+        write_record(run.data_card, facts)
+    tell(facts)
     return facts
-
-
-def _tell(facts: DataFacts) -> None:
-    train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
-    LOGGER.info(
-        f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
-        f"them ({train.supervised_tokens / train.tokens:.0%}) taught; {facts.splits['heldout'].examples:,} held out"
-    )
-    for reason, count in facts.dropped.items():
-        LOGGER.warning(f"left out, {reason}: {count:,}")
-    for note, places in facts.notes.items():
-        LOGGER.warning(f"note, {note}: {places}")
 
 
 def _checked(recipe: Recipe) -> Kit:
@@ -270,8 +274,10 @@ def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:
         return run.plan()  # a run that has begun keeps its numbers, also on another machine
     count = count_updates(run.recipe.data, facts, _opened(run, facts).stores["train"])
     made = make_plan(run.recipe, facts, model, machine(), count)
-    run.begin()
-    write_record(run.plan_card, made)
+    if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated
+        with locked(run.path):
+            run.begin()
+            write_record(run.plan_card, made)
     LOGGER.info(
         f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
