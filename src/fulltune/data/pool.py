@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
 from loky import ProcessPoolExecutor
@@ -109,6 +110,7 @@ def _feed(executor: Any, tasks: Iterable[Any], here: Callable[[], Work], most: i
 
 def _submit(executor: Any, task: Any) -> Future[tuple[Fault, ...]]:
     """Ctrl-C goes to the workers too, but is for this process: those that start here are born without an ear for it."""
+    ensure_running()  # with the first worker it would start a process of its own, and let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         future: Future[tuple[Fault, ...]] = executor.submit(_do, task)

@@ -78,3 +78,12 @@ def test_a_share_outside_the_training_data_would_be_ignored(split: str) -> None:
         load(data={split: [{"path": "h.jsonl", "share": 0.1}]})
     assert caught.value.faults[0].where == f"recipe: data.{split}"
     assert DataSection.model_validate({"train": ["a"], split: ["h.jsonl"]}).train
+
+
+def test_signals_are_a_name_or_a_list_of_them() -> None:
+    assert load().checkpoint.signals == ("SIGTERM", "SIGINT", "SIGUSR1")
+    for given, wanted in (("SIGUSR2", ("SIGUSR2",)), (["SIGHUP", "SIGTERM"], ("SIGHUP", "SIGTERM")), ([], ())):
+        assert load(checkpoint={"signals": given}).checkpoint.signals == wanted
+    for given in ("SIGKILL", "TERM", ["SIGTERM", "SIGTERM"], 15):
+        with pytest.raises(RecipeError, match=r"checkpoint\.signals"):
+            load(checkpoint={"signals": given})
