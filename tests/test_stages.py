@@ -1,7 +1,9 @@
 """The stages as a user calls them: what a run folder holds, when it goes on, when it refuses."""
 
 import json
+import os
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import fulltune
-from fulltune.base.errors import CheckpointError, DataError, DivergedError, MachineError, RecipeError
+from fulltune.base.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    Interrupted,
+    LockedError,
+    MachineError,
+    RecipeError,
+)
 from fulltune.base.files import read_record
 from fulltune.base.records import RunRecord
 from fulltune.data import prepare as prepare_module
 from fulltune.engine.contract import Update
 from fulltune.engine.single import SingleEngine
+from fulltune.exporting import targets
 from fulltune.training.journal import read
 from tests import tiny
+from tests.unit.base.test_lock import process
 
 
 @pytest.fixture
@@ -483,3 +495,84 @@ def test_a_process_that_was_killed_leaves_what_is_done(
     assert fulltune.prepare(recipe, out=tmp_path / "run") == wanted
     assert seen == [stamps], "no part was made twice"
     assert not begun.exists()
+
+
+def test_a_run_has_one_writer_and_many_readers(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    wanted = fulltune.plan(recipe, out=run)
+    with process(run) as (holder, _):
+        holder.send_signal(signal.SIGSTOP)
+        for stage in (fulltune.train, fulltune.dry_run, fulltune.prepare, fulltune.plan):
+            other = {} if stage in (fulltune.train, fulltune.dry_run) else {"data": {"supervise": "all"}}
+            with pytest.raises(LockedError, match=f"process {holder.pid}"):
+                stage(recipe, out=run, **other)
+        assert fulltune.plan(recipe, out=run) == wanted, "nothing is to be written"
+        assert len(fulltune.inspect(recipe, out=run, first=2)) == 2
+        assert fulltune.evaluate(recipe, out=run).keys() == {"base"}
+        with pytest.raises(LockedError):
+            fulltune.plan(recipe, out=run, optim={"lr": 1e-5})
+        with pytest.raises(LockedError):
+            fulltune.inspect(recipe, out=run, data={"heldout": 0.5})
+    assert (run / ".lock").exists()
+    fulltune.train(recipe, out=run)
+    assert not (run / ".lock").exists()
+
+
+def test_a_folder_with_nothing_but_the_lock_of_a_dead_process_is_free(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    with process(tmp_path / "run"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    fulltune.prepare(recipe, out=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "data.json", "recipe.yaml"}
+
+
+class Terminator:
+    """Sends a signal when the journal says something."""
+
+    def __init__(self, kind: str, sent: signal.Signals) -> None:
+        self._kind, self._sent = kind, sent
+
+    def hear(self, kind: str, values: Any) -> None:
+        if kind == self._kind:
+            os.kill(os.getpid(), self._sent)
+
+
+def test_training_listens_to_the_signals_of_its_recipe(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Before its first checkpoint there is nothing to save: the same command begins anew."""
+    with pytest.raises(Interrupted, match="SIGUSR2"):
+        fulltune.train(
+            recipe,
+            out=tmp_path / "run",
+            sinks=[Terminator("start", signal.SIGUSR2)],
+            checkpoint={"signals": "SIGUSR2"},
+        )
+    assert not (tmp_path / "run/.lock").exists()
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt):
+        fulltune.train(
+            recipe, out=tmp_path / "run", sinks=[Terminator("start", signal.SIGINT)], checkpoint={"signals": "SIGUSR2"}
+        )
+    assert fulltune.train(recipe, out=tmp_path / "run").progress.update == 6
+
+
+def test_a_signal_ends_an_export_and_leaves_no_half_of_it(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fulltune.train(recipe, out=tmp_path / "run")
+    real = targets._cast_state
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(targets, "_cast_state", stopped)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        fulltune.export(tmp_path / "run", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "run"}
+
+
+def test_a_preparation_that_fails_leaves_no_folder(tmp_path: Path, recipe: dict[str, Any], data: Path) -> None:
+    data.write_text("not json")
+    with pytest.raises(DataError):
+        fulltune.prepare(recipe, out=tmp_path / "runs/one")
+    assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
@@ -145,7 +146,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         spikes=_spikes(recipe.train),
         max_rollbacks=recipe.train.max_rollbacks,
         back=saving.back,
-        stopped=lambda: False,
+        stopped=lambda: stop.asked() is not None,
         journal=site.journal,
     )
     evaluating = Evaluating(

@@ -6,9 +6,10 @@ from typing import Any
 
 from fulltune.assemble import Prepared, count_updates, stores, template
 from fulltune.base.files import begun_folder, fingerprint, sweep, whole_folder, write_record
+from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, ModelFacts, Plan
-from fulltune.data.prepare import Kit, depends
+from fulltune.data.prepare import Kit, depends, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.model.facts import facts as model_facts
@@ -41,15 +42,16 @@ def prepared(run: RunFolder) -> Prepared:
         facts = run.data_facts()
         if facts.fingerprint == wanted:
             return opened(run, facts, needed)
-    sweep(run.path)
     load = for_others(kit, recipe.model)
-    with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
-        facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
-        # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
-        run.begin()
-        run.data_card.unlink(missing_ok=True)
-    write_record(run.data_card, facts)
-    _tell(facts)
+    with locked(run.path):
+        sweep(run.path)
+        with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
+            facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
+            # A kill from here on leaves data without a card: prepared again, never with the card of other data.
+            run.begin()
+            run.data_card.unlink(missing_ok=True)
+        write_record(run.data_card, facts)
+    tell(facts)
     return opened(run, facts, needed)
 
 
@@ -57,18 +59,6 @@ def _implied(run: RunFolder) -> set[str]:
     """What changes with fields that were accepted: another max_length gives other data."""
     sections = {change.field.partition(".")[0] for change in run.changes if covers(run.accepted, change.field)}
     return ({"data"} if "data" in sections else set()) | (set(DATA) if "model" in sections else set())
-
-
-def _tell(facts: DataFacts) -> None:
-    train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
-    LOGGER.info(
-        f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
-        f"them ({train.supervised_tokens / train.tokens:.0%}) taught; {facts.splits['heldout'].examples:,} held out"
-    )
-    for reason, count in facts.dropped.items():
-        LOGGER.warning(f"left out, {reason}: {count:,}")
-    for note, places in facts.notes.items():
-        LOGGER.warning(f"note, {note}: {places}")
 
 
 def checked(recipe: Recipe) -> Kit:
@@ -101,8 +91,10 @@ def planned(run: RunFolder, data: Prepared, model: ModelFacts, *, trains: bool =
         made = keep_choices(made, before, run.changes)
     if run.begun and not trains:
         return made  # the cards of a run say what it does, not what it was asked in passing
-    run.begin()
-    write_record(run.plan_card, made)
+    if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated
+        with locked(run.path):
+            run.begin()
+            write_record(run.plan_card, made)
     LOGGER.info(
         f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import fingerprint, is_begun, is_draft, read_record, write_whole
+from fulltune.base.files import as_text, fingerprint, is_begun, is_draft, read_record, write_whole
+from fulltune.base.lock import NAME as LOCK
 from fulltune.base.records import Change, DataFacts, Plan, RunRecord
 from fulltune.recipe.changes import differences, require_accepted, require_known
 from fulltune.recipe.load import Asked, load_recipe
@@ -85,6 +86,11 @@ class RunFolder:
     def begin(self) -> None:
         """Write the recipe into the folder, which makes it this run's."""
         write_whole(self.recipe_file, _MARK + as_yaml(self.recipe))
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether this recipe and this plan stand in the folder already."""
+        wanted = {self.recipe_file: _MARK + as_yaml(self.recipe), self.plan_card: as_text(plan)}
+        return all(path.exists() and path.read_text(encoding="utf-8") == text for path, text in wanted.items())
 
     def data_facts(self) -> DataFacts:
         """The card of the data stage."""
@@ -166,7 +172,7 @@ def _require_place(folder: Path) -> None:
 def _require_same(run: RunFolder) -> None:
     """Before training began a recipe may change; afterwards the folder's weights belong to the one it began with."""
     if not _is_run(run.path):
-        if run.path.exists() and any(not is_draft(path) and not is_begun(path) for path in run.path.iterdir()):
+        if run.path.exists() and not all(map(_is_left_over, run.path.iterdir())):
             raise RecipeError(
                 "the folder is not empty and is no run",
                 where=str(run.path),
@@ -191,3 +197,8 @@ def _recorded(checkpoints: Path) -> Manifest | None:
             manifest = read_manifest(place)
             return manifest if manifest.step > 0 else None
     return None
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether this is what a process leaves that was killed before its run began."""
+    return is_draft(path) or is_begun(path) or path.name == LOCK

@@ -2,14 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, RunRecord
+from fulltune.base.stop import listening
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
 from fulltune.inspection.page import require_place, write_page
@@ -23,7 +26,7 @@ from fulltune.model.load import (
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
-from fulltune.runs import open_run
+from fulltune.runs import RunFolder, open_run
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
@@ -48,7 +51,8 @@ def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
 
     >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
     """
-    return prepared(open_run(recipe, overrides, out=out, fresh=fresh)).facts
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+        return prepared(run).facts
 
 
 def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
@@ -93,19 +97,20 @@ def inspect(
     run = open_run(recipe, overrides, out=out)
     if html is not None:
         require_place(Path(html))
-    ready = prepared(run)
-    facts, data = ready.facts, ready.stores
-    default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
-    numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
-    kit = kit_of(run.recipe.model)
-    reader = Reader(kit.tokenizer)
-    rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
-    full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
-    if facts.truncated and full:  # which of them were cut the store does not say
-        rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
-    if html is not None:
-        write_page(Path(html), rows, facts)
-    return rows
+    with _working(run):
+        ready = prepared(run)
+        facts, data = ready.facts, ready.stores
+        default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
+        numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
+        kit = kit_of(run.recipe.model)
+        reader = Reader(kit.tokenizer)
+        rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
+        full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
+        if facts.truncated and full:  # which of them were cut the store does not say
+            rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
+        if html is not None:
+            write_page(Path(html), rows, facts)
+        return rows
 
 
 def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> Plan:
@@ -113,9 +118,9 @@ def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: An
 
     >>> fulltune.plan("recipe.yaml", train={"epochs": 1}).updates
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = facts_of(run.recipe.model)
-    return planned(run, prepared(run), model)
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+        model = facts_of(run.recipe.model)
+        return planned(run, prepared(run), model)
 
 
 def train(
@@ -138,9 +143,10 @@ def train(
     if run.record.exists() and not run.changes:
         LOGGER.info(f"this run is done: {run.model}")
         return run.finished()
-    model = facts_of(run.recipe.model)
-    data = prepared(run)
-    return conduct(run, planned(run, data, model, trains=True), data, model, sinks)
+    with _working(run), locked(run.path):
+        model = facts_of(run.recipe.model)
+        data = prepared(run)
+        return conduct(run, planned(run, data, model, trains=True), data, model, sinks)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -148,10 +154,10 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
 
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = facts_of(run.recipe.model)
-    data = prepared(run)
-    return rehearse(run, planned(run, data, model), data, model)
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run, locked(run.path):
+        model = facts_of(run.recipe.model)
+        data = prepared(run)
+        return rehearse(run, planned(run, data, model), data, model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:
@@ -159,23 +165,24 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
 
     >>> fulltune.evaluate("runs/recipe")["result"].scores["heldout.loss"]
     """
-    run = open_run(recipe, overrides, out=out)
-    data = prepared(run)
-    models = {"base": run.recipe.model}
-    if model is not None:
-        models["model"] = section_of(model, run.recipe.model)
-    elif run.record.exists():
-        models["result"] = section_of(run.model, run.recipe.model)
-    known = tokenizer_digest(load_tokenizer(run.recipe.model))
-    for name, section in models.items():
-        if tokenizer_digest(load_tokenizer(section)) != known:
-            raise DataError(
-                f"the {name} has another tokenizer than {run.recipe.model.path}: the prepared ids mean other tokens",
-                where=section.path,
-                mend="prepare a run of its own with model.path set to it, and evaluate that",
-            )
-    plan = planned(run, data, facts_of(run.recipe.model))
-    return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+    with _working(open_run(recipe, overrides, out=out)) as run:
+        data = prepared(run)
+        models = {"base": run.recipe.model}
+        if model is not None:
+            models["model"] = section_of(model, run.recipe.model)
+        elif run.record.exists():
+            models["result"] = section_of(run.model, run.recipe.model)
+        known = tokenizer_digest(load_tokenizer(run.recipe.model))
+        for name, section in models.items():
+            if tokenizer_digest(load_tokenizer(section)) != known:
+                base = run.recipe.model.path
+                raise DataError(
+                    f"the {name} has another tokenizer than {base}: the prepared ids mean other tokens",
+                    where=section.path,
+                    mend="prepare a run of its own with model.path set to it, and evaluate that",
+                )
+        plan = planned(run, data, facts_of(run.recipe.model))
+        return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
 def export(
@@ -197,8 +204,15 @@ def export(
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
     if not trained.begun:
         raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
-    facts = trained.data_facts()
-    model = facts_of(trained.recipe.model)
-    section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
-    write_checkpoint(trained, opened(trained, facts, {}), model, folder, step, section)
+    with _working(trained):
+        data = opened(trained, trained.data_facts(), {})
+        section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
+        write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
+
+
+@contextmanager
+def _working(run: RunFolder) -> Iterator[RunFolder]:
+    """In here a signal ends the stage in order, as the run's recipe says."""
+    with listening(run.recipe.checkpoint.signals):
+        yield run

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from fulltune.base.errors import CheckpointError, DiskError, MachineError
+from fulltune.base.errors import CheckpointError, DiskError, Interrupted, MachineError
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def begun_folder(folder: Path, name: str) -> Iterator[Path]:
-    """A folder for work that goes on if the name is the same, after a kill or where the machine was too small.
+    """A folder for work that goes on if the name is the same: after a kill or a signal, or where memory ran out.
 
     It is gone when the block ends in any other way.
 
@@ -94,7 +94,7 @@ def begun_folder(folder: Path, name: str) -> Iterator[Path]:
     made.mkdir(parents=True, exist_ok=True)
     try:
         yield made
-    except MachineError:
+    except (MachineError, Interrupted):
         raise
     except Exception:
         shutil.rmtree(made)
@@ -177,7 +177,12 @@ def _finite(value: Any) -> Any:
 
 def write_record(path: Path, record: Any) -> None:
     """A dataclass as indented JSON, whole or absent."""
-    write_whole(path, json.dumps(to_json(record), indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, as_text(record))
+
+
+def as_text(record: Any) -> str:
+    """What `write_record` writes."""
+    return json.dumps(to_json(record), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(path: Path, kind: type[T]) -> T:

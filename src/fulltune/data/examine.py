@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fulltune.base import stop
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
 from fulltune.data.doctor.labels import LabelFacts, LabelShift, label_facts, label_shares
@@ -86,6 +87,7 @@ class Examination:
         overlap, hit = Overlap(self._benchmarks()), []
         with NearParts(self._folders()) as opened:
             for row in map(int, np.flatnonzero(self._choice.side == SPLITS.index("train"))):
+                stop.check()
                 if overlap.add(opened.text(row), self._rows.place(row)):
                     hit.append(row)
         if self._wants("benchmark_overlap", "drop"):
@@ -95,6 +97,7 @@ class Examination:
     def _benchmarks(self) -> Iterator[tuple[str, str]]:
         for source in self._data.benchmarks:
             for place in places(source, self._told):
+                stop.check()
                 for line, row in read_rows(place, self._told, source):
                     yield f"{place.path}:{line}", "\n".join(text for value in row.values() for text in strings(value))
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fulltune.base import stop
 from fulltune.base.files import flush
 from fulltune.data.doctor.lengths import LADDER
 from fulltune.data.store import TOKENS
@@ -119,6 +120,7 @@ def finish(draft: Path, folder: Path) -> None:
 
 def ship(part: Part, shard: Path) -> None:
     """The part's tokens as a shard of the prepared data, sharing the disk space of the part where that can be."""
+    stop.check()
     shard.mkdir(parents=True)
     for name in TOKENS:
         source, target = part.folder / f"{name}.bin", shard / f"{name}.bin"
@@ -129,7 +131,10 @@ def ship(part: Part, shard: Path) -> None:
 
 
 class Tables:
-    """The rows of all parts of a preparation, one after the other, column by column."""
+    """The rows of all parts of a preparation, one after the other, column by column.
+
+    Whoever goes over all parts does so by `slices`, which raises Interrupted where a signal came.
+    """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = tuple(parts)
@@ -144,5 +149,6 @@ class Tables:
 
     def slices(self) -> Iterator[tuple[Part, slice]]:
         """Each part and where its rows lie among all."""
-        for part, start, stop in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
-            yield part, slice(int(start), int(stop))
+        for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            stop.check()
+            yield part, slice(int(start), int(end))

@@ -1,21 +1,29 @@
 """Tasks to processes: one after the other here if there are few, else in worker processes that share them."""
 
+import ctypes
 import gc
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
 from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
+from fulltune.base import stop
 from fulltune.base.errors import DataError, Fault, MachineError
 
 _FEW = 3
 """Tasks that one process does sooner than a second one would have started (it imports transformers)."""
 _AHEAD = 2
 """Tasks that wait beside those in work; each holds its rows in memory."""
+_LOOKS = 0.5
+"""Seconds after which a process that waits for others looks whether a signal came."""
+_PARENT_DIES = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 class Work(Protocol):
@@ -27,20 +35,23 @@ class Work(Protocol):
 def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], Work] | None, processes: int) -> None:
     """Every task, by a worker that `here` makes in this process, or by those that `elsewhere` makes in others.
 
-    DataError as a worker raised it; MachineError if one was killed.
+    DataError as a worker raised it; MachineError if one was killed; Interrupted between two tasks.
     """
     waiting = iter(tasks)
     first = list(itertools.islice(waiting, _FEW))
     if elsewhere is None or processes == 1 or len(first) < _FEW:
         work: Work | None = None
         for task in itertools.chain(first, waiting):
+            stop.check()
             work = work or here()
             work(task)
         return
-    executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=(elsewhere,), env=_ENVIRONMENT)
+    begin = (elsewhere, os.getpid())
+    executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=begin, env=_ENVIRONMENT)
     try:
         _feed(executor, itertools.chain(first, waiting), here, processes + _AHEAD)
     except TerminatedWorkerError as fault:
+        stop.check()  # a signal to all processes of a group ends the workers too
         raise MachineError(
             "a process that prepares data was killed, most likely since memory ran out",
             where="data.processes",
@@ -55,8 +66,12 @@ _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPEN
 _worker: Work | None = None
 
 
-def _begin(make: Callable[[], Work]) -> None:
+def _begin(make: Callable[[], Work], parent: int) -> None:
     global _worker
+    # Workers wait for their next task forever: let them not outlive a process that was killed or left at once.
+    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
     os.environ.update(_ENVIRONMENT)
     # Rows hold no cycles, and to look for them among a hundred thousand texts takes 7% of the time.
     gc.set_threshold(200_000, 50, 100)
@@ -79,12 +94,13 @@ def _feed(executor: Any, tasks: Iterable[Any], here: Callable[[], Work], most: i
     work: Work | None = None
     started = False
     for task in tasks:
+        stop.check()
         started = started or any(future.done() for future in pending)
         if len(pending) < most:
-            pending.add(executor.submit(_do, task))
+            pending.add(_submit(executor, task))
         elif started:
             pending = _settle(pending)
-            pending.add(executor.submit(_do, task))
+            pending.add(_submit(executor, task))
         else:
             work = work or here()
             work(task)
@@ -92,9 +108,23 @@ def _feed(executor: Any, tasks: Iterable[Any], here: Callable[[], Work], most: i
         pending = _settle(pending)
 
 
+def _submit(executor: Any, task: Any) -> Future[tuple[Fault, ...]]:
+    """Ctrl-C goes to the workers too, but is for this process: those that start here are born without an ear for it."""
+    ensure_running()  # with the first worker it would start a process of its own, and let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        future: Future[tuple[Fault, ...]] = executor.submit(_do, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return future
+
+
 def _settle(pending: set[Future[tuple[Fault, ...]]]) -> set[Future[tuple[Fault, ...]]]:
     """Waits for one, and tells its faults."""
-    done, left = wait(pending, return_when=FIRST_COMPLETED)
+    done: set[Future[tuple[Fault, ...]]] = set()
+    while not done:
+        done, left = wait(pending, _LOOKS, FIRST_COMPLETED)
+        stop.check()
     for future in done:
         if faults := future.result():
             raise DataError(faults=faults)

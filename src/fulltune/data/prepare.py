@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fulltune.base import stop
 from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
+from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, SplitFacts
 from fulltune.base.table import code
 from fulltune.data.choose import GONE, SPLITS, Rows, choose
@@ -23,7 +25,7 @@ from fulltune.data.template import Template, Tokenizer
 from fulltune.data.work import Worker
 from fulltune.recipe.data import DataSection, Source
 
-__all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "sources"]
+__all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "sources", "tell"]
 
 _VERSION = 4
 """Raised when the same rows would give another store."""
@@ -59,6 +61,7 @@ def depends(
     options = data.model_dump(mode="json", exclude=_WITHOUT)
     found: dict[str, str] = {}
     for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
+        stop.check()
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = fingerprint([(place.path, digest(place, source)) for place in places(source, Findings())])
@@ -227,6 +230,19 @@ def prepare(
     if parts is None:
         shutil.rmtree(kept)
     return facts
+
+
+def tell(facts: DataFacts) -> None:
+    """Say what became of the rows."""
+    train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
+    LOGGER.info(
+        f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
+        f"them ({train.supervised_tokens / train.tokens:.0%}) taught; {facts.splits['heldout'].examples:,} held out"
+    )
+    for reason, count in facts.dropped.items():
+        LOGGER.warning(f"left out, {reason}: {count:,}")
+    for note, where in facts.notes.items():
+        LOGGER.warning(f"note, {note}: {where}")
 
 
 def _loaded(data: DataSection, load: Callable[[], Kit]) -> Worker:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fulltune.base import stop
 from fulltune.base.records import SourceFacts, SplitFacts
 from fulltune.data.choose import GONE, SPLITS, Choice, Rows
 from fulltune.data.findings import Findings
@@ -115,6 +116,7 @@ def _rejected(one: Gathered, together: Sequence[tuple[Part, slice]], choice: Cho
     findings = Findings()
     raw = iter(Intake(one.source, places(one.source, Findings()), findings))
     for part, here in together:
+        stop.check()
         said = {number: (code, what) for number, code, what, _ in part.said.faults}
         for number, entry in enumerate(part.rows):
             own: list[Placed] = [next(raw) for _ in range(int(entry["rows"]))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fulltune.base import stop
 from fulltune.base.files import fingerprint
 from fulltune.base.records import IGNORE
 from fulltune.data import parts
@@ -127,6 +128,7 @@ class Worker:
 
     def _rendered(self, items: Iterator[_Item]) -> Iterator[_Item]:
         for together in batched(items, _TOGETHER):
+            stop.check()
             fine = [item for item in together if _is_fine(item)]
             wanted = [content for item in fine for content in (*item.texts, *item.copies)]
             outcomes = iter(self._renderer.render(wanted))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from fulltune.base import stop
 from fulltune.model.facts import arithmetic, context
 
 
@@ -16,7 +17,8 @@ def greedy(
 ) -> list[list[int]]:
     """For each prompt the token ids that the model adds, without the stop token. The model is left as it was.
 
-    At most `tokens` of them, and no more than the model has positions for.
+    At most `tokens` of them, and no more than the model has positions for. Interrupted before a prompt where a signal
+    came.
     """
     before = model.training
     model.eval()
@@ -27,6 +29,7 @@ def greedy(
 
 
 def _answer(model: nn.Module, prompt: Sequence[int], stop_ids: Sequence[int], tokens: int) -> list[int]:
+    stop.check()
     limit = context(cast(Any, model).config.get_text_config())
     room = tokens if limit is None else min(tokens, limit - len(prompt))
     if room < 1:

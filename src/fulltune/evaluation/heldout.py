@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fulltune.base import stop
 from fulltune.base.records import EvalReport
 from fulltune.batch import Batch
 from fulltune.engine.contract import Engine
@@ -19,7 +20,8 @@ Sources = Mapping[str, Callable[[], Iterable[Batch]]]
 def measure(splits: Mapping[str, Sources], engine: Engine, objective: Objective, *, step: int) -> EvalReport:
     """`split.loss` and `split.perplexity` for each split, weighted by token; perplexity is exp of that one mean.
 
-    Of several sources each has its `split.source.loss` besides; no batch is looked at twice for it.
+    Of several sources each has its `split.source.loss` besides; no batch is looked at twice for it. Interrupted
+    between two batches where a signal came.
     """
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
@@ -63,6 +65,7 @@ def _sums(batches: Iterable[Batch], engine: Engine, objective: Objective) -> _Su
     tokens = 0
     with engine.evaluating():
         for batch in batches:
+            stop.check()
             sums = engine.forward(batch)
             totals += torch.stack([sums[term].double() for term in objective.weights])
             counts += torch.tensor([objective.counts(batch)[term] for term in objective.weights], dtype=torch.float64)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from fulltune.base import stop
+
 _COPIED = (
     "tokenizer.json",
     "tokenizer.model",
@@ -55,11 +57,13 @@ def write(model: nn.Module, target: Target, folder: Path) -> None:
     dtype = cast(torch.dtype, vars(torch)[target.dtype])
     foreign = cast(Any, model)
     own = foreign.generation_config
+    stop.check()
     foreign.generation_config = GenerationConfig()  # a base may bring one that save_pretrained refuses to write
     try:
         foreign.save_pretrained(folder, state_dict=_cast_state(model, dtype))
     finally:
         foreign.generation_config = own
+    stop.check()
     _write_json(folder / "config.json", _config(target))
     generation = _generation(target)
     if generation:

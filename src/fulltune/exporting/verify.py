@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fulltune.base import stop
 from fulltune.base.errors import DataError
 from fulltune.exporting.targets import Target
 from fulltune.model.facts import arithmetic
@@ -34,7 +35,9 @@ def verify(folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenize
     reloaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=code
     ).to(device)
+    stop.check()
     _verify_weights(folder, model, reloaded, dtype)
+    stop.check()
     ids = ids.to(device)
     training = model.training
     model.eval()

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection
 
+from fulltune.base import stop
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake, RowReader
 from fulltune.data.prepare import Kit, sources
@@ -29,6 +30,7 @@ def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: 
             wanted = {origin for origin in origins if origin.rpartition(":")[0] == place.path}
             intake = Intake(source, [place], Findings())
             for _, line, row in intake if wanted else ():
+                stop.check()
                 origin = f"{place.path}:{line}"
                 if origin not in wanted:
                     continue

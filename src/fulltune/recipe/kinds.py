@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from fulltune.base.records import Every, Unit
+from fulltune.base.stop import Signal
 
 MOST = 10**12
 """More than any run counts of anything; up to here numbers go through floats and JSON unchanged."""
@@ -132,6 +133,14 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Listed = BeforeValidator(_listed)
 Used = BeforeValidator(_used)
 Mixed = BeforeValidator(_mixed)
+
+
+def _signals(value: Any) -> Any:
+    """A name or a list of names as a tuple, none of which stands there twice."""
+    return _names([value] if isinstance(value, str) else value)
+
+
+Signals = Annotated[tuple[Signal, ...], BeforeValidator(_signals)]
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fulltune.base.records import Every
+from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
-from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Warmup
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Warmup
 
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
@@ -142,6 +143,10 @@ class CheckpointSection(Section):
     """
     patience: Count | None = None
     """Stop after so many evaluations in a row without a new best; by default never."""
+    signals: Signals = DEFAULT
+    """Signals that end a run in order: what is done is saved, and the same command goes on. The same signal again ends
+    it at once.
+    """
 
 
 class ExportSection(Section):

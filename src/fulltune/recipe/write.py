@@ -83,8 +83,10 @@ def _line(path: str, name: str, field: FieldInfo) -> tuple[list[str], str]:
 
 def inline(value: Any) -> str:
     """A default as it stands in YAML."""
-    if isinstance(value, dict | tuple):
-        return "{}" if isinstance(value, dict) else "[]"
+    if isinstance(value, dict):
+        return "{}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(inline, value))}]"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

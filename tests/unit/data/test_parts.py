@@ -1,8 +1,11 @@
 """Rows in parts: the same store however many processes made it, wherever it was killed, whatever was left out."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fulltune.base.errors import DataError, MachineError
+from fulltune.base.errors import DataError, Interrupted, MachineError
 from fulltune.base.records import IGNORE, DataFacts
-from fulltune.data import gather, work
+from fulltune.base.stop import listening
+from fulltune.data import gather, pool, work
+from fulltune.data.doctor.near import near_duplicates
 from fulltune.data.prepare import Kit, Preparation, identity, prepare
 from fulltune.data.store import Store
 from fulltune.data.template import Template
@@ -144,9 +149,6 @@ def test_a_process_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _dying() -> Kit:
-    import os
-    import signal
-
     made = kit()
     object.__setattr__(made, "template", None)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -164,6 +166,44 @@ def _without_template() -> Kit:
     tokens = tiny.tokenizer()
     tokens.chat_template = None
     return Kit(tokens, Template(tokens, None, "t"))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_signal_ends_each_step_of_a_preparation(tmp_path: Path) -> None:
+    made = long_rows(40)
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [*made, nearly(made[4])])
+    asked, here = section(train=str(rows), max_length=999), kit()
+    work = Preparation(asked, here, tmp_path / "parts")
+    work.examine()
+    for step in (
+        lambda: identity(asked, "tokens", here.template),
+        lambda: Preparation(asked, here, tmp_path / "other"),
+        work.examine,
+        lambda: work.publish(tmp_path / "store", "x"),
+    ):
+        with listening(), pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            step()
+    assert not list((tmp_path / "other").glob("*")), "no part was begun"
+    assert not (tmp_path / "store/shards/000000").exists()
+
+
+def test_a_signal_is_heard_while_waiting_for_other_processes() -> None:
+    with listening(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pool._settle({Future()})
+
+
+def test_a_signal_ends_the_search_for_near_duplicates(tmp_path: Path) -> None:
+    made = long_rows(12)
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [*made, nearly(made[4])])
+    Preparation(section(train=str(rows), max_length=999), kit(), tmp_path / "parts")
+    folders = sorted((tmp_path / "parts").glob("*/near"))
+    side = np.zeros(13, np.int8)
+    assert len(near_duplicates(folders, side).surplus) == 1
+    with listening(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        near_duplicates(folders, side)
 
 
 def documents(path: Path, lengths: list[int]) -> Path:

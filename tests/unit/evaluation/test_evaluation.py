@@ -1,6 +1,8 @@
 """Held-out loss weighted by token, whatever the batches; greedy answers that stop."""
 
 import math
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import ClassVar
 import pytest
 import torch
 
+from fulltune.base.errors import Interrupted
+from fulltune.base.stop import listening
 from fulltune.batch import Batch
 from fulltune.data.feed import once
 from fulltune.data.lay import Budget
@@ -150,3 +154,37 @@ def test_greedy_ends_where_the_positions_end() -> None:
     assert made[0] == []
     assert len(made[1]) <= 2
     assert len(made[2]) <= 9
+
+
+def test_a_signal_ends_measuring_between_two_batches(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, tiny.model("llama"), count=6)
+    seen: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(once(ground.store, Budget(2, 10_000, "padded"))):
+            seen.append(number)
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with listening(), pytest.raises(Interrupted):
+        measure({"heldout": {"all": batches}}, ground.engine, ground.objective, step=0)
+    assert seen == [0, 1]
+    assert ground.model.training, "as it was before"
+
+
+def test_a_signal_ends_answering_before_the_next_prompt() -> None:
+    model = tiny.model("llama").train()
+    asked: list[int] = []
+
+    def prompts() -> Iterator[list[int]]:
+        for number in range(3):
+            asked.append(number)
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield [5, 6, 7]
+
+    with listening(), pytest.raises(Interrupted):
+        greedy(model, prompts(), stop_ids=[2], tokens=4)
+    assert asked == [0, 1]
+    assert model.training

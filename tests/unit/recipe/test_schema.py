@@ -87,3 +87,12 @@ def test_numbers_for_spikes_that_nobody_looks_for_are_refused() -> None:
     off = load(train={"on_spike": "off"})
     assert "spike_window" not in as_yaml(off), "and a resolved recipe can be read again"
     assert load_recipe(as_values(off)) == off
+
+
+def test_signals_are_a_name_or_a_list_of_them() -> None:
+    assert load().checkpoint.signals == ("SIGTERM", "SIGINT", "SIGUSR1")
+    for given, wanted in (("SIGUSR2", ("SIGUSR2",)), (["SIGHUP", "SIGTERM"], ("SIGHUP", "SIGTERM")), ([], ())):
+        assert load(checkpoint={"signals": given}).checkpoint.signals == wanted
+    for given in ("SIGKILL", "TERM", ["SIGTERM", "SIGTERM"], 15):
+        with pytest.raises(RecipeError, match=r"checkpoint\.signals"):
+            load(checkpoint={"signals": given})

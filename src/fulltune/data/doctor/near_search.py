@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fulltune.base import stop
 from fulltune.data.doctor.near_parts import NearParts
 from fulltune.data.doctor.shingles import jaccard, shingles
 from fulltune.data.doctor.signatures import BANDS, WHOLE, differing, most_differing
@@ -93,6 +94,7 @@ class Verifier:
 
     def promising(self, one: Rows, other: Rows, most: int) -> Iterator[tuple[int, int]]:
         """Those pairs whose sketches differ in at most so many values and that have not failed, the likely first."""
+        stop.check()
         apart = differing(self._sketches[one], self._sketches[other])
         chosen = np.flatnonzero(apart <= most)
         chosen = chosen[np.argsort(apart[chosen], kind="stable")]
@@ -110,6 +112,7 @@ class Verifier:
 
     def similarity(self, first: int, second: int) -> float | None:
         """The exact Jaccard similarity; None if it is below the threshold."""
+        stop.check()
         left, right = self._text(first), self._text(second)
         small, large = sorted((len(left), len(right)))
         found = jaccard(left, right) if small >= self._threshold * large else 0.0
