@@ -34,7 +34,7 @@ from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
-from fulltune.training.checkpoint import Checkpoints
+from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
 from fulltune.training.updating import Updating
@@ -97,6 +97,8 @@ class Prepared:
 
     facts: DataFacts
     stores: Mapping[str, Store]
+    depends: Mapping[str, Any]
+    """What the stores depend on, each with its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Site:
     folder: Path
     journal: Journal
     world: World
-    identity: Mapping[str, str]
+    belonging: Belonging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ class Training:
     model: nn.Module
     engine: Engine
     evaluating: Evaluating
+    saving: Saving
     checkpoints: Checkpoints
     loop: Callable[[Progress], Run]
     """The loop's parts, from where the run stands."""
@@ -141,7 +144,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
-    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, identity=site.identity)
+    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging)
     cadence = Cadence(
         plan=plan,
         evaluate=recipe.evaluate.every,
@@ -153,6 +156,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         model=model,
         engine=engine,
         evaluating=evaluating,
+        saving=saving,
         checkpoints=checkpoints,
         loop=lambda progress: Run(
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving

@@ -14,7 +14,6 @@ from fulltune.base.errors import DiskError, FulltuneError, RecipeError
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
-    from fulltune.base.records import EvalReport, RunRecord
     from fulltune.training.progress import ProgressLine
 
 app = typer.Typer(
@@ -161,6 +160,10 @@ def train(
     out: Out = None,
     fresh: Fresh = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="All of it up to one update and a trial save.")] = False,
+    accept_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="Go on although this changed: a recipe field, data, tokenizer or template."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, from rows to a verified model folder; the same command goes on where it stopped."""
@@ -171,8 +174,9 @@ def train(
         typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
         return
     with _progress() as sink:
-        record = stages.train(recipe, out=out, fresh=fresh, sinks=[sink], **_given(overrides))
-    _print(record, _outcome(record), as_json)
+        accept = accept_change or []
+        record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **_given(overrides))
+    _print(record, printing.outcome(record), as_json)
 
 
 @app.command()
@@ -191,7 +195,7 @@ def evaluate(
     if as_json:
         typer.echo(printing.as_json({name: to_json(report) for name, report in reports.items()}))
     else:
-        typer.echo(_scores(reports))
+        typer.echo(printing.scores(reports))
 
 
 @app.command()
@@ -243,29 +247,6 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
     from fulltune.base.files import to_json
 
     typer.echo(printing.as_json(to_json(record)) if as_json else printing.as_table(shown))
-
-
-def _outcome(record: "RunRecord") -> Mapping[str, Any]:
-    """The few figures that a person wants at the end."""
-    shown: dict[str, Any] = {}
-    after = next((report for report in record.evaluations if report.step == record.result_step), None)
-    if record.baseline is not None and after is not None:
-        for name, score in after.scores.items():
-            shown[name] = f"{record.baseline.scores[name]:.4f} -> {score:.4f}"
-    shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
-    shown["time"] = f"{record.progress.seconds:.1f} s of training"
-    shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
-    shown["model"] = record.result
-    return shown
-
-
-def _scores(reports: Mapping[str, "EvalReport"]) -> str:
-    names = list(next(iter(reports.values())).scores)
-    width = max(map(len, names))
-    lines = [" " * width + "".join(f"{who:>14}" for who in reports)]
-    for name in names:
-        lines.append(f"{name:<{width}}" + "".join(f"{report.scores[name]:>14.4f}" for report in reports.values()))
-    return "\n".join(lines)
 
 
 def main() -> int:

@@ -1,19 +1,12 @@
 """Conducts a training run: load, ask, rehearse the save, begin or go on, loop, write the result, keep the record."""
 
-import platform
-import resource
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy
-import tokenizers
 import torch
-import transformers
 
 from fulltune.assemble import (
     Prepared,
@@ -23,25 +16,27 @@ from fulltune.assemble import (
     measuring,
     objective_for,
     require_layout,
-    target,
-    template,
     training,
 )
 from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
-from fulltune.base.files import sweep, to_json, whole_folder, write_record, writing
+from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
-from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
-from fulltune.base.version import __version__
-from fulltune.engine.launch import machine, world
-from fulltune.evaluation.generate import greedy
-from fulltune.exporting.targets import write
-from fulltune.exporting.verify import probe_ids, verify
+from fulltune.base.records import Change, CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
+from fulltune.engine.launch import world
 from fulltune.model.load import load_model, load_tokenizer, require_rows
+from fulltune.outcome import Outcome, peak_bytes, versions
+from fulltune.recipe.changes import differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
+from fulltune.recipe.write import as_values
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite
+from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal, Sink, read
 from fulltune.training.loop import train
+from fulltune.training.manifest import Manifest
+
+_AT_ONCE = 2
+"""Checkpoints besides the newest ones: the best, and the one that is being written."""
 
 
 @contextmanager
@@ -66,9 +61,13 @@ def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks
         sweep(folder)
     with _fitting(plan), Journal(run.journal, sinks) as journal:
         work = _Work.begin(run, plan, data, model, run.path, journal)
-        begun = work.go_on() or work.start()
-        states = deque(train(work.built.loop(begun)), maxlen=1)  # runs the loop; only where it ends matters here
-        return work.finish(states[0] if states else begun)
+        with work.built.checkpoints as checkpoints:
+            progress = work.go_on() or work.start()
+            for state in train(work.built.loop(progress)):
+                progress = state
+                work.built.saving.tell(checkpoints.settled())  # or raise what the last one failed of
+            work.built.saving.tell(checkpoints.wait())
+            return work.finish(progress)
 
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
@@ -76,8 +75,9 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
     with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Path(scratch), journal)
-            loop = work.built.loop(work.start())
-            progress = loop.save(loop.update(loop.progress))
+            with work.built.checkpoints:
+                loop = work.built.loop(work.start())
+                progress = loop.save(loop.update(loop.progress))
         losses = [line["loss"] for line in read(journal.path, "step")]
         size = sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
     if not losses:
@@ -91,7 +91,7 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
         "seconds_per_update": progress.seconds,
         "hours": progress.seconds * plan.updates / 3600,
         "checkpoint_bytes": float(size),
-        "peak_bytes": float(_peak_bytes()),
+        "peak_bytes": float(peak_bytes()),
     }
 
 
@@ -119,11 +119,11 @@ def write_checkpoint(
         newest = work.built.checkpoints.newest()
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
-        progress, _, _ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
+        progress, *_ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
         best = newest if progress.best_update is None else progress.best_update
         work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
         with whole_folder(folder) as draft:
-            work.write_model(draft, section)
+            work.outcome.write_model(draft, section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,9 @@ class _Work:
     run: RunFolder
     plan: Plan
     data: Prepared
-    model: ModelFacts
-    tokenizer: Any
     journal: Journal
     built: Training
+    outcome: Outcome
 
     @classmethod
     def begin(
@@ -148,38 +147,63 @@ class _Work:
         loaded = load_model(section).to(world().device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
-        identity = {"recipe": run.identity, "data": data.facts.fingerprint}
-        site = Site(folder=folder, journal=journal, world=world(), identity=identity)
-        return cls(run, plan, data, model, tokenizer, journal, training(run.recipe, plan, loaded, data, site))
+        identity = {"recipe": as_values(run.recipe), "depends": data.depends}
+        belonging = Belonging(identity, versions(), world().size)
+        site = Site(folder=folder, journal=journal, world=world(), belonging=belonging)
+        built = training(run.recipe, plan, loaded, data, site)
+        return cls(run, plan, data, journal, built, Outcome(run, data, model, loaded, tokenizer))
 
     def go_on(self) -> Progress | None:
-        """Where the newest checkpoint stands, the journal cut back to it; None if there is none."""
-        newest = self.built.checkpoints.newest()
-        if newest is None:
+        """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
+        checkpoints = self.built.checkpoints
+        newest = checkpoints.newest()
+        if newest is None or (newest == 0 and self._differs(checkpoints.manifest(0))):
+            checkpoints.clear()  # before the first update was saved everything may change
             self.journal.cut(0)
             return None
-        progress, size, _ = self.built.checkpoints.load(newest, self.built.engine)
-        self.journal.cut(size)
-        self.journal.write("checkpoint", {"step": newest, "score": progress.best_score})
-        self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **_versions()})
+        progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        self.journal.cut(manifest.journal)
+        self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
+        self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **versions()})
+        for change in self._differs(manifest):
+            self.journal.write("change", {"step": newest, **to_json(change)})
+            LOGGER.info(f"changed: {change}")
+        if manifest.versions != versions():
+            LOGGER.warning(f"the checkpoint was written with other versions: {dict(manifest.versions)}")
+        if self.run.record.exists():  # it is done, and was asked for more
+            self.run.record.replace(self.run.record.with_name(f"record-{newest:08d}.json"))
         LOGGER.info(f"going on after update {newest}")
         return progress
 
+    def _differs(self, manifest: Manifest) -> tuple[Change, ...]:
+        before, now = manifest.identity, {"recipe": as_values(self.run.recipe), "depends": self.data.depends}
+        return tuple(change for part in now for change in differences(before[part], now[part]))
+
     def start(self) -> Progress:
-        """Save once before training, so that nothing can fail at the end; then measure what is to be improved."""
+        """Try everything once before training, so that nothing can fail at the end; measure what is to be improved."""
         facts = {
             "recipe": self.run.identity,
             "data": self.data.facts.fingerprint,
             "updates": self.plan.updates,
         }
-        self.journal.write("start", {**facts, **_versions()})
+        self.journal.write("start", {**facts, **versions()})
+        self._require_room()
         with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal.part-") as scratch:
-            self.write_model(Path(scratch), self.run.recipe.export)
+            self.outcome.write_model(Path(scratch), self.run.recipe.export)
         report = self.built.evaluating.measure(0)
         if report is not None:
-            self.journal.write("evaluation", {**to_json(report), "answers": self._answers()})
+            self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
             require_finite(report)
-        return Progress()
+        progress = self.built.saving(Progress())
+        self.built.saving.tell(self.built.checkpoints.wait())
+        return progress
+
+    def _require_room(self) -> None:
+        """For all checkpoints that are kept at once, and the result."""
+        kept = self.run.recipe.checkpoint.keep + _AT_ONCE
+        size = self.built.engine.capture({}).bytes
+        result = sum(parameter.nbytes for parameter in self.built.model.parameters())
+        require_room(self.run.path, kept * size + result, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""
@@ -192,77 +216,8 @@ class _Work:
         chosen = progress.update if progress.best_update is None else progress.best_update
         self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
         with whole_folder(self.run.model) as draft:
-            difference = self.write_model(draft, self.run.recipe.export)
-        lines = list(read(self.journal.path, "evaluation"))
-        before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
-        evaluations = [EvalReport(**_scores(line)) for line in lines]
-        record = RunRecord(
-            recipe=self.run.identity,
-            versions=_versions(),
-            data=self.data.facts,
-            model=self.model,
-            machine=machine(),
-            plan=self.plan,
-            progress=progress,
-            baseline=next((report for report in evaluations if report.step == 0), None),
-            evaluations=tuple(report for report in evaluations if report.step > 0),
-            result_step=chosen,
-            result=str(self.run.model),
-            largest_logit_difference=difference,
-            samples=tuple(self._samples(before, self._answers())),
-            peak_bytes=_peak_bytes(),
-        )
+            difference = self.outcome.write_model(draft, self.run.recipe.export)
+        record = self.outcome.record(self.plan, progress, chosen, difference)
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)
         return record
-
-    def write_model(self, folder: Path, section: ExportSection) -> float:
-        """Write the weights as they are now, and verify the folder; returns the largest difference of logits."""
-        recipe = self.run.recipe
-        shipped = template(recipe.model, self.tokenizer)
-        goal = target(recipe.model, section, self.data.facts, shipped, self.model.dtype)
-        with writing(folder):
-            write(self.built.model, goal, folder)
-        asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
-        code = recipe.model.trust_remote_code
-        return verify(folder, self.built.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
-
-    def _answers(self) -> list[str]:
-        """Greedy answers to the first held-out prompts."""
-        if "heldout" not in self.data.stores:
-            return []
-        store, wanted = self.data.stores["heldout"], self.run.recipe.evaluate
-        prompts = [store.prompt_and_answer(i)[0] for i in range(min(wanted.samples, len(store)))]
-        stops = self.data.facts.stop_ids
-        made = greedy(self.built.model, prompts, stop_ids=stops, tokens=wanted.sample_tokens)
-        return [str(self.tokenizer.decode(answer)) for answer in made]
-
-    def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            prompt, expected = self.data.stores["heldout"].prompt_and_answer(index)
-            wanted = [token for token in expected if token not in self.data.facts.stop_ids]
-            asked, answer = str(self.tokenizer.decode(prompt)), str(self.tokenizer.decode(wanted))
-            yield Sample(prompt=asked, expected=answer, before=old, after=new)
-
-
-def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A journal line's evaluation; numbers that are not finite were written by name."""
-    scores = {name: float(score) for name, score in line["scores"].items()}
-    return {"step": line["step"], "scores": scores, "counts": line["counts"]}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "fulltune": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "tokenizers": str(tokenizers.__version__),
-        "numpy": numpy.__version__,
-    }
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

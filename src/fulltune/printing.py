@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fulltune.base.records import EvalReport, RunRecord
+
 
 def as_json(values: Any) -> str:
     """Indented, every character as it is."""
@@ -14,3 +16,27 @@ def as_table(values: Mapping[str, Any]) -> str:
     """A name and a value a line."""
     width = max(map(len, values))
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in values.items())
+
+
+def outcome(record: RunRecord) -> Mapping[str, Any]:
+    """The few figures that a person wants at the end."""
+    shown: dict[str, Any] = {}
+    after = next((report for report in record.evaluations if report.step == record.result_step), None)
+    if record.baseline is not None and after is not None:
+        for name, score in after.scores.items():
+            shown[name] = f"{record.baseline.scores[name]:.4f} -> {score:.4f}"
+    shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
+    shown["time"] = f"{record.progress.seconds:.1f} s of training"
+    shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
+    shown["model"] = record.result
+    return shown
+
+
+def scores(reports: Mapping[str, EvalReport]) -> str:
+    """A column for each model, a row for each score."""
+    names = list(next(iter(reports.values())).scores)
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{who:>14}" for who in reports)]
+    for name in names:
+        lines.append(f"{name:<{width}}" + "".join(f"{report.scores[name]:>14.4f}" for report in reports.values()))
+    return "\n".join(lines)

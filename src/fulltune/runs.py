@@ -2,17 +2,20 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
 from fulltune.base.files import fingerprint, is_begun, is_draft, read_record, write_whole
-from fulltune.base.records import DataFacts, Plan, RunRecord
+from fulltune.base.records import Change, DataFacts, Plan, RunRecord
+from fulltune.recipe.changes import differences, require_accepted, require_known
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
+from fulltune.training.manifest import Manifest, read_manifest, step_name
 
 _MARK = "# The resolved recipe of the run that this folder holds, written by fulltune. Change your own recipe.\n"
 """First line of a run's recipe. A folder with any other recipe.yaml is a project, whose data and models are its own."""
@@ -24,6 +27,10 @@ class RunFolder:
 
     recipe: Recipe
     path: Path
+    accepted: frozenset[str] = frozenset()
+    """What may have changed since the run began, by name."""
+    recorded: Manifest | None = None
+    """What the newest readable checkpoint says of the run."""
 
     @property
     def recipe_file(self) -> Path:
@@ -62,8 +69,13 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether training left something to go on from. Before its first checkpoint, everything may still change."""
-        return any((self.path / "checkpoints").glob("step-*"))
+        """Whether training left something to go on from. Before its first update was saved everything may change."""
+        return any(path.name != step_name(0) for path in (self.path / "checkpoints").glob("step-*"))
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What differs from the recipe of the newest checkpoint; nothing before the first update was saved."""
+        return () if self.recorded is None else differences(self.recorded.identity["recipe"], as_values(self.recipe))
 
     @property
     def identity(self) -> str:
@@ -95,8 +107,11 @@ def open_run(
     *,
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
+    accept: Collection[str] = (),
 ) -> RunFolder:
     """The run of a recipe, or of a run folder; CheckpointError if the folder trained by another recipe.
+
+    Some changes can be honoured (recipe/changes.py); others must be named in `accept`.
 
     The folder is `out`, or the run folder itself, or `runs/<stem of the recipe's file>`; with `fresh` the next free
     name after it (`-2`, `-3`).
@@ -113,7 +128,8 @@ def open_run(
     if fresh:
         folder = next(name for name in _names(folder) if not name.exists())
     _require_place(folder)
-    run = RunFolder(recipe, folder)
+    require_known(accept, as_values(recipe))
+    run = RunFolder(recipe, folder, frozenset(accept), _recorded(folder / "checkpoints"))
     _require_same(run)
     return run
 
@@ -165,23 +181,13 @@ def _require_same(run: RunFolder) -> None:
                 where=str(place),
                 mend="name another folder for the run with --out, or say --fresh",
             )
-    if not run.begun:
-        return
-    before = dict(_leaves(as_values(load_recipe(run.recipe_file))))
-    now = dict(_leaves(as_values(run.recipe)))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed:
-        shown = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
-        raise CheckpointError(
-            f"the folder belongs to another recipe: {shown}",
-            where=str(run.path),
-            mend="--fresh makes a new folder; or name one with --out",
-        )
+    require_accepted(run.changes, run.accepted, folder=str(run.path))
 
 
-def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
+def _recorded(checkpoints: Path) -> Manifest | None:
+    """The newest manifest that can be read, of a state in which something was learned."""
+    for place in sorted(checkpoints.glob("step-*"), reverse=True):
+        with suppress(CheckpointError):  # it is named, and put away, by who needs the state itself
+            manifest = read_manifest(place)
+            return manifest if manifest.step > 0 else None
+    return None

@@ -2,40 +2,28 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fulltune.assemble import Prepared, count_updates, stores, template
-from fulltune.base.errors import CheckpointError, DataError, RecipeError
-from fulltune.base.files import begun_folder, sweep, whole_folder, write_record
+from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
+from fulltune.base.records import DataFacts, EvalReport, Plan, RunRecord
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
-from fulltune.data.prepare import Kit, Preparation, identity
-from fulltune.data.prepare import prepare as prepare_data
-from fulltune.engine.launch import machine
+from fulltune.data.prepare import Preparation
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
-from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import (
-    empty_model,
-    load_config,
     load_tokenizer,
     section_of,
-    stop_ids,
-    stored_dtype,
     tokenizer_digest,
 )
-from fulltune.objectives import OBJECTIVES
-from fulltune.optim.optimizers import OPTIMIZERS
-from fulltune.planning.make import make_plan, require_names
+from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
-from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
-from fulltune.runs import RunFolder, open_run
+from fulltune.recipe.schema import ExportSection
+from fulltune.runs import open_run
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
@@ -60,7 +48,7 @@ def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
 
     >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
     """
-    return _prepare(open_run(recipe, overrides, out=out, fresh=fresh))
+    return prepared(open_run(recipe, overrides, out=out, fresh=fresh)).facts
 
 
 def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
@@ -69,9 +57,9 @@ def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
     >>> print(fulltune.check("recipe.yaml").report)
     """
     run = open_run(recipe, overrides, out=out)
-    kit = _checked(run.recipe)
+    kit = checked(run.recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        work = Preparation(run.recipe.data, kit, Path(scratch), load=_for_others(kit, run.recipe.model))
+        work = Preparation(run.recipe.data, kit, Path(scratch), load=for_others(kit, run.recipe.model))
         report = work.examine()
         try:
             work.settle(trains=False)
@@ -105,11 +93,11 @@ def inspect(
     run = open_run(recipe, overrides, out=out)
     if html is not None:
         require_place(Path(html))
-    facts = _prepare(run)
-    data = _opened(run, facts).stores
+    ready = prepared(run)
+    facts, data = ready.facts, ready.stores
     default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
     numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
-    kit = _kit(run.recipe.model)
+    kit = kit_of(run.recipe.model)
     reader = Reader(kit.tokenizer)
     rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
     full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
@@ -126,26 +114,33 @@ def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: An
     >>> fulltune.plan("recipe.yaml", train={"epochs": 1}).updates
     """
     run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = _facts(run.recipe.model)
-    return _plan(run, _prepare(run), model)
+    model = facts_of(run.recipe.model)
+    return planned(run, prepared(run), model)
 
 
 def train(
-    recipe: Asked, *, out: Out = None, fresh: bool = False, sinks: Sequence[Sink] = (), **overrides: Any
+    recipe: Asked,
+    *,
+    out: Out = None,
+    fresh: bool = False,
+    accept: Sequence[str] = (),
+    sinks: Sequence[Sink] = (),
+    **overrides: Any,
 ) -> RunRecord:
     """Everything from rows to a verified model folder; goes on where it stopped. Returns the run's record.
 
-    `sinks` hear every line of the journal.
+    `accept`: what may have changed since the run began: recipe fields, or `data`, `tokenizer`, `template`. `sinks`
+    hear every line of the journal.
 
     >>> fulltune.train("recipe.yaml", optim={"lr": 1e-5}).result
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh)
-    if run.record.exists():
+    run = open_run(recipe, overrides, out=out, fresh=fresh, accept=accept)
+    if run.record.exists() and not run.changes:
         LOGGER.info(f"this run is done: {run.model}")
         return run.finished()
-    model = _facts(run.recipe.model)
-    facts = _prepare(run)
-    return conduct(run, _plan(run, facts, model), _opened(run, facts), model, sinks)
+    model = facts_of(run.recipe.model)
+    data = prepared(run)
+    return conduct(run, planned(run, data, model, trains=True), data, model, sinks)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -154,9 +149,9 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
     run = open_run(recipe, overrides, out=out, fresh=fresh)
-    model = _facts(run.recipe.model)
-    facts = _prepare(run)
-    return rehearse(run, _plan(run, facts, model), _opened(run, facts), model)
+    model = facts_of(run.recipe.model)
+    data = prepared(run)
+    return rehearse(run, planned(run, data, model), data, model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:
@@ -165,7 +160,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
     >>> fulltune.evaluate("runs/recipe")["result"].scores["heldout.loss"]
     """
     run = open_run(recipe, overrides, out=out)
-    facts = _prepare(run)
+    data = prepared(run)
     models = {"base": run.recipe.model}
     if model is not None:
         models["model"] = section_of(model, run.recipe.model)
@@ -179,7 +174,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
                 where=section.path,
                 mend="prepare a run of its own with model.path set to it, and evaluate that",
             )
-    data, plan = _opened(run, facts), _plan(run, facts, _facts(run.recipe.model))
+    plan = planned(run, data, facts_of(run.recipe.model))
     return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
@@ -196,96 +191,14 @@ def export(
 
     >>> fulltune.export("runs/recipe", "my-model", step=120)
     """
-    opened = open_run(run, {})
+    trained = open_run(run, {})
     folder = Path(to)
     if folder.exists():
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
-    if not opened.begun:
+    if not trained.begun:
         raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
-    facts = opened.data_facts()
-    model = _facts(opened.recipe.model)
-    section = opened.recipe.export if dtype is None else ExportSection(dtype=dtype)
-    write_checkpoint(opened, _opened(opened, facts), model, folder, step, section)
+    facts = trained.data_facts()
+    model = facts_of(trained.recipe.model)
+    section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
+    write_checkpoint(trained, opened(trained, facts, {}), model, folder, step, section)
     return folder
-
-
-def _prepare(run: RunFolder) -> DataFacts:
-    recipe = run.recipe
-    kit = _checked(recipe)
-    wanted = identity(recipe.data, tokenizer_digest(kit.tokenizer), kit.template, kit.stop_ids)
-    if run.data_card.exists() and run.data.exists():
-        facts = run.data_facts()
-        if facts.fingerprint == wanted:
-            return facts
-        if run.begun:
-            raise CheckpointError(
-                "the data, the tokenizer or the chat template changed since this run began",
-                where=str(run.data_card),
-                mend="bring back what it began with, or make a new folder with --fresh",
-            )
-    sweep(run.path)
-    load = _for_others(kit, recipe.model)
-    with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
-        facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
-        # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
-        run.begin()
-        run.data_card.unlink(missing_ok=True)
-    write_record(run.data_card, facts)
-    _tell(facts)
-    return facts
-
-
-def _tell(facts: DataFacts) -> None:
-    train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
-    LOGGER.info(
-        f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
-        f"them ({train.supervised_tokens / train.tokens:.0%}) taught; {facts.splits['heldout'].examples:,} held out"
-    )
-    for reason, count in facts.dropped.items():
-        LOGGER.warning(f"left out, {reason}: {count:,}")
-    for note, places in facts.notes.items():
-        LOGGER.warning(f"note, {note}: {places}")
-
-
-def _checked(recipe: Recipe) -> Kit:
-    """What makes tokens of rows, after everything that the recipe names was found."""
-    require_names(recipe)
-    OBJECTIVES.find(recipe.train.objective, where="train.objective")
-    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
-    return _kit(recipe.model)
-
-
-def _for_others(kit: Kit, section: ModelSection) -> Callable[[], Kit]:
-    """How other processes come by the kit. Code that a model brings along is no module that they could import."""
-    return partial(_kit, section) if section.trust_remote_code else kit.itself
-
-
-def _kit(section: ModelSection) -> Kit:
-    tokenizer = load_tokenizer(section)
-    return Kit(tokenizer, template(section, tokenizer), tuple(sorted(stop_ids(section))))
-
-
-def _plan(run: RunFolder, facts: DataFacts, model: ModelFacts) -> Plan:
-    if run.begun and run.plan_card.exists():
-        return run.plan()  # a run that has begun keeps its numbers, also on another machine
-    count = count_updates(run.recipe.data, facts, _opened(run, facts).stores["train"])
-    made = make_plan(run.recipe, facts, model, machine(), count)
-    run.begin()
-    write_record(run.plan_card, made)
-    LOGGER.info(
-        f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
-        f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
-    )
-    for source in made.mix if run.recipe.data.is_mixed else ():
-        LOGGER.info(f"mix: {source}")
-    for note in made.notes:
-        LOGGER.info(f"note: {note}")
-    return made
-
-
-def _facts(section: ModelSection) -> ModelFacts:
-    return model_facts(empty_model(section), load_config(section), stored_dtype(section))
-
-
-def _opened(run: RunFolder, facts: DataFacts) -> Prepared:
-    return Prepared(facts, stores(run.data, facts))

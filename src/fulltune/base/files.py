@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from fulltune.base.errors import CheckpointError, MachineError
+from fulltune.base.errors import CheckpointError, DiskError, MachineError
 
 T = TypeVar("T")
 
@@ -119,6 +119,21 @@ def is_draft(path: Path) -> bool:
 def is_begun(path: Path) -> bool:
     """Whether this is what a killed process left to go on with."""
     return path.is_dir() and path.name.startswith(".begun-")
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """DiskError if the volume of an existing folder has not so many bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskError(
+            f"no room for {what}: it needs {_shown(needed)}, {_shown(free)} are free",
+            where=str(folder),
+            mend="free some space, or name a folder on another disk with --out; the same command goes on",
+        )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 @contextmanager

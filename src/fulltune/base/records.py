@@ -146,6 +146,27 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that is no longer as it was when the run began."""
+
+    field: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.before!r} -> {self.now!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a run: examples consumed, updates made, seconds spent on them."""
+
+    position: int = 0
+    update: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a run has come: all resumable state besides weights and optimizer. Replaced, never edited."""
@@ -163,6 +184,14 @@ class Progress:
     best_update: int | None = None
     stale: int = 0
     """Evaluations in a row without a new best."""
+    healthy: bool = True
+    """Whether the last update was neither skipped nor a spike."""
+    begun: Mark = Mark()
+    """Where the last update began: a cadence asks what was passed since."""
+    judged: int = 0
+    """The update after which the last evaluation was made."""
+    saved: int | None = None
+    """The update after which the last checkpoint was begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from fulltune.data.template import Template, Tokenizer
 from fulltune.data.work import Worker
 from fulltune.recipe.data import DataSection, Source
 
-__all__ = ["SPLITS", "Kit", "identity", "prepare", "sources"]
+__all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "sources"]
 
 _VERSION = 4
 """Raised when the same rows would give another store."""
@@ -49,20 +49,30 @@ class Kit:
         return self
 
 
-def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
-    """Fingerprint of everything a store depends on.
+def depends(
+    data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()
+) -> dict[str, dict[str, str]]:
+    """Everything that a store depends on, each with its fingerprint, under `data`, `tokenizer` or `template`.
 
     Options, every byte of the sources, tokenizer, template, and the code of formats and augmentations from outside.
     """
     options = data.model_dump(mode="json", exclude=_WITHOUT)
-    found: dict[str, list[tuple[str, str]]] = {}
-    foreign: dict[str, str] = {}
+    found: dict[str, str] = {}
     for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
         asked = source.model_dump_json(include={"path", "split", "name", "revision"})
         if asked not in found:  # what cannot be found is told when its turn to be read comes
-            found[asked] = [(place.path, digest(place, source)) for place in places(source, Findings())]
-        foreign |= {name: code(name) for name in (source.format, *(augment.use for augment in source.augment))}
-    return fingerprint([_VERSION, options, found, foreign, tokenizer, template.digest, sorted(stop_ids)])
+            found[asked] = fingerprint([(place.path, digest(place, source)) for place in places(source, Findings())])
+        found |= {name: code(name) for name in (source.format, *(augment.use for augment in source.augment))}
+    return {
+        "data": {"options": fingerprint([_VERSION, options]), **found},
+        "tokenizer": {"tokens": tokenizer, "stops": fingerprint(sorted(stop_ids))},
+        "template": {"text": template.digest},
+    }
+
+
+def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
+    """Fingerprint of everything a store depends on."""
+    return fingerprint(depends(data, tokenizer, template, stop_ids))
 
 
 def sources(data: DataSection, split: str) -> tuple[Source, ...]:

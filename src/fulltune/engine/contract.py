@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulltune.batch import Batch
+from fulltune.engine.capture import Capture
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Called by the engine once the parameters have their final form."""
@@ -86,8 +87,15 @@ class Engine(Protocol):
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, the same on every rank."""
 
-    def save(self, folder: Path, extra: Extra) -> None:
-        """Write weights, optimizer state and `extra`; all ranks call it."""
+    @property
+    def files(self) -> frozenset[str]:
+        """What it takes to load a state; a checkpoint that lacks one of them is damaged."""
+
+    def capture(self, extra: Extra) -> Capture:
+        """Weights, optimizer state and `extra` as they are now, to be written by any thread; all ranks call it.
+
+        The engine moves nothing before they have been copied.
+        """
 
     def load(self, folder: Path, *, weights_only: bool = False) -> Extra:
         """Read them back; returns `extra`. With `weights_only` the optimizer is left as it is."""

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fulltune.base.errors import CheckpointError
 from fulltune.base.records import Precision
 from fulltune.batch import Batch
+from fulltune.engine.capture import Capture, Staging
 from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor, World
 from fulltune.engine.state import flatten, restore
+
+_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
 
 
 class SingleEngine:
@@ -41,6 +44,8 @@ class SingleEngine:
         self._limit = math.inf if clip is None else clip
         self._precision: Precision = precision
         self._pulls = tuple(pulls)
+        self._staging: Staging = {}
+        self._captured: Capture | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with self._autocast():
@@ -75,6 +80,7 @@ class SingleEngine:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None], foreach=True))
         applied = math.isfinite(norm)
         if applied:
+            self._release()
             if norm > self._limit:
                 torch.nn.utils.clip_grads_with_norm_(moved, self._limit, torch.tensor(norm), foreach=True)
             self._optimizer.step()
@@ -105,24 +111,37 @@ class SingleEngine:
 
     @torch.no_grad()
     def visit(self, act: Visitor) -> None:
+        self._release()
         for name, parameter in self._model.named_parameters():
             act(name, parameter.data)
 
     def sum(self, value: Tensor) -> Tensor:
         return value
 
-    def save(self, folder: Path, extra: Extra) -> None:
-        save_file(dict(self.full_weights()), folder / "weights.safetensors")
+    @property
+    def files(self) -> frozenset[str]:
+        return _FILES
+
+    def capture(self, extra: Extra) -> Capture:
+        self._release()
         tensors, numbers = flatten(self._optimizer, self._names)
-        save_file(tensors, folder / "optimizer.safetensors")
-        (folder / "optimizer.json").write_text(json.dumps(numbers), encoding="utf-8")
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in extra.items()},
-            folder / "extra.safetensors",
+        buffers = {name for name, _ in self._model.named_buffers()}  # a forward pass may write into them: copied now
+        weights = {n: v.clone() if n in buffers else v for n, v in _unique_state(self._model).items()}
+        files = {"weights.safetensors": weights, "optimizer.safetensors": tensors}
+        self._captured = Capture(
+            {**files, "extra.safetensors": dict(extra)}, {"optimizer.json": json.dumps(numbers)}, self._staging
         )
+        return self._captured
+
+    def _release(self) -> None:
+        """Before weights or moments move: the last capture must have been copied."""
+        if self._captured is not None:
+            self._captured.wait()
+            self._captured = None
 
     @torch.no_grad()
     def load(self, folder: Path, *, weights_only: bool = False) -> Extra:
+        self._release()
         saved = load_file(folder / "weights.safetensors")
         own = _unique_state(self._model)
         if saved.keys() != own.keys():
@@ -150,5 +169,5 @@ def _unique_state(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in seen:
             seen.add(id(value))
-            unique[name] = value
+            unique[name] = value.detach()
     return unique

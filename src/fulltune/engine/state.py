@@ -14,7 +14,7 @@ _GROUP = "group:"
 
 
 def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`(tensors, numbers)`, both keyed `parameter/entry`."""
+    """`(tensors, numbers)`, both keyed `parameter/entry`; the tensors are the optimizer's own."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for parameter, name in names.items():
@@ -22,7 +22,7 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
         for entry, value in state.items():
             key = f"{name}{_SEPARATOR}{entry}"
             if isinstance(value, Tensor):
-                tensors[key] = value.detach().cpu().contiguous()
+                tensors[key] = value.detach()
             else:
                 numbers[key] = value
     # Some optimizers (schedule-free ones, Prodigy) count in their groups; what the recipe sets stands there too.
@@ -30,7 +30,7 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
         for key in sorted(group.keys() - {"params"}):
             value, place = group[key], f"{_GROUP}{index}{_SEPARATOR}{key}"
             if isinstance(value, Tensor):
-                tensors[place] = value.detach().cpu().contiguous()
+                tensors[place] = value.detach()
             else:
                 numbers[place] = value
     return tensors, numbers

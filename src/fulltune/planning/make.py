@@ -1,11 +1,12 @@
 """The plan: every number derived from recipe, data, model and machine, or a refusal. Pure."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
+from fulltune.base.records import Change, DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
 from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
 from fulltune.data.mixing import Mixture, mixture
@@ -88,6 +89,15 @@ def make_plan(
         mix=mix,
         notes=(*_notes(recipe, machine, updates, longest), *_mix_notes(recipe.data, mix)),
     )
+
+
+def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
+    """A plan for what changed, with the choices of the plan before it that nobody asked to change."""
+    changed = {change.field for change in changes}
+    kept = {"train.precision": "precision", "train.layout": "layout"}
+    kept |= {f"train.{name}": name for name in ("micro_examples", "micro_tokens")}
+    values = asdict(before)
+    return replace(made, **{name: values[name] for field, name in kept.items() if field not in changed})
 
 
 def _examples_of_an_update(train: TrainSection, mixed: Mixture) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fulltune.base.errors import DivergedError
 from fulltune.base.files import to_json
-from fulltune.base.records import EvalReport, Progress
+from fulltune.base.records import CheckpointInfo, EvalReport, Progress
 from fulltune.engine.contract import Engine
 from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal
@@ -26,6 +26,7 @@ class Evaluating:
             return progress
         self.journal.write("evaluation", to_json(report))
         require_finite(report)
+        progress = replace(progress, judged=progress.update)
         if self.best_by not in report.scores:  # nothing is held out, so nothing is chosen
             return progress
         score = report.scores[self.best_by]
@@ -47,13 +48,21 @@ def require_finite(report: EvalReport) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """Write a checkpoint."""
+    """Begin to write a checkpoint; training goes on meanwhile. Nothing to do if this state was saved already."""
 
     checkpoints: Checkpoints
     engine: Engine
     journal: Journal
 
     def __call__(self, progress: Progress) -> Progress:
-        info = self.checkpoints.save(self.engine, progress, journal=self.journal.size, extra={})
-        self.journal.write("checkpoint", to_json(info))
+        if progress.saved == progress.update:
+            return progress
+        self.tell(self.checkpoints.wait())
+        progress = replace(progress, saved=progress.update)
+        self.checkpoints.save(self.engine.capture({}), progress, journal=self.journal.size)
         return progress
+
+    def tell(self, written: CheckpointInfo | None) -> None:
+        """Say in the journal that a checkpoint stands."""
+        if written is not None:
+            self.journal.write("checkpoint", to_json(written))

@@ -1,4 +1,4 @@
-"""When to evaluate, save and stop. Pure: asked with progress before and after an update, answers yes or no."""
+"""When to evaluate, save and stop. Pure: asked with where the run stands, answers yes or no."""
 
 from dataclasses import dataclass
 
@@ -22,23 +22,28 @@ class Cadence:
             return progress.update >= self.plan.updates
         return progress.position >= self.plan.examples
 
-    def evaluates(self, before: Progress, after: Progress) -> bool:
+    def evaluates(self, progress: Progress) -> bool:
         """Whether it is time to measure; after the last update in any case."""
-        return self.finished(after) or self._crossed(self.evaluate, before, after)
+        if progress.judged == progress.update:
+            return False
+        return self.finished(progress) or self._crossed(self.evaluate, progress)
 
-    def saves(self, before: Progress, after: Progress) -> bool:
+    def saves(self, progress: Progress) -> bool:
         """Whether it is time to save; at a new best and after the last update in any case."""
-        new_best = after.best_update == after.update != before.best_update
-        return new_best or self.finished(after) or self._crossed(self.save, before, after)
+        if progress.saved == progress.update:
+            return False
+        new_best = progress.best_update == progress.update == progress.judged
+        return new_best or self.finished(progress) or self._crossed(self.save, progress)
 
-    def _crossed(self, every: Every, before: Progress, after: Progress) -> bool:
+    def _crossed(self, every: Every, now: Progress) -> bool:
+        before = now.begun
         match every.unit:
             case "updates":
-                passed = float(before.update), float(after.update)
+                passed = float(before.update), float(now.update)
             case "epochs":
                 epoch = self.plan.epoch_examples
-                passed = before.position / epoch, after.position / epoch
+                passed = before.position / epoch, now.position / epoch
             case "minutes":
-                passed = before.seconds / 60, after.seconds / 60
+                passed = before.seconds / 60, now.seconds / 60
         # 0.3 / 0.1 is a little less than 3 in floating point, and the third tenth of an epoch would come late.
         return int(passed[0] / every.amount + 1e-9) < int(passed[1] / every.amount + 1e-9)

@@ -1,101 +1,215 @@
-"""Checkpoints: written whole, verified before they are believed, thinned out; the best is kept."""
+"""Checkpoints: written in the background, whole or absent, verified before they are believed; some are kept."""
 
-import json
+import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from fulltune.base.errors import CheckpointError
-from fulltune.base.files import read_record, sha256, whole_folder, write_record, writing
+from fulltune.base.errors import CheckpointError, FulltuneError
+from fulltune.base.files import read_record, require_room, whole_folder, write_record
+from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, Progress
+from fulltune.engine.capture import Capture
 from fulltune.engine.contract import Engine, Extra
+from fulltune.training.manifest import Manifest, damaged, facts, read_manifest, step_name, verify, write_manifest
 
-_MANIFEST = "MANIFEST.json"
+_PROGRESS = "progress.json"
+_BESIDE = 1 << 20
+"""Bytes of a checkpoint besides its tensors, and then some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Belonging:
+    """What every checkpoint of a run says of it: its recipe and data, library versions, number of processes."""
+
+    identity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    world: int
 
 
 class Checkpoints:
     """The folder of one run's saved states: `step-00000012/` with weights, optimizer, progress and a manifest.
 
-    A folder gets its name when everything in it is on disk. The manifest, written last, holds the size and sha256 of
-    every file and what the state belongs to.
+    A folder gets its name when everything in it is on the disk. One is written at a time, by a thread of its own; what
+    fails there is raised by the next call. Used as a context, the last one is waited for at its end.
     """
 
-    def __init__(self, folder: Path, *, keep: int, identity: Mapping[str, str]) -> None:
-        """`identity`: fingerprints of recipe and data; a checkpoint of others is refused."""
-        self._folder, self._keep, self._identity = folder, keep, dict(identity)
+    def __init__(self, folder: Path, *, keep: int, belonging: Belonging) -> None:
+        self._folder, self._keep, self._belonging = folder, keep, belonging
+        self._writer: ThreadPoolExecutor | None = None
+        self._begun: Future[CheckpointInfo] | None = None
 
-    def save(self, engine: Engine, progress: Progress, *, journal: int, extra: Extra) -> CheckpointInfo:
-        """Write the state after `progress.update` updates, then remove what need not be kept."""
-        with whole_folder(self._place(progress.update)) as draft:
-            with writing(draft):
-                engine.save(draft, extra)
-            write_record(draft / "progress.json", progress)
-            files = {path.name: _facts(path) for path in sorted(draft.iterdir())}
-            manifest = {"format": 1, "journal": journal, "identity": self._identity, "files": files}
-            (draft / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    def save(self, capture: Capture, progress: Progress, *, journal: int) -> None:
+        """Begin to write a state; `wait` for the one before it first. DiskError if the disk has no room for it.
+
+        Returns at once: the engine itself waits until what it is about to move has been copied.
+        """
+        assert self._begun is None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        require_room(self._folder, capture.bytes + _BESIDE, f"the checkpoint after {progress.update} updates")
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._begun = self._writer.submit(self._write, capture, progress, journal)
+        if capture.held:
+            self._begun.exception()  # waits; it is raised where it is asked for
+
+    def settled(self) -> CheckpointInfo | None:
+        """The one that was begun, once it stands: told once. Raises what it failed of."""
+        return self.wait() if self._begun is not None and self._begun.done() else None
+
+    def wait(self) -> CheckpointInfo | None:
+        """As `settled`, but waits for it."""
+        begun, self._begun = self._begun, None
+        return None if begun is None else begun.result()
+
+    def _write(self, capture: Capture, progress: Progress, journal: int) -> CheckpointInfo:
+        capture.copy()
+        place = self._place(progress.update)
+        with whole_folder(place) as draft:
+            digests = capture.write(draft)
+            write_record(draft / _PROGRESS, progress)
+            manifest = Manifest(
+                step=progress.update,
+                journal=journal,
+                healthy=progress.healthy,
+                world=self._belonging.world,
+                identity=self._belonging.identity,
+                versions=self._belonging.versions,
+                files={path.name: facts(path, digests.get(path.name)) for path in sorted(draft.iterdir())},
+            )
+            write_manifest(draft, manifest)
+        _forget(place)
+        verify(place)  # before an older one goes
         self._thin(progress)
         return CheckpointInfo(step=progress.update, score=progress.best_score)
 
     def newest(self) -> int | None:
-        """The update after which the newest checkpoint was written; None if there is none."""
-        return max(self._steps(), default=None)
+        """The update of the newest checkpoint that is whole; None if none was ever written.
 
-    def load(self, step: int, engine: Engine, *, weights_only: bool = False) -> tuple[Progress, int, Extra]:
-        """Verify and read one: progress, bytes of the journal, extra. CheckpointError names what is damaged."""
+        Damaged ones that are newer are named and moved into the run's `quarantine/`. CheckpointError if there are
+        checkpoints and none of them is whole: a run never starts anew in silence.
+        """
+        faults: dict[int, CheckpointError] = {}
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                verify(self._place(step))
+            except CheckpointError as fault:
+                faults[step] = fault
+            else:
+                for bad, why in faults.items():
+                    self._quarantine(bad, why)
+                return step
+        put_away = sorted(self._quarantined.iterdir()) if self._quarantined.is_dir() else []
+        if not faults and not put_away:
+            return None
+        named = [why.faults[0] for why in faults.values()]
+        raise CheckpointError(
+            faults=named,
+            note=f"of {len(named) + len(put_away)} checkpoints none is whole, and nothing was changed. To start anew: "
+            "--fresh makes a new folder",
+        )
+
+    def healthy(self) -> int:
+        """The update of the newest whole checkpoint that a run may go back to."""
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                if verify(self._place(step)).healthy:
+                    return step
+            except CheckpointError as fault:
+                self._quarantine(step, fault)
+        raise CheckpointError(
+            "there is no healthy checkpoint to go back to", where=str(self._folder), mend="save more often, or skip"
+        )
+
+    def load(self, step: int, engine: Engine, *, weights_only: bool = False) -> tuple[Progress, Manifest, Extra]:
+        """Verify and read one. CheckpointError names what is damaged."""
         place = self._place(step)
         if not place.is_dir():
             raise CheckpointError(
                 f"there is no checkpoint of update {step}",
                 where=str(self._folder),
-                mend=f"those there are: {', '.join(map(str, sorted(self._steps()))) or 'none'}",
+                mend=f"those there are: {', '.join(map(str, sorted(self.steps()))) or 'none'}",
             )
-        manifest = self._verified(place)
+        manifest = verify(place)
+        if missing := engine.files - manifest.files.keys():
+            raise damaged(place / min(missing), "it is missing")
         extra = engine.load(place, weights_only=weights_only)
-        return read_record(place / "progress.json", Progress), manifest["journal"], extra
+        return read_record(place / _PROGRESS, Progress), manifest, extra
 
-    def _verified(self, place: Path) -> dict[str, Any]:
-        try:
-            manifest: dict[str, Any] = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as fault:
-            raise _damaged(place / _MANIFEST, "it is missing or cannot be read") from fault
-        for name, facts in manifest["files"].items():
-            path = place / name
-            if not path.exists():
-                raise _damaged(path, "it is missing")
-            if path.stat().st_size != facts["bytes"]:
-                raise _damaged(path, f"it has {path.stat().st_size} bytes, not {facts['bytes']}")
-            if _facts(path) != facts:
-                raise _damaged(path, "its content changed (sha256 differs)")
-        differing = [key for key, value in self._identity.items() if manifest["identity"].get(key) != value]
-        if differing:
-            raise CheckpointError(
-                f"the checkpoint belongs to another {' and '.join(differing)}",
-                where=str(place),
-                mend="use the recipe and data it was made with, or a new run folder (--fresh)",
-            )
-        return manifest
+    def manifest(self, step: int) -> Manifest:
+        """What a state says of itself."""
+        return read_manifest(self._place(step))
+
+    def clear(self) -> None:
+        """Remove the state in which nothing was learned yet."""
+        if self._place(0).exists():
+            shutil.rmtree(self._place(0))
+
+    def steps(self) -> list[int]:
+        """The updates after which the states that stand here were written, whole or not."""
+        found = self._folder.glob("step-*")
+        return [int(path.name[5:]) for path in found if path.is_dir() and path.name[5:].isdecimal()]
 
     def _thin(self, progress: Progress) -> None:
-        steps = sorted(self._steps())
-        for step in steps[: -self._keep]:
-            if step != progress.best_update:
+        """By number, never by time: clocks go back, and copies get new times."""
+        steps = sorted(self.steps())
+        kept = {*steps[-self._keep :], progress.best_update}
+        kept.add(next((step for step in reversed(steps) if self._may_be_healthy(step)), None))
+        for step in steps:
+            if step not in kept and step < progress.update:
                 shutil.rmtree(self._place(step))
 
-    def _steps(self) -> list[int]:
-        return [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*") if path.is_dir()]
+    def _may_be_healthy(self, step: int) -> bool:
+        try:
+            return read_manifest(self._place(step)).healthy
+        except CheckpointError as fault:  # damaged behind our back; it is dealt with when somebody wants to read it
+            LOGGER.warning(str(fault.faults[0]))
+            return False
+
+    def _quarantine(self, step: int, fault: FulltuneError) -> None:
+        self._quarantined.mkdir(exist_ok=True)
+        name = self._quarantined / step_name(step)
+        number = 1
+        while name.exists():
+            number += 1
+            name = name.with_name(f"{step_name(step)}-{number}")
+        self._place(step).replace(name)
+        said = fault.faults[0]
+        LOGGER.warning(f"{said.what} ({said.where}); it is moved to {name}, and an older checkpoint is taken")
+
+    @property
+    def _quarantined(self) -> Path:
+        return self._folder.parent / "quarantine"
 
     def _place(self, step: int) -> Path:
-        return self._folder / f"step-{step:08d}"
+        return self._folder / step_name(step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Waits for what is being written. If the run fails already, a failure of the writing comes second."""
+        try:
+            self.wait()
+        except Exception as fault:
+            if value is None:
+                raise
+            LOGGER.error(f"besides, the last checkpoint could not be written: {fault}")
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _damaged(path: Path, how: str) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint is damaged: {how}",
-        where=str(path),
-        mend="move its folder away and run the same command: the run goes on from the one before it",
-    )
+def _forget(folder: Path) -> None:
+    """Drop what the system remembers of files, so that reading them asks the disk."""
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fulltune.base.errors import Interrupted
 from fulltune.base.records import Progress
 from fulltune.training.cadence import Cadence
 
@@ -25,12 +26,21 @@ class Run:
 
 
 def train(run: Run) -> Iterator[Progress]:
-    """Update until the data is used up or the run stops getting better; yields after each update."""
+    """Update until the data is used up or the run stops getting better; yields before the first and after each update.
+
+    A signal drops what is half done, an update or an evaluation: the state between two updates is saved instead.
+    """
     progress = run.progress
-    while not run.cadence.finished(progress):
-        before, progress = progress, run.update(progress)
-        if run.cadence.evaluates(before, progress):
-            progress = run.evaluate(progress)
-        if run.cadence.saves(before, progress):
-            progress = run.save(progress)
-        yield progress
+    try:
+        while True:
+            if run.cadence.evaluates(progress):
+                progress = run.evaluate(progress)
+            if run.cadence.saves(progress):
+                progress = run.save(progress)
+            yield progress
+            if run.cadence.finished(progress):
+                return
+            progress = run.update(progress)
+    except Interrupted:
+        run.save(progress)
+        raise

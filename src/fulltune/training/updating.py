@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fulltune.base.errors import DivergedError
 from fulltune.base.files import to_json
-from fulltune.base.records import Progress, StepReport
+from fulltune.base.records import Mark, Progress, StepReport
 from fulltune.data.feed import Feed
 from fulltune.data.lay import Budget
 from fulltune.engine.contract import Engine
@@ -41,7 +41,12 @@ class Updating:
         reseed(self.seed, progress.position, self.engine.world.rank)
         outcome = step(batches, rates, engine=self.engine, objective=self.objective)
         seconds = time.perf_counter() - begun
-        after = replace(progress, position=progress.position + len(members), seconds=progress.seconds + seconds)
+        after = replace(
+            progress,
+            position=progress.position + len(members),
+            seconds=progress.seconds + seconds,
+            begun=Mark(progress.position, progress.update, progress.seconds),
+        )
         if not outcome.applied:
             return self._skip(after, outcome)
         tokens, supervised = (

@@ -1,0 +1,112 @@
+"""What comes of a run: the verified model folder, answers before and after, the record."""
+
+import platform
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import tokenizers
+import torch
+import transformers
+from torch import nn
+
+from fulltune.assemble import Prepared, target, template
+from fulltune.base.files import writing
+from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
+from fulltune.base.version import __version__
+from fulltune.engine.launch import machine
+from fulltune.evaluation.generate import greedy
+from fulltune.exporting.targets import write
+from fulltune.exporting.verify import probe_ids, verify
+from fulltune.recipe.schema import ExportSection
+from fulltune.runs import RunFolder
+from fulltune.training.journal import read
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The model of a run as it is now, and what can be made of it."""
+
+    run: RunFolder
+    data: Prepared
+    facts: ModelFacts
+    model: nn.Module
+    tokenizer: Any
+
+    def write_model(self, folder: Path, section: ExportSection) -> float:
+        """Write the weights as they are now, and verify the folder; returns the largest difference of logits."""
+        recipe = self.run.recipe
+        shipped = template(recipe.model, self.tokenizer)
+        goal = target(recipe.model, section, self.data.facts, shipped, self.facts.dtype)
+        with writing(folder):
+            write(self.model, goal, folder)
+        asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
+        code = recipe.model.trust_remote_code
+        return verify(folder, self.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
+
+    def answers(self) -> list[str]:
+        """Greedy answers to the first held-out prompts."""
+        if "heldout" not in self.data.stores:
+            return []
+        store, wanted = self.data.stores["heldout"], self.run.recipe.evaluate
+        prompts = [store.prompt_and_answer(i)[0] for i in range(min(wanted.samples, len(store)))]
+        stops = self.data.facts.stop_ids
+        made = greedy(self.model, prompts, stop_ids=stops, tokens=wanted.sample_tokens)
+        return [str(self.tokenizer.decode(answer)) for answer in made]
+
+    def record(self, plan: Plan, progress: Progress, chosen: int, difference: float) -> RunRecord:
+        """The paper that explains the run, from its journal and cards; `chosen`: the update that the result is of."""
+        lines = list(read(self.run.journal, "evaluation"))
+        before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
+        evaluations = [EvalReport(**_scores(line)) for line in lines]
+        return RunRecord(
+            recipe=self.run.identity,
+            versions=versions(),
+            data=self.data.facts,
+            model=self.facts,
+            machine=machine(),
+            plan=plan,
+            progress=progress,
+            baseline=next((report for report in evaluations if report.step == 0), None),
+            evaluations=tuple(report for report in evaluations if report.step > 0),
+            result_step=chosen,
+            result=str(self.run.model),
+            largest_logit_difference=difference,
+            samples=tuple(self._samples(before, self.answers())),
+            peak_bytes=peak_bytes(),
+        )
+
+    def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            prompt, expected = self.data.stores["heldout"].prompt_and_answer(index)
+            wanted = [token for token in expected if token not in self.data.facts.stop_ids]
+            asked, answer = str(self.tokenizer.decode(prompt)), str(self.tokenizer.decode(wanted))
+            yield Sample(prompt=asked, expected=answer, before=old, after=new)
+
+
+def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A journal line's evaluation; numbers that are not finite were written by name."""
+    scores = {name: float(score) for name, score in line["scores"].items()}
+    return {"step": line["step"], "scores": scores, "counts": line["counts"]}
+
+
+def versions() -> dict[str, str]:
+    """What decides how numbers come out, by name."""
+    return {
+        "fulltune": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "tokenizers": str(tokenizers.__version__),
+        "numpy": numpy.__version__,
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory that this process held: on the device if there is one, else on the host."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

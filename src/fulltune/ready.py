@@ -1,0 +1,124 @@
+"""What a stage needs of the stages before it: read if it is there, made if it is not."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fulltune.assemble import Prepared, count_updates, stores, template
+from fulltune.base.files import begun_folder, fingerprint, sweep, whole_folder, write_record
+from fulltune.base.log import LOGGER
+from fulltune.base.records import DataFacts, ModelFacts, Plan
+from fulltune.data.prepare import Kit, depends
+from fulltune.data.prepare import prepare as prepare_data
+from fulltune.engine.launch import machine
+from fulltune.model.facts import facts as model_facts
+from fulltune.model.load import (
+    empty_model,
+    load_config,
+    load_tokenizer,
+    stop_ids,
+    stored_dtype,
+    tokenizer_digest,
+)
+from fulltune.objectives import OBJECTIVES
+from fulltune.optim.optimizers import OPTIMIZERS
+from fulltune.planning.make import keep_choices, make_plan, require_names
+from fulltune.recipe.changes import DATA, covers, differences, require_accepted
+from fulltune.recipe.schema import ModelSection, Recipe
+from fulltune.runs import RunFolder
+
+
+def prepared(run: RunFolder) -> Prepared:
+    """The data of a run, prepared now if it is not. CheckpointError if a run that has begun depended on other data."""
+    recipe = run.recipe
+    kit = checked(recipe)
+    needed = depends(recipe.data, tokenizer_digest(kit.tokenizer), kit.template, kit.stop_ids)
+    wanted = fingerprint(needed)
+    if run.recorded is not None:
+        changes = differences(run.recorded.identity["depends"], needed)
+        require_accepted(changes, run.accepted | _implied(run), folder=str(run.path))
+    if run.data_card.exists() and run.data.exists():
+        facts = run.data_facts()
+        if facts.fingerprint == wanted:
+            return opened(run, facts, needed)
+    sweep(run.path)
+    load = for_others(kit, recipe.model)
+    with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
+        facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
+        # A kill from here on leaves data without a card, which is prepared again, never with the card of other data.
+        run.begin()
+        run.data_card.unlink(missing_ok=True)
+    write_record(run.data_card, facts)
+    _tell(facts)
+    return opened(run, facts, needed)
+
+
+def _implied(run: RunFolder) -> set[str]:
+    """What changes with fields that were accepted: another max_length gives other data."""
+    sections = {change.field.partition(".")[0] for change in run.changes if covers(run.accepted, change.field)}
+    return ({"data"} if "data" in sections else set()) | (set(DATA) if "model" in sections else set())
+
+
+def _tell(facts: DataFacts) -> None:
+    train, kept = facts.splits["train"], f"{facts.kept:,} of {facts.rows:,} rows"
+    LOGGER.info(
+        f"prepared {kept}: {train.examples:,} to train on, {train.tokens:,} tokens, {train.supervised_tokens:,} of "
+        f"them ({train.supervised_tokens / train.tokens:.0%}) taught; {facts.splits['heldout'].examples:,} held out"
+    )
+    for reason, count in facts.dropped.items():
+        LOGGER.warning(f"left out, {reason}: {count:,}")
+    for note, places in facts.notes.items():
+        LOGGER.warning(f"note, {note}: {places}")
+
+
+def checked(recipe: Recipe) -> Kit:
+    """What makes tokens of rows, after everything that the recipe names was found."""
+    require_names(recipe)
+    OBJECTIVES.find(recipe.train.objective, where="train.objective")
+    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
+    return kit_of(recipe.model)
+
+
+def for_others(kit: Kit, section: ModelSection) -> Callable[[], Kit]:
+    """How other processes come by the kit. Code that a model brings along is no module that they could import."""
+    return partial(kit_of, section) if section.trust_remote_code else kit.itself
+
+
+def kit_of(section: ModelSection) -> Kit:
+    """What makes tokens of rows for a model."""
+    tokenizer = load_tokenizer(section)
+    return Kit(tokenizer, template(section, tokenizer), tuple(sorted(stop_ids(section))))
+
+
+def planned(run: RunFolder, data: Prepared, model: ModelFacts, *, trains: bool = False) -> Plan:
+    """The plan of a run, made now if it is not or if a run that goes on (`trains`) was asked for something else."""
+    before = run.plan() if run.begun and run.plan_card.exists() else None
+    if before is not None and not run.changes:
+        return before  # a run that has begun keeps its numbers, also on another machine
+    count = count_updates(run.recipe.data, data.facts, data.stores["train"])
+    made = make_plan(run.recipe, data.facts, model, machine(), count)
+    if before is not None:
+        made = keep_choices(made, before, run.changes)
+    if run.begun and not trains:
+        return made  # the cards of a run say what it does, not what it was asked in passing
+    run.begin()
+    write_record(run.plan_card, made)
+    LOGGER.info(
+        f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
+        f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
+    )
+    for source in made.mix if run.recipe.data.is_mixed else ():
+        LOGGER.info(f"mix: {source}")
+    for note in made.notes:
+        LOGGER.info(f"note: {note}")
+    return made
+
+
+def facts_of(section: ModelSection) -> ModelFacts:
+    """What there is to know of a model without its weights."""
+    return model_facts(empty_model(section), load_config(section), stored_dtype(section))
+
+
+def opened(run: RunFolder, facts: DataFacts, needed: Mapping[str, Any]) -> Prepared:
+    """The prepared splits of a run; `needed`: what they depend on."""
+    return Prepared(facts, stores(run.data, facts), needed)

@@ -1,0 +1,74 @@
+"""What changed between the recipe that a run began with and the one it is to go on with, and what that takes."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.records import Change
+
+HONOURED = (
+    "train.epochs",
+    "train.steps",
+    "train.micro_examples",
+    "train.micro_tokens",
+    "train.max_skipped",
+    "memory",
+    "evaluate",
+    "checkpoint",
+    "export",
+    "data.processes",
+)
+"""Fields, or whole sections, that a run may change when it goes on: what was done stays right, and what comes follows
+the new value. Everything else would make one run of two, and has to be accepted by name.
+"""
+DATA = ("data", "tokenizer", "template")
+"""What is accepted by these names besides recipe fields: rows, tokenizer or chat template that are others now."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Leaves of two nested mappings that differ, by their dotted names."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return tuple(
+        Change(field=key, before=old.get(key), now=new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    )
+
+
+def require_accepted(changes: Sequence[Change], accepted: Collection[str], *, folder: str) -> None:
+    """CheckpointError that shows the changes which need to be accepted and are not."""
+    refused = [
+        change for change in changes if not covers(HONOURED, change.field) and not covers(accepted, change.field)
+    ]
+    if refused:
+        names = " ".join(f"--accept-change {change.field}" for change in refused)
+        raise CheckpointError(
+            f"the folder was trained by another recipe: {'; '.join(map(str, refused))}",
+            where=folder,
+            mend=f"--fresh makes a new folder; {names} goes on with this one, and records it",
+        )
+
+
+def require_known(accepted: Collection[str], recipe: Mapping[str, Any]) -> None:
+    """RecipeError for a name to be accepted that is none."""
+    known = {name for name, _ in _leaves(recipe)}
+    for name in accepted:
+        if name not in DATA and not any(covers((name,), field) for field in known):
+            raise RecipeError(
+                f"{name!r} is no field that could have changed",
+                where="--accept-change",
+                mend=f"a recipe field such as optim.lr, a section such as optim, or one of {', '.join(DATA)}",
+            )
+
+
+def covers(names: Collection[str], field: str) -> bool:
+    """Whether a field, or a section that it lies in, is among the names."""
+    return any(field == name or field.startswith(f"{name}.") for name in names)
+
+
+def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
