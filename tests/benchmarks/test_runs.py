@@ -5,8 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from benchmarks import environment, memory, prepare
+from benchmarks import environment, memory, prepare, saving
+from benchmarks.bed import Bed
+from benchmarks.savers import savers
 from tests.conftest import ROOT
 
 
@@ -67,3 +71,37 @@ def test_trl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words += [] if given is None else ["--trl-python", given]
     assert prepare.main([*words, "--results", str(tmp_path)]) == 0
     assert "trl: the same tokens in all 200 rows, and the same of them taught." in capsys.readouterr().out
+
+
+def test_saving_beside_a_plain_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--shape tiny --device cpu --repeats 2 --quiet 2 --rows 1 --tokens 16".split()
+    assert saving.main([*words, "--results", str(tmp_path), "--work", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"| {name} " in shown for name in ("plain", "plain-fsync", "fulltune", "fulltune-waiting"))
+    found = record(tmp_path, "saving")
+    measured = found["measured"]
+    assert isinstance(measured, dict)
+    for rounds in measured.values():
+        assert len(rounds) == 2
+        assert all(one["updates"] >= 1 and one["stood"] >= one["blocked"] > 0 for one in rounds)
+    assert all(one["stood"] == one["blocked"] for name in measured if name != "fulltune" for one in measured[name])
+    text = (tmp_path / "saving.md").read_text() + json.dumps(found)
+    assert str(tmp_path) not in text and str(ROOT) not in text
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [], "what it worked on is removed"
+
+
+def test_all_save_the_same_state(tmp_path: Path) -> None:
+    bed = Bed("tiny", "cpu", "float32", rows=1, tokens=16)
+    for number in (1, 2):
+        bed.update()
+        (tmp_path / str(number)).mkdir()
+        for saver in savers(bed, tmp_path / str(number)).values():
+            saver.save(number)
+            saver.wait()
+        files = (tmp_path / str(number)).rglob("*.safetensors")
+        weights = [load_file(path) for path in files if path.stem in ("model", "weights")]
+        assert len(weights) == 4
+        own = dict(bed.model.named_parameters())
+        for saved in weights:
+            assert saved.keys() == own.keys()
+            assert all(torch.equal(saved[name], own[name]) for name in own)

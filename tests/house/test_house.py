@@ -141,8 +141,12 @@ def test_the_ground_needs_no_torch(path: Path) -> None:
     assert not re.search(r"^\s*(import|from) (torch|transformers)", path.read_text(), re.MULTILINE)
 
 
+OTHERS_PICKLE = ("plain_save.py",)
+"""A contestant of the benchmarks that writes a pickle, since that is what it stands for. Nobody reads it."""
+
+
 def test_nothing_reads_pickles() -> None:
-    for path in [*MODULES, *BENCHMARKS]:
+    for path in [*MODULES, *(path for path in BENCHMARKS if path.name not in OTHERS_PICKLE)]:
         unsafe = r"import (pickle|joblib|dill)|torch\.(load|save)\(|shell=True"
         assert not re.search(unsafe, path.read_text()), name(path)
 

@@ -1,0 +1,108 @@
+"""A model that is being trained: what the benchmark of saving saves, and the updates that go on beside it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fulltune.base.records import Precision
+from fulltune.batch import Batch
+from fulltune.engine.contract import World
+from fulltune.engine.single import SingleEngine
+from fulltune.model.facts import head, keeps_logits, undecayed
+from fulltune.objectives import NextToken
+from fulltune.optim.groups import groups
+from fulltune.optim.optimizers import make
+
+SHAPES: Mapping[str, Mapping[str, int]] = {
+    "135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "tiny": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+"""Of random Llamas with tied embeddings; the first is SmolLM-135M's."""
+_RATE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of one update: forward and backward, then the step, which waits for a copy if one is being made."""
+
+    passes: float
+    step: float
+
+    @property
+    def all(self) -> float:
+        """Of the whole update."""
+        return self.passes + self.step
+
+
+class Bed:
+    """Model, optimizer and engine, and one batch that is learned again and again."""
+
+    def __init__(self, shape: str, device: str, precision: Precision, *, rows: int, tokens: int) -> None:
+        torch.manual_seed(0)
+        self.model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
+        self._device, self._batch = device, _batch(rows, tokens, SHAPES[shape]["vocab_size"])
+        objective = NextToken(self.model, head(self.model), keeps_logits=keeps_logits(self.model))
+        made: list[torch.optim.Optimizer] = []
+
+        def optimizer(named: Any) -> torch.optim.Optimizer:
+            grouped = groups(named, undecayed(self.model))
+            made.append(make("adamw", grouped, lr=_RATE, weight_decay=0.01, options={}))
+            return made[0]
+
+        world = World(rank=0, size=1, device=device)
+        self.engine = SingleEngine(self.model, objective, optimizer, world, clip=1.0, precision=precision)
+        self.optimizer = made[0]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are; a tied one counts once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def update(self) -> Took:
+        """Learn the batch once more."""
+        begun = self.now()
+        loss = self.engine.forward(self._batch)["next_token"] / self._batch.weight
+        self.engine.backward(loss)
+        turned = self.now()
+        if not self.engine.update([_RATE] * len(self.optimizer.param_groups)).applied:
+            raise ArithmeticError("the gradient is not finite")
+        return Took(turned - begun, self.now() - turned)
+
+    def now(self) -> float:
+        """Seconds, once the device has done what it was told."""
+        if self._device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _batch(rows: int, tokens: int, vocab: int) -> Batch:
+    """Random tokens, all of them taught."""
+    ids = torch.randint(vocab, (rows, tokens))
+    return Batch(
+        ids=ids,
+        labels=torch.randint(vocab, (rows, tokens)),
+        weights=torch.ones(rows, tokens),
+        positions=None,
+        taught=torch.arange(rows * tokens),
+        examples=tuple(range(rows)),
+        lengths=(tokens,) * rows,
+        weight=float(rows * tokens),
+    )
