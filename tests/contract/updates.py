@@ -13,7 +13,8 @@ from fulltune.base.records import Progress
 from fulltune.data.feed import Feed, Portion
 from fulltune.data.lay import Budget
 from fulltune.data.order import Order
-from fulltune.training.checkpoint import Checkpoints
+from fulltune.training.acts import Saving
+from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.journal import Journal, read
 from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
@@ -41,14 +42,15 @@ class Updates:
         self.ground = Ground(folder / "ground", made, count=count, micro=micro, **(ground or {}))
         self.journal = Journal(folder / "journal.jsonl")
         weakref.finalize(self, self.journal.__exit__, None, None, None)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=9, identity={})
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=9, belonging=Belonging({}, {}, 1))
+        self.saving = Saving(checkpoints=self.checkpoints, engine=self.ground.engine, journal=self.journal)
         self.feed = Feed(self.ground.store, Order([count], shares=None, seed=0), Portion(BATCH, None), end=None)
         values: dict[str, Any] = {
             "on_nonfinite": "skip",
             "max_skipped": 3,
             "spikes": Spikes(policy="warn", window=64, limit=10.0),
             "max_rollbacks": 1,
-            "back": lambda now: self.checkpoints.load(self.checkpoints.newest() or 0, self.ground.engine)[0],
+            "back": self.saving.back,
             "stopped": lambda: False,
         }
         self.update = Updating(
@@ -70,7 +72,8 @@ class Updates:
         return progress
 
     def save(self, progress: Progress) -> None:
-        self.checkpoints.save(self.ground.engine, progress, journal=0, extra={})
+        self.checkpoints.save(self.ground.engine.capture({}), progress, journal=0)
+        self.checkpoints.wait()
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         return list(read(self.journal.path, kind))
