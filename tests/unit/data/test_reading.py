@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from fulltune.base.errors import RecipeError
 from fulltune.data.findings import Findings
@@ -134,6 +135,21 @@ def test_texts_are_cut_as_asked_and_kept_to_the_byte(tmp_path: Path) -> None:
     assert codes(findings) == [("1", "too_long")]
 
 
+def test_texts_are_cut_at_a_separator_that_stands_alone_in_its_line(tmp_path: Path) -> None:
+    content = b"a\n\nb <|end|>\r\n<|end|>\r\n<|end|>\n\n c\n\n<|end|>\n"
+    found = [(1, {"text": "a\n\nb <|end|>"}), (6, {"text": "\n c"})]
+    assert read(tmp_path / "t.txt", content, separator="<|end|>")[0] == found
+    assert read(tmp_path / "t.txt", content.removesuffix(b"<|end|>\n"), separator=" <|end|> ")[0] == found
+    assert read(tmp_path / "t.txt", b"a\n", separator="<|end|>")[0] == [(1, {"text": "a"})]
+    long = b"x" * 1000 + b"\n"
+    rows, findings = read(tmp_path / "t.txt", long * (LONGEST_ROW // 1000) + b"<|end|>\nb\n", separator="<|end|>")
+    assert codes(findings) == [("1", "too_long")]
+    assert [row["text"] for _, row in rows] == ["b"]
+    for wrong in ({"separator": " "}, {"separator": "a\nb"}, {"separator": "--", "document": "line"}):
+        with pytest.raises(ValidationError, match="separator"):
+            Source(path="t.txt", **wrong)
+
+
 def tables(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
     """The same rows as Parquet, Arrow file and Arrow stream."""
     table = pa.Table.from_pylist(rows)
@@ -197,6 +213,7 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
         {"name": "x"},
         {"revision": "x"},
         {"document": "line"},
+        {"separator": "--"},
         {"header": ["a"]},
         {"quoted": True},
     ],
