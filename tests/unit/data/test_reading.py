@@ -212,6 +212,7 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
         {"split": "train[:1]"},
         {"name": "x"},
         {"revision": "x"},
+        {"streaming": True},
         {"document": "line"},
         {"separator": "--"},
         {"header": ["a"]},
@@ -236,6 +237,33 @@ def test_landmine_L3_a_slice_of_a_split_is_that_slice(tmp_path: Path) -> None:
     assert "train, test" in read(tmp_path / "two")[1].unreadable[0].what
     for split in ("validation", "train[", "x[:1]"):
         assert "split" in read(tmp_path / "two", split=split)[1].unreadable[0].what
+
+
+def test_a_data_set_is_streamed_and_only_as_far_as_is_asked(tmp_path: Path) -> None:
+    """The loading code of the hub, on a folder of its shape."""
+    lines = [json.dumps({"text": f"row {n}", "n": n}) for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "test.jsonl").write_text(lines[0])
+    place = Place("hub", str(tmp_path))
+
+    def streamed(split: str | None, place: Place = place) -> tuple[list[int], Findings]:
+        findings = Findings()
+        source = Source(path="org/name", split=split, streaming=True)
+        return [int(row["n"]) for _, row in read_rows(place, findings, source)], findings
+
+    for split, wanted in (("train", range(40)), ("train[:3]", range(3)), ("train[38:]", (38, 39)), ("test[0:9]", (0,))):
+        assert streamed(split)[0] == list(wanted), split
+    assert "splits" in streamed(None)[1].unreadable[0].what
+    assert "no part of a stream" in streamed("train[:10%]")[1].unreadable[0].what
+    assert "empty" in streamed("train[5:5]")[1].unreadable[0].what
+    source = Source(path="org/name", split="train", streaming=True)
+    before = digest(place, source)
+    assert len(before) == 32
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:9]))
+    assert digest(place, source) != before
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/rows.jsonl").write_text("\n".join(lines))
+    assert streamed(None, Place("hub", str(tmp_path / "one")))[0] == list(range(40))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_fault() -> None:
