@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fulltune.data.example import RowFault
 from fulltune.data.findings import Findings
 from fulltune.data.labels import Label, label_faults
-from fulltune.data.parts import Part, Tables
+from fulltune.data.parts import OTHER, Part, Tables
 from fulltune.data.split import place, sides
 from fulltune.recipe.data import DataSection, portion
 
@@ -88,9 +88,9 @@ def choose(rows: Rows, data: DataSection, findings: Findings) -> Choice:
     split = rows.filled(lambda part: SPLITS.index(part.split), np.int8)
     choice = Choice(split.copy(), np.zeros(rows.tables.count, np.uint8), [""])
     _leave_out_faults(rows, choice, findings)
+    _leave_out_labels(rows, choice, findings)
     _leave_out_repeated(rows, choice, data, findings)
     _tell_ids(rows, findings)
-    _leave_out_labels(rows, choice, findings)
     _keep_back(rows, choice, data)
     _leave_out_leaks(rows, choice, findings)
     return choice
@@ -111,9 +111,9 @@ def _leave_out_faults(rows: Rows, choice: Choice, findings: Findings) -> None:
 def _leave_out_repeated(rows: Rows, choice: Choice, data: DataSection, findings: Findings) -> None:
     """Rows whose content stood before in the same split, as `data.duplicates` asks."""
     ids, stands_for = rows.tables.column("id"), rows.tables.column("rows")
-    makes = rows.tables.column("examples") > 0
+    counts = (rows.tables.column("examples") > 0) | (rows.tables.column("state") == OTHER)
     for split in range(len(SPLITS)):
-        members = np.flatnonzero((choice.side == split) & makes)
+        members = np.flatnonzero((choice.side == split) & counts)
         for row, first in _repeated(ids, members):
             if data.duplicates == "keep":
                 findings.note("duplicate", f"{rows.place(row)} (as {rows.place(first)})")

@@ -18,6 +18,8 @@ class Columns:
 
     def __init__(self, asked: Mapping[str, str], where: str) -> None:
         """RecipeError if a template does not parse; `where` is the field that holds them."""
+        self.asked = frozenset(asked)
+        """What a format reads of them."""
         self._named = {name: text for name, text in asked.items() if not _is_template(text)}
         texts = {name: text for name, text in asked.items() if _is_template(text)}
         self._templates = {name: parsed(text, f"{where}.{name}") for name, text in texts.items()}

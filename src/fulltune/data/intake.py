@@ -1,7 +1,7 @@
 """One source of rows: its format told from its first rows, and each row read into content that may be taught."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fulltune.base.errors import DataError
@@ -27,7 +27,9 @@ class Intake:
     """Iterates over the raw rows of one source; `format` is known once iteration has begun."""
 
     def __init__(self, source: Source, places: Sequence[Place], findings: Findings) -> None:
+        """RecipeError if a template of its columns does not parse."""
         self._source, self._places, self._findings = source, tuple(places), findings
+        self._names = tuple(Columns(source.columns, f"columns of {source.path}").asked) if source.columns else ()
         self.format = source.format
 
     def __iter__(self) -> Iterator[Placed]:
@@ -43,8 +45,9 @@ class Intake:
         if not first:
             return
         try:
-            readable = list(_readable(self._source, (row for _, _, row in first)))
-            self.format = detect_source(readable, self._source.path)
+            # Every row has the keys that `columns` names, and one that cannot have them is told when its turn comes.
+            named = [dict.fromkeys(self._names)] if self._names else [row for _, _, row in first]
+            self.format = detect_source(named, self._source.path)
         except DataError as fault:
             self._findings.unreadable += fault.faults
             return
@@ -135,13 +138,3 @@ class RowReader:
             raise RowFault("missing_field", f"there is no `{column}`, by which the sides are stratified", "add it")
         value = row[column]
         return value if isinstance(value, str | int) else repr(value)
-
-
-def _readable(source: Source, rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows under the names of formats; those that lack a column are named when their turn comes."""
-    columns = Columns(source.columns, f"columns of {source.path}") if source.columns else None
-    for row in rows:
-        if columns is None:
-            yield row
-        elif columns.read <= row.keys():
-            yield columns(row)

@@ -27,7 +27,7 @@ from fulltune.recipe.data import DataSection, Source
 
 __all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "sources", "tell"]
 
-_VERSION = 4
+_VERSION = 5
 """Raised when the same rows would give another store."""
 _MIXED = {"__all__": {"share"}}
 _WITHOUT: Any = {"processes": True, "share_by": True, "train": _MIXED, "replay": {"share": True, "sources": _MIXED}}

@@ -95,7 +95,7 @@ def _file(place: Place, source: Source, findings: Findings) -> Iterator[tuple[in
     if _is_other(head, place.path, findings):
         return
     if place.suffix in TEXT:
-        yield from prose.rows(opener, place.path, findings, source.document)
+        yield from prose.rows(opener, place.path, findings, source.document, source.separator)
     elif lines.is_foreign_text(head, place.path, findings):
         return
     elif place.suffix in CELLS:

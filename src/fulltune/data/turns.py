@@ -70,7 +70,7 @@ def call_of(call: Any, number: int) -> dict[str, Any]:
 
 
 def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
-    """The column `tools`: a list, or the JSON text of one."""
+    """The column `tools`: a list, or the JSON text of one; each as inference hands it to a template."""
     tools = row.get("tools")
     if isinstance(tools, str):
         tools = inner_json(tools, "`tools` is", "write a list of tools") if tools.strip() else None
@@ -82,7 +82,14 @@ def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
         fine = isinstance(function, dict) and isinstance(function.get("name"), str)
         mend = 'write {"type": "function", "function": {"name": ..., "parameters": ...}}'
         require(fine, "tool_call", f"tool {number} has no function name", mend)
-    return tuple(tools)
+    return tuple(_wrapped(tool) for tool in tools)
+
+
+def _wrapped(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A bare function, as ShareGPT rows and newer APIs write it, in the shape that servers give to chat templates."""
+    if "function" in tool or tool.get("type", "function") != "function":
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def with_system(row: Row, turns: Sequence[Message]) -> tuple[Message, ...]:

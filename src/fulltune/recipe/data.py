@@ -26,6 +26,13 @@ class Augmentation(Section):
     """What it takes, such as `{column: instruction, phrasings: ["Please {{ instruction }}"]}`."""
 
 
+def _one_line(value: str) -> str:
+    """A separator as it is looked for."""
+    if not (line := value.strip()) or "\n" in line:
+        raise ValueError("a separator is one line that is not blank")
+    return line
+
+
 class Source(Section):
     """One set of rows."""
 
@@ -45,6 +52,8 @@ class Source(Section):
     """How often this source is seen beside the others (0.7 and 0.3, or 7 and 3); by default by its size."""
     document: Literal["file", "paragraph", "line"] = "file"
     """What is one document of a plain text (.txt, .md): the whole file, each paragraph or each line."""
+    separator: Annotated[str, AfterValidator(_one_line)] | None = None
+    """The line that stands between the documents of a plain text, such as `<|endoftext|>`, in place of `document`."""
     header: Annotated[Names, Field(min_length=1)] | None = None
     """Column names of CSV or TSV files whose first line is a row already."""
     quoted: bool | None = None
@@ -59,8 +68,16 @@ class Source(Section):
     """Configuration of a hub data set that has several."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set; a commit pins it for good."""
+    streaming: bool = False
+    """Whether a hub data set is read while it is downloaded, and no copy is kept; `split: train[:10000]` stops early."""
     augment: Annotated[tuple[Augmentation, ...], Used] = ()
     """Further rows made of each row of this source, under its format's names: a name, a mapping, or a list of them."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.separator is not None and self.document != "file":
+            raise ValueError("`separator` says already where a document ends, so leave `document` out")
+        return self
 
 
 def _unmixed(sources: tuple[Source, ...]) -> tuple[Source, ...]:

@@ -7,6 +7,9 @@ import pytest
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.data.columns import Columns
 from fulltune.data.example import RowFault
+from fulltune.data.findings import Findings
+from fulltune.data.intake import Intake
+from fulltune.recipe.load import load_recipe
 from tests import tiny
 from tests.unit.data.test_prepare import TOKENS, opened, run
 
@@ -26,6 +29,20 @@ def test_names_and_templates() -> None:
 def test_a_template_that_does_not_parse_is_a_fault_of_the_recipe(text: str) -> None:
     with pytest.raises(RecipeError, match=r"columns\.prompt"):
         Columns({"prompt": text}, "columns")
+
+
+def test_columns_that_no_row_has_are_named_and_templates_are_parsed_before_rows_are_read(tmp_path: Path) -> None:
+    path = tiny.jsonl(tmp_path / "t.jsonl", [{"question": "q", "reply": "r"}] * 2)
+    asked = {"path": str(path), "columns": {"prompt": "{{ nope }}", "completion": "reply"}}
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "s", train=asked)
+    first = caught.value.faults[0]
+    assert (first.where, first.code) == (f"{path}:1", "missing_field")
+    assert "`nope`" in first.what
+    broken = {**asked, "format": "prompt_completion", "columns": {"prompt": "{{ nope", "completion": "reply"}}
+    source = load_recipe({"model": {"path": "x/y"}, "data": {"train": broken}}).data.train[0]
+    with pytest.raises(RecipeError, match=r"columns of .*\.prompt"):
+        Intake(source, (), Findings())
 
 
 @pytest.mark.parametrize("text", ["{{ 1 / answer }}", "{{ answer.a.b }}", "{{ answer.__class__.mro() }}"])

@@ -146,7 +146,7 @@ def test_system_and_tools_columns_are_read(form: str, row: dict[str, Any]) -> No
     content = FORMATS[form]({**row, "system": "be kind", "tools": json.dumps([{"name": "f"}])})
     assert isinstance(content, Chat)
     assert [(m.role, m.content) for m in content.messages] == [("system", "be kind"), ("user", "q"), ("assistant", "a")]
-    assert content.tools == ({"name": "f"},)
+    assert content.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
 def test_two_system_texts_are_ambiguous() -> None:
@@ -201,6 +201,18 @@ def test_some_keys_decide_whatever_stands_beside_them() -> None:
     assert detect({"input_ids": [1], "text": "x"}) == "tokens"
     rows = [{"text": "x", "label": "y"}, {"text": "x"}, {"text": "x", "label": "y"}]
     assert detect_source(rows, "f") == "classification"
+
+
+def test_tools_reach_the_template_as_servers_hand_them_over() -> None:
+    """ShareGPT rows and newer APIs write the bare function; a template that asks for `tool.function` would see none."""
+    served = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    other = {"type": "search", "name": "s"}
+    bare = {"name": "f", "parameters": {}}
+    content = FORMATS["messages"](
+        {"messages": [ANSWERED], "tools": [bare, {"type": "function", **bare}, served, other]}
+    )
+    assert isinstance(content, Chat)
+    assert content.tools == (served, served, served, other)
 
 
 def test_every_format_reads_columns() -> None:

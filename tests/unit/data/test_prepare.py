@@ -9,7 +9,7 @@ import pytest
 
 from fulltune.base.errors import DataError
 from fulltune.base.records import DataFacts
-from fulltune.data.prepare import Kit, identity, prepare
+from fulltune.data.prepare import Kit, Preparation, identity, prepare
 from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.recipe.data import DataSection
@@ -90,6 +90,18 @@ def test_duplicates_are_an_error_or_dropped_or_kept(tmp_path: Path) -> None:
     kept = run(tmp_path / "k", train=str(path), duplicates="keep")
     assert kept.splits["train"].examples == 12
     assert kept.notes["duplicate"].startswith("2 x")
+
+
+def test_repeated_rows_of_tasks_that_are_only_read_are_counted(tmp_path: Path) -> None:
+    """And a row that is a repetition and has a misspelled label is left out once."""
+    made = [{"text": f"text {n}", "label": ("ham", "spam")[n % 2]} for n in range(60)]
+    odd = {"text": "odd", "label": "spam "}
+    path = tiny.jsonl(tmp_path / "l.jsonl", [*made, made[3], odd, odd])
+    template = Template(TOKENS, None, "t")
+    work = Preparation(section(train=str(path), on_bad_row="drop"), Kit(TOKENS, template), tmp_path / "parts")
+    work.examine()
+    assert work.card["dropped"] == {"duplicate": 1, "label": 2}
+    assert (work.card["rows"], work.card["kept"]) == (63, 60)
 
 
 def test_all_faults_of_all_files_are_told_in_one_run(tmp_path: Path) -> None:

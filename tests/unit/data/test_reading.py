@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from fulltune.base.errors import RecipeError
 from fulltune.data.findings import Findings
@@ -134,6 +135,21 @@ def test_texts_are_cut_as_asked_and_kept_to_the_byte(tmp_path: Path) -> None:
     assert codes(findings) == [("1", "too_long")]
 
 
+def test_texts_are_cut_at_a_separator_that_stands_alone_in_its_line(tmp_path: Path) -> None:
+    content = b"a\n\nb <|end|>\r\n<|end|>\r\n<|end|>\n\n c\n\n<|end|>\n"
+    found = [(1, {"text": "a\n\nb <|end|>"}), (6, {"text": "\n c"})]
+    assert read(tmp_path / "t.txt", content, separator="<|end|>")[0] == found
+    assert read(tmp_path / "t.txt", content.removesuffix(b"<|end|>\n"), separator=" <|end|> ")[0] == found
+    assert read(tmp_path / "t.txt", b"a\n", separator="<|end|>")[0] == [(1, {"text": "a"})]
+    long = b"x" * 1000 + b"\n"
+    rows, findings = read(tmp_path / "t.txt", long * (LONGEST_ROW // 1000) + b"<|end|>\nb\n", separator="<|end|>")
+    assert codes(findings) == [("1", "too_long")]
+    assert [row["text"] for _, row in rows] == ["b"]
+    for wrong in ({"separator": " "}, {"separator": "a\nb"}, {"separator": "--", "document": "line"}):
+        with pytest.raises(ValidationError, match="separator"):
+            Source(path="t.txt", **wrong)
+
+
 def tables(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
     """The same rows as Parquet, Arrow file and Arrow stream."""
     table = pa.Table.from_pylist(rows)
@@ -196,7 +212,9 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
         {"split": "train[:1]"},
         {"name": "x"},
         {"revision": "x"},
+        {"streaming": True},
         {"document": "line"},
+        {"separator": "--"},
         {"header": ["a"]},
         {"quoted": True},
     ],
@@ -219,6 +237,33 @@ def test_landmine_L3_a_slice_of_a_split_is_that_slice(tmp_path: Path) -> None:
     assert "train, test" in read(tmp_path / "two")[1].unreadable[0].what
     for split in ("validation", "train[", "x[:1]"):
         assert "split" in read(tmp_path / "two", split=split)[1].unreadable[0].what
+
+
+def test_a_data_set_is_streamed_and_only_as_far_as_is_asked(tmp_path: Path) -> None:
+    """The loading code of the hub, on a folder of its shape."""
+    lines = [json.dumps({"text": f"row {n}", "n": n}) for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "test.jsonl").write_text(lines[0])
+    place = Place("hub", str(tmp_path))
+
+    def streamed(split: str | None, place: Place = place) -> tuple[list[int], Findings]:
+        findings = Findings()
+        source = Source(path="org/name", split=split, streaming=True)
+        return [int(row["n"]) for _, row in read_rows(place, findings, source)], findings
+
+    for split, wanted in (("train", range(40)), ("train[:3]", range(3)), ("train[38:]", (38, 39)), ("test[0:9]", (0,))):
+        assert streamed(split)[0] == list(wanted), split
+    assert "splits" in streamed(None)[1].unreadable[0].what
+    assert "no part of a stream" in streamed("train[:10%]")[1].unreadable[0].what
+    assert "empty" in streamed("train[5:5]")[1].unreadable[0].what
+    source = Source(path="org/name", split="train", streaming=True)
+    before = digest(place, source)
+    assert len(before) == 32
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:9]))
+    assert digest(place, source) != before
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/rows.jsonl").write_text("\n".join(lines))
+    assert streamed(None, Place("hub", str(tmp_path / "one")))[0] == list(range(40))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_fault() -> None:

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, and folders that `save_to_disk` wrote -> rows."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fulltune.recipe.data import Source
 
 _MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 """Columns that are not decoded: no text is in them."""
+_PART = re.compile(r"(?P<split>[^\[\]+]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+"""What of a split a stream can give without knowing its end."""
 
 
 def rows(place: Place, source: Source, findings: Findings) -> Iterator[tuple[int, Row]]:
@@ -37,17 +40,19 @@ def rows(place: Place, source: Source, findings: Findings) -> Iterator[tuple[int
 def _iterated(place: Place, source: Source, findings: Findings) -> Iterator[dict[str, Any]]:
     """The rows as the library gives them; whatever stops it while reading its own files is one DataError."""
     found = loaded(place, source)
-    media = [name for name, feature in found.features.items() if isinstance(feature, _MEDIA)]
+    media = [name for name, feature in (found.features or {}).items() if isinstance(feature, _MEDIA)]
     if media:
         findings.note("unused_column", f"{place.path} ({', '.join(media)})")
     try:
-        yield from found.remove_columns(media)
+        yield from found.remove_columns(media) if media else found
     except Exception as fault:
         raise _cannot(place, fault) from fault
 
 
 def digest(place: Place, source: Source) -> str:
-    """Over every byte of the files behind the asked split."""
+    """Over every byte of the files behind the asked split; of a stream, what its files are called and their version."""
+    if source.streaming:
+        return _version(place, source)
     found = loaded(place, source)
     files = [Path(file["filename"]) for file in found.cache_files]
     return fingerprint([found.num_rows, [sha256(file) for file in files]])
@@ -58,6 +63,8 @@ def loaded(place: Place, source: Source) -> Any:
     try:
         if place.kind == "saved":
             return _sliced(datasets.load_from_disk(place.path), place, source.split)
+        if source.streaming:
+            return _streamed(place, source)
         found = datasets.load_dataset(place.path, source.name, split=source.split, revision=source.revision)
     except DataError:
         raise
@@ -66,14 +73,42 @@ def loaded(place: Place, source: Source) -> Any:
     return found if source.split else _sliced(found, place, None)
 
 
+def _streamed(place: Place, source: Source) -> Any:
+    """The asked split, or the rows [start, stop) of it, of which no more is downloaded than is read."""
+    part = _PART.fullmatch("" if source.split is None else source.split)
+    if source.split is not None and part is None:
+        mend = "write train, train[:1000] or train[1000:2000]: of a stream nobody knows the end"
+        raise DataError(f"{source.split!r} is no part of a stream", where=place.path, mend=mend)
+    named = None if part is None else part["split"]
+    found = datasets.load_dataset(place.path, source.name, split=named, revision=source.revision, streaming=True)
+    if part is None:
+        return _only(found, place) if isinstance(found, dict) else found
+    start, stop = int(part["start"] or 0), part["stop"]
+    found = found.skip(start) if start else found
+    return found.take(max(int(stop) - start, 0)) if stop else found
+
+
+def _version(place: Place, source: Source) -> str:
+    """Of a data set that is not downloaded: the hub's commit."""
+    try:
+        builder = datasets.load_dataset_builder(place.path, source.name, revision=source.revision)
+    except Exception as fault:
+        raise _cannot(place, fault) from fault
+    return fingerprint([builder.config.name, builder.hash])
+
+
+def _only(splits: Mapping[str, Any], place: Place) -> Any:
+    if len(splits) > 1:
+        mend = "say `split:` beside the path"
+        raise DataError(f"this data set has the splits {', '.join(splits)}", where=place.path, mend=mend)
+    return next(iter(splits.values()))
+
+
 def _sliced(found: Any, place: Place, split: str | None) -> Any:
     """One split of what was loaded, or the asked slice of it, such as `train[:10]`."""
     splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
     if split is None:
-        if len(splits) > 1:
-            mend = "say `split:` beside the path"
-            raise DataError(f"this data set has the splits {', '.join(splits)}", where=place.path, mend=mend)
-        return next(iter(splits.values()))
+        return _only(splits, place)
     sizes = {name: len(rows) for name, rows in splits.items()}
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)

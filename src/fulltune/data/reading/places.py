@@ -100,7 +100,9 @@ def _all_used(source: Source, found: tuple[Place, ...], findings: Findings) -> N
         ("split", source.split is not None, sets, "Hugging Face data sets have splits"),
         ("name", source.name is not None, hub, "data sets of the hub have configurations"),
         ("revision", source.revision is not None, hub, "data sets of the hub have revisions"),
+        ("streaming", source.streaming, hub, "data sets of the hub are streamed"),
         ("document", source.document != "file", suffixes & TEXT, "plain texts (.txt, .md) are cut into documents"),
+        ("separator", source.separator is not None, suffixes & TEXT, "plain texts (.txt, .md) have separators"),
         ("header", source.header is not None, suffixes & CELLS, "CSV and TSV files have a header"),
         ("quoted", source.quoted is not None, suffixes & CELLS, "CSV and TSV files have cells"),
     )

@@ -1,4 +1,4 @@
-"""Plain text files -> documents: the whole file, its paragraphs or its lines."""
+"""Plain text files -> documents: the whole file, its paragraphs, its lines, or what stands between separators."""
 
 import codecs
 import io
@@ -15,8 +15,14 @@ _PIECE = 1 << 20
 Cut = Literal["file", "paragraph", "line"]
 
 
-def rows(opener: Opener, path: str, findings: Findings, cut: Cut) -> Iterator[tuple[int, Row]]:
-    """`{"text": ...}` for each document, kept to the byte, with its first line. Binary data is a fault."""
+def rows(
+    opener: Opener, path: str, findings: Findings, cut: Cut, separator: str | None = None
+) -> Iterator[tuple[int, Row]]:
+    """`{"text": ...}` for each document, kept to the byte, with its first line. Binary data is a fault.
+
+    `separator`: the line that stands between documents, in place of `cut`.
+    """
+    apart = None if separator is None else separator.encode()
     with opener() as stream:
         if lines.is_foreign_text(stream.peek(8)[:8], path, findings):
             return
@@ -28,9 +34,9 @@ def rows(opener: Opener, path: str, findings: Findings, cut: Cut) -> Iterator[tu
         return
     seen = False
     with opener() as stream:
-        for number, text, size in _documents(stream, path, findings, cut):
+        for number, text, size in _documents(stream, path, findings, cut, apart):
             if size > lines.LONGEST_ROW:
-                findings.bad_row(f"{path}:{number}", _too_long(size, cut))
+                findings.bad_row(f"{path}:{number}", _too_long(size, cut, apart))
             elif text.strip():
                 yield number, {"text": text}
             else:
@@ -40,13 +46,17 @@ def rows(opener: Opener, path: str, findings: Findings, cut: Cut) -> Iterator[tu
         lines.blank_only(path, findings)
 
 
-def _documents(stream: io.BufferedReader, path: str, findings: Findings, cut: Cut) -> Iterator[tuple[int, str, int]]:
+def _documents(
+    stream: io.BufferedReader, path: str, findings: Findings, cut: Cut, apart: bytes | None
+) -> Iterator[tuple[int, str, int]]:
     """First line, text and bytes of each document; the text of one that is too long is empty."""
     pieces: list[bytes] = []
     first = size = 0
+    whole = cut == "file" and apart is None
     for number, line, length in lines.numbered(stream, path, findings):
-        if cut != "file" and not line.strip():
-            yield first, _joined(pieces, size, cut), size
+        ends = not (whole or line.strip()) if apart is None else line.strip() == apart
+        if ends:
+            yield first, _joined(pieces, size, whole), size
             pieces, size = [], 0
             continue
         first = first if pieces else number
@@ -54,21 +64,23 @@ def _documents(stream: io.BufferedReader, path: str, findings: Findings, cut: Cu
         if size <= lines.LONGEST_ROW or not pieces:
             pieces.append(line)
         if cut == "line":
-            yield number, _joined(pieces, size, cut), size
+            yield number, _joined(pieces, size, whole), size
             pieces, size = [], 0
-    yield first, _joined(pieces, size, cut), size
+    yield first, _joined(pieces, size, whole), size
 
 
-def _joined(pieces: list[bytes], size: int, cut: Cut) -> str:
-    """The text; line ends behind a line or a paragraph do not belong to it."""
+def _joined(pieces: list[bytes], size: int, whole: bool) -> str:
+    """The text; line ends behind what is not the whole file do not belong to it."""
     if size > lines.LONGEST_ROW:
         return ""
     text = b"".join(pieces).decode("utf-8")
-    return text if cut == "file" else text.rstrip("\r\n")
+    return text if whole else text.rstrip("\r\n")
 
 
-def _too_long(size: int, cut: Cut) -> RowFault:
+def _too_long(size: int, cut: Cut, apart: bytes | None) -> RowFault:
     fault = lines.too_long(size)
+    if apart is not None:
+        return fault
     mend = {"file": "say `document: paragraph` or `line` beside the path", "paragraph": "say `document: line`"}
     return RowFault(fault.code, fault.what, mend.get(cut, fault.mend))
 
