@@ -37,6 +37,7 @@ from fulltune.evaluation.generate import greedy
 from fulltune.exporting.targets import write
 from fulltune.exporting.verify import probe_ids, verify
 from fulltune.model.load import load_model, load_tokenizer, require_rows
+from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite
@@ -224,7 +225,7 @@ class _Work:
         with writing(folder):
             write(self.built.model, goal, folder)
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
-        code = recipe.model.trust_remote_code
+        code = exported(recipe.model)
         return verify(folder, self.built.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
 
     def _answers(self) -> list[str]:

@@ -2,14 +2,16 @@
 
 import itertools
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import fingerprint, is_begun, is_draft, read_record, write_whole
+from fulltune.base.files import fingerprint, is_begun, is_draft, private_folder, read_record, write_whole
 from fulltune.base.records import DataFacts, Plan, RunRecord
+from fulltune.base.secrets import MASK, masked_tree
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
@@ -67,11 +69,12 @@ class RunFolder:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of the recipe as resolved."""
-        return fingerprint(as_values(self.recipe))
+        """Fingerprint of the recipe as resolved. A key that was exchanged makes no other recipe."""
+        return fingerprint(masked_tree(as_values(self.recipe)))
 
     def begin(self) -> None:
         """Write the recipe into the folder, which makes it this run's."""
+        private_folder(self.path)
         write_whole(self.recipe_file, _MARK + as_yaml(self.recipe))
 
     def data_facts(self) -> DataFacts:
@@ -85,7 +88,9 @@ class RunFolder:
     def finished(self) -> RunRecord:
         """The record of a run that is done; RecipeError if it is not."""
         if not self.record.exists():
-            raise RecipeError("this run has no result yet", where=str(self.path), mend=f"fulltune train {self.path}")
+            raise RecipeError(
+                "this run has no result yet", where=str(self.path), mend=f"fulltune train {shlex.quote(str(self.path))}"
+            )
         return read_record(self.record, RunRecord)
 
 
@@ -95,8 +100,11 @@ def open_run(
     *,
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
+    whole: bool = True,
 ) -> RunFolder:
     """The run of a recipe, or of a run folder; CheckpointError if the folder trained by another recipe.
+
+    `whole`: every setting is wanted; RecipeError if the recipe is a run folder's, in which secrets are masked.
 
     The folder is `out`, or the run folder itself, or `runs/<stem of the recipe's file>`; with `fresh` the next free
     name after it (`-2`, `-3`).
@@ -112,6 +120,8 @@ def open_run(
         folder = Path("runs/run")
     if fresh:
         folder = next(name for name in _names(folder) if not name.exists())
+    if is_run and whole:
+        _require_whole(recipe, folder)
     _require_place(folder)
     run = RunFolder(recipe, folder)
     _require_same(run)
@@ -126,6 +136,16 @@ def _is_run(path: Path) -> bool:
         raise RecipeError(
             f"cannot be read: {fault.strerror}", where=str(path), mend="name a recipe file or a run folder"
         ) from fault
+
+
+def _require_whole(recipe: Recipe, folder: Path) -> None:
+    hidden = [key for key, value in _leaves(as_values(recipe)) if MASK in str(value)]
+    if hidden:
+        raise RecipeError(
+            f"the recipe in a run folder has no secrets: {', '.join(hidden)} cannot be read from it",
+            where=str(folder / "recipe.yaml"),
+            mend=f"run the recipe that it was written from, with --out {shlex.quote(str(folder))}",
+        )
 
 
 def _names(folder: Path) -> Iterator[Path]:
@@ -165,10 +185,17 @@ def _require_same(run: RunFolder) -> None:
                 where=str(place),
                 mend="name another folder for the run with --out, or say --fresh",
             )
+    if (run.path / "checkpoints").is_symlink():
+        raise RecipeError(
+            "this is a link, and old checkpoints would be removed where it leads",
+            where=str(run.path / "checkpoints"),
+            mend="for another disk make the whole run there with --out",
+        )
     if not run.begun:
         return
-    before = dict(_leaves(as_values(load_recipe(run.recipe_file))))
-    now = dict(_leaves(as_values(run.recipe)))
+    before, now = (
+        dict(_leaves(masked_tree(as_values(recipe)))) for recipe in (load_recipe(run.recipe_file), run.recipe)
+    )
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         shown = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)

@@ -1,6 +1,7 @@
 """The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -196,12 +197,14 @@ def export(
 
     >>> fulltune.export("runs/recipe", "my-model", step=120)
     """
-    opened = open_run(run, {})
+    opened = open_run(run, {}, whole=False)
     folder = Path(to)
     if folder.exists():
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
     if not opened.begun:
-        raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
+        raise RecipeError(
+            "this run has not been trained", where=str(run), mend=f"fulltune train {shlex.quote(str(run))}"
+        )
     facts = opened.data_facts()
     model = _facts(opened.recipe.model)
     section = opened.recipe.export if dtype is None else ExportSection(dtype=dtype)
@@ -232,7 +235,7 @@ def _prepare(run: RunFolder) -> DataFacts:
         run.data_card.unlink(missing_ok=True)
     write_record(run.data_card, facts)
     _tell(facts)
-    return facts
+    return run.data_facts()  # as every later command reads it: names of scores are made of paths, and secrets masked
 
 
 def _tell(facts: DataFacts) -> None:
