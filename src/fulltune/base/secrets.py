@@ -38,7 +38,7 @@ _SHAPE = re.compile(
     r")",
     re.DOTALL,
 )
-_LOGIN = re.compile(r"(://)[^/\s@:]*:[^/\s]*@")
+_LOGIN = re.compile(r"(://)[^/?#\s'\"@:]*:[^/?#\s'\"]*@")
 """`https://user:password@host`, whose password may hold an @ too."""
 _QUERY = re.compile(
     r"([?&](?:[\w.%-]*[_.-])?(?:token|key|apikey|secret|passwo?r?d|pwd|credential|auth|sig|signature)=)[^&#\s'\"]+",
@@ -48,7 +48,7 @@ _QUERY = re.compile(
 _TOLD = re.compile(
     r"((?:secret|passwo?r?d|passphrase|api_?key|access_?key|credentials?|authorization"
     r"|(?:api|auth|access|refresh|session|hf|hub)_?token|[\"'](?:token|auth)(?=[\"']))[\"']?\s*[:=]\s*[\"']?"
-    rf"(?:(?:bearer|basic)\s+)?)[^\s\"',}}&*]{{{_SHORTEST_NAMED},}}",
+    rf"(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)[^\s\"',}}&*]{{{_SHORTEST_NAMED},}}",
     re.IGNORECASE,
 )
 """`api_key=...` or `'token': '...'` in the middle of a text, such as the message of another library."""
