@@ -7,6 +7,7 @@ import torch
 from transformers import TextStreamer
 
 from fulltune.base.errors import DataError
+from fulltune.base.visible import visible
 from fulltune.engine.launch import world
 from fulltune.evaluation.generate import generating, plain_config
 from fulltune.model.facts import arithmetic, context
@@ -28,7 +29,7 @@ def chat(run: Path, *, tokens: int) -> None:
             "this model has no chat template", where=str(folder), mend="name model.chat_template when tuning"
         )
     model = cast(Any, load_model(section)).to(world().device)
-    print(f"{folder}: {_HELP}")
+    print(visible(f"{folder}: {_HELP}"))
     turns: list[dict[str, str]] = []
     while (said := _ask()) is not None:
         if said == "/new":
@@ -36,6 +37,13 @@ def chat(run: Path, *, tokens: int) -> None:
             continue
         turns.append({"role": "user", "content": said})
         turns.append({"role": "assistant", "content": _answer(model, tokenizer, turns, tokens)})
+
+
+class _Visible(TextStreamer):  # type: ignore[misc]  # transformers has no types
+    """A model may have learned, or be asked, to say what a terminal obeys."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(visible(text), stream_end)
 
 
 def _ask() -> str | None:
@@ -49,7 +57,7 @@ def _ask() -> str | None:
 def _answer(model: Any, tokenizer: Any, turns: list[dict[str, str]], tokens: int) -> str:
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     asked = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = _Visible(tokenizer, skip_prompt=True, skip_special_tokens=True)
     named = model.generation_config.eos_token_id
     stops = named if isinstance(named, list) else [] if named is None else [named]
     limit = context(model.config.get_text_config())

@@ -128,7 +128,7 @@ def inspect(
     chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
     rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **_given(overrides))
     if as_json:
-        typer.echo(printing.as_json([item.as_values() for item in rows]))
+        typer.echo(printing.as_json([item.as_values() for item in rows], rows=True))
     elif html is not None:
         typer.echo(f"{html} is written: {len(rows)} rows")
     else:
@@ -276,5 +276,5 @@ def main() -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printing.plain(text) + "\n")
     return code

@@ -27,7 +27,6 @@ from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.recipe.changes import differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
-from fulltune.recipe.write import as_values
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
@@ -150,7 +149,7 @@ class _Work:
         loaded = load_model(section).to(world().device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
-        identity = {"recipe": as_values(run.recipe), "depends": data.depends}
+        identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), world().size)
         site = Site(folder=folder, journal=journal, world=world(), belonging=belonging)
         built = training(run.recipe, plan, loaded, data, site)
@@ -179,7 +178,7 @@ class _Work:
         return progress
 
     def _differs(self, manifest: Manifest) -> tuple[Change, ...]:
-        before, now = manifest.identity, {"recipe": as_values(self.run.recipe), "depends": self.data.depends}
+        before, now = manifest.identity, {"recipe": self.run.described, "depends": self.data.depends}
         return tuple(change for part in now for change in differences(before[part], now[part]))
 
     def start(self) -> Progress:

@@ -21,6 +21,7 @@ from fulltune.engine.launch import machine
 from fulltune.evaluation.generate import greedy
 from fulltune.exporting.targets import write
 from fulltune.exporting.verify import probe_ids, verify
+from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
 from fulltune.training.journal import read
@@ -44,7 +45,7 @@ class Outcome:
         with writing(folder):
             write(self.model, goal, folder)
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
-        code = recipe.model.trust_remote_code
+        code = exported(recipe.model)
         return verify(folder, self.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
 
     def answers(self) -> list[str]:

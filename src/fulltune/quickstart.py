@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.records import RunRecord
+from fulltune.base.visible import visible
 from fulltune.data.example import Message
 from fulltune.data.render import Renderer
 from fulltune.data.template import Template
@@ -112,4 +113,4 @@ def _report(
         f"talk to it:        fulltune chat {out}",
         "your own data:     fulltune init",
     ]
-    return "\n".join(lines)
+    return visible("\n".join(lines))

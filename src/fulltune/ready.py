@@ -52,7 +52,8 @@ def prepared(run: RunFolder) -> Prepared:
             run.data_card.unlink(missing_ok=True)
         write_record(run.data_card, facts)
     tell(facts)
-    return opened(run, facts, needed)
+    # As every later command reads it: names of scores are made of paths, and secrets masked.
+    return opened(run, run.data_facts(), needed)
 
 
 def _implied(run: RunFolder) -> set[str]:

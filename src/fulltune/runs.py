@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.files import as_text, fingerprint, is_begun, is_draft, read_record, write_whole
+from fulltune.base.files import as_text, fingerprint, is_begun, is_draft, private_folder, read_record, write_whole
 from fulltune.base.lock import NAME as LOCK
 from fulltune.base.records import Change, DataFacts, Plan, RunRecord
-from fulltune.recipe.changes import differences, require_accepted, require_known
+from fulltune.base.secrets import MASK, masked_tree
+from fulltune.recipe.changes import differences, leaves, require_accepted, require_known
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
@@ -76,15 +78,22 @@ class RunFolder:
     @property
     def changes(self) -> tuple[Change, ...]:
         """What differs from the recipe of the newest checkpoint; nothing before the first update was saved."""
-        return () if self.recorded is None else differences(self.recorded.identity["recipe"], as_values(self.recipe))
+        return () if self.recorded is None else differences(self.recorded.identity["recipe"], self.described)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The recipe as resolved, its secrets masked: what is written down of it, and compared."""
+        values: dict[str, Any] = masked_tree(as_values(self.recipe))
+        return values
 
     @property
     def identity(self) -> str:
-        """Fingerprint of the recipe as resolved."""
-        return fingerprint(as_values(self.recipe))
+        """Fingerprint of the recipe as resolved. A key that was exchanged makes no other recipe."""
+        return fingerprint(masked_tree(as_values(self.recipe)))
 
     def begin(self) -> None:
         """Write the recipe into the folder, which makes it this run's."""
+        private_folder(self.path)
         write_whole(self.recipe_file, _MARK + as_yaml(self.recipe))
 
     def holds(self, plan: Plan) -> bool:
@@ -103,7 +112,9 @@ class RunFolder:
     def finished(self) -> RunRecord:
         """The record of a run that is done; RecipeError if it is not."""
         if not self.record.exists():
-            raise RecipeError("this run has no result yet", where=str(self.path), mend=f"fulltune train {self.path}")
+            raise RecipeError(
+                "this run has no result yet", where=str(self.path), mend=f"fulltune train {shlex.quote(str(self.path))}"
+            )
         return read_record(self.record, RunRecord)
 
 
@@ -114,10 +125,12 @@ def open_run(
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     accept: Collection[str] = (),
+    whole: bool = True,
 ) -> RunFolder:
     """The run of a recipe, or of a run folder; CheckpointError if the folder trained by another recipe.
 
     Some changes can be honoured (recipe/changes.py); others must be named in `accept`.
+    `whole`: every setting is wanted; RecipeError if the recipe is a run folder's, in which secrets are masked.
 
     The folder is `out`, or the run folder itself, or `runs/<stem of the recipe's file>`; with `fresh` the next free
     name after it (`-2`, `-3`).
@@ -133,6 +146,8 @@ def open_run(
         folder = Path("runs/run")
     if fresh:
         folder = next(name for name in _names(folder) if not name.exists())
+    if is_run and whole:
+        _require_whole(recipe, folder)
     _require_place(folder)
     require_known(accept, as_values(recipe))
     run = RunFolder(recipe, folder, frozenset(accept), _recorded(folder / "checkpoints"))
@@ -148,6 +163,16 @@ def _is_run(path: Path) -> bool:
         raise RecipeError(
             f"cannot be read: {fault.strerror}", where=str(path), mend="name a recipe file or a run folder"
         ) from fault
+
+
+def _require_whole(recipe: Recipe, folder: Path) -> None:
+    hidden = [key for key, value in leaves(as_values(recipe)) if MASK in str(value)]
+    if hidden:
+        raise RecipeError(
+            f"the recipe in a run folder has no secrets: {', '.join(hidden)} cannot be read from it",
+            where=str(folder / "recipe.yaml"),
+            mend=f"run the recipe that it was written from, with --out {shlex.quote(str(folder))}",
+        )
 
 
 def _names(folder: Path) -> Iterator[Path]:
@@ -187,6 +212,12 @@ def _require_same(run: RunFolder) -> None:
                 where=str(place),
                 mend="name another folder for the run with --out, or say --fresh",
             )
+    if (run.path / "checkpoints").is_symlink():
+        raise RecipeError(
+            "this is a link, and old checkpoints would be removed where it leads",
+            where=str(run.path / "checkpoints"),
+            mend="for another disk make the whole run there with --out",
+        )
     require_accepted(run.changes, run.accepted, folder=str(run.path))
 
 

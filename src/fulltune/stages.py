@@ -1,6 +1,7 @@
 """The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,12 +199,14 @@ def export(
 
     >>> fulltune.export("runs/recipe", "my-model", step=120)
     """
-    trained = open_run(run, {})
+    trained = open_run(run, {}, whole=False)
     folder = Path(to)
     if folder.exists():
         raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
     if not trained.begun:
-        raise RecipeError("this run has not been trained", where=str(run), mend=f"fulltune train {run}")
+        raise RecipeError(
+            "this run has not been trained", where=str(run), mend=f"fulltune train {shlex.quote(str(run))}"
+        )
     with _working(trained):
         data = opened(trained, trained.data_facts(), {})
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fulltune.base.secrets import masked
+
 SHOWN_PER_CODE = 50
 """Faults of one kind that are printed in full; of the rest only the places are listed."""
 
@@ -35,7 +37,7 @@ class FulltuneError(Exception):
     ) -> None:
         self.faults = tuple(faults) or (Fault(what, where, mend),)
         self.note = note
-        super().__init__(self._text())
+        super().__init__(masked(self._text()))
 
     def _text(self) -> str:
         by_code: dict[str, list[Fault]] = defaultdict(list)

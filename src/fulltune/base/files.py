@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from fulltune.base.errors import CheckpointError, DiskError, Interrupted, MachineError
+from fulltune.base.secrets import masked_tree
 
 T = TypeVar("T")
 
@@ -31,6 +32,12 @@ def write_whole(path: Path, text: str) -> None:
     flush(draft)
     draft.replace(path)
     flush(path.parent)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner may enter; one that exists stays as it is, and so do those above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -51,7 +58,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     old = target.with_name(f".{target.name}.old")
     if old.exists():  # killed between the renames below, or while the old one was removed
-        shutil.rmtree(old) if target.exists() else old.replace(target)
+        remove(old) if target.exists() else old.replace(target)
     made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
@@ -75,7 +82,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     draft.replace(target)
     flush(target.parent)
     if old.exists():
-        shutil.rmtree(old)
+        remove(old)
 
 
 @contextmanager
@@ -88,10 +95,11 @@ def begun_folder(folder: Path, name: str) -> Iterator[Path]:
     """
     made = folder / f".begun-{name}"
     for other in folder.glob(".begun-*") if folder.is_dir() else ():
-        if other != made:
-            shutil.rmtree(other)
+        if other != made or other.is_symlink():  # a link would have the work done, and removed, elsewhere
+            remove(other)
     above = [one for one in (folder, *folder.parents) if not one.exists()]
-    made.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
+    made.mkdir(exist_ok=True)
     try:
         yield made
     except (MachineError, Interrupted):
@@ -108,7 +116,15 @@ def begun_folder(folder: Path, name: str) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove the drafts that a killed process left in a folder."""
     for draft in filter(is_draft, folder.iterdir() if folder.is_dir() else ()):
-        shutil.rmtree(draft)
+        remove(draft)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and what is in it; of a link to one the link, never what it leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def is_draft(path: Path) -> bool:
@@ -176,13 +192,13 @@ def _finite(value: Any) -> Any:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """A dataclass as indented JSON, whole or absent."""
+    """A dataclass as indented JSON, whole or absent, its secrets masked."""
     write_whole(path, as_text(record))
 
 
 def as_text(record: Any) -> str:
     """What `write_record` writes."""
-    return json.dumps(to_json(record), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(masked_tree(to_json(record), keys=False), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(path: Path, kind: type[T]) -> T:

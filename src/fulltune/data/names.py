@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import PurePosixPath
 
 from fulltune.base.records import DataFacts
+from fulltune.recipe.kinds import is_address
 
 _ENDING = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|txt|md|parquet|arrow|gz|zst))+$", re.IGNORECASE)
 _OTHER = re.compile(r"[^\w-]+")
@@ -36,6 +37,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 def _stem(path: str) -> str:
     """`data/chat.v2.jsonl.gz` -> `chat_v2`; of a pattern such as `data/*.jsonl`, which names no file, its folder."""
-    bare = (_ENDING.sub("", part) for part in reversed(PurePosixPath(path).parts))
+    place = path.partition("?")[0] if is_address(path) else path  # behind it signed addresses have their keys
+    bare = (_ENDING.sub("", part) for part in reversed(PurePosixPath(place).parts))
     names = (_OTHER.sub("_", part).strip("_") for part in bare)
     return next(filter(None, names), "source")

@@ -12,6 +12,7 @@ from fulltune.base.errors import DataError
 from fulltune.base.files import fingerprint
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, SplitFacts
+from fulltune.base.secrets import masked
 from fulltune.base.table import code
 from fulltune.data.choose import GONE, SPLITS, Rows, choose
 from fulltune.data.doctor.report import record, text
@@ -62,7 +63,7 @@ def depends(
     found: dict[str, str] = {}
     for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
         stop.check()
-        asked = source.model_dump_json(include={"path", "split", "name", "revision"})
+        asked = masked(source.model_dump_json(include={"path", "split", "name", "revision"}))
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = fingerprint([(place.path, digest(place, source)) for place in places(source, Findings())])
         found |= {name: code(name) for name in (source.format, *(augment.use for augment in source.augment))}

@@ -22,18 +22,20 @@ _TOLERANCE = 1e-6
 
 
 @torch.no_grad()
-def verify(folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenizer: Any, *, code: bool) -> float:
+def verify(
+    folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenizer: Any, *, code: Mapping[str, Any]
+) -> float:
     """Largest difference of logits between the folder, loaded anew, and the model that it was written from.
 
     `ids` [1, tokens]. Every weight must be the model's, rounded to the target's number format, to the bit; then both
-    compute logits from those weights, which shows whether config and buffers came back too. `code`: whether the
-    model's own Python may run. DataError if weights, logits, chat template or tokens differ.
+    compute logits from those weights, which shows whether config and buffers came back too. `code`: what
+    transformers is told of the model's own Python. DataError if weights, logits, chat template or tokens differ.
     """
     dtype = cast(torch.dtype, vars(torch)[target.dtype])
     device = next(model.parameters()).device
     attention = cast(Any, model).config._attn_implementation
     reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=code
+        folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, **code
     ).to(device)
     stop.check()
     _verify_weights(folder, model, reloaded, dtype)
@@ -64,9 +66,9 @@ def _verify_weights(folder: Path, model: nn.Module, reloaded: nn.Module, dtype: 
         raise _refused(f"{len(differing)} of its weights differ, such as {differing[0]}", folder)
 
 
-def _verify_tokens(folder: Path, target: Target, ids: Tensor, tokenizer: Any, code: bool) -> None:
+def _verify_tokens(folder: Path, target: Target, ids: Tensor, tokenizer: Any, code: Mapping[str, Any]) -> None:
     """The folder's tokenizer writes and reads as the one that made the training data."""
-    own = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
+    own = AutoTokenizer.from_pretrained(folder, **code)
     text = tokenizer.decode(ids[0])
     if own(text)["input_ids"] != tokenizer(text)["input_ids"]:
         raise _refused("its tokenizer makes other tokens than the one used in training", folder)

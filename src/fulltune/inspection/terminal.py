@@ -1,6 +1,5 @@
 """Rows for a terminal: text with the taught tokens marked, and a table of tokens. Colour only if it is wanted."""
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -8,13 +7,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fulltune.base.records import IGNORE
+from fulltune.base.visible import visible
 from fulltune.inspection.pieces import Piece
 from fulltune.inspection.rows import Inspected
 
 _TAUGHT, _SPECIAL, _HEAD, _FAINT = "bold green underline", "magenta", "bold", "dim"
 _OPEN, _CLOSE, _LEFT, _RIGHT = "⟦", "⟧", "‹", "›"
-_TURNING = {*"\u061c\u200e\u200f\u2028\u2029", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
-"""Characters that turn or break lines: a row could show other text than it teaches."""
 _HEX = 12
 """Bytes of a token that the table shows."""
 
@@ -39,19 +37,6 @@ def show(rows: Sequence[Inspected], *, colour: bool, tokens: bool = False) -> Te
         if tokens:
             shown.append_text(_table(row))
     return shown
-
-
-def visible(text: str) -> str:
-    """Text that no terminal obeys: control characters as their names, line breaks and tabs kept."""
-    return "".join(char if char in "\n\t" else _named(char) for char in text)
-
-
-def _named(char: str) -> str:
-    if ord(char) < 0x20:
-        return chr(0x2400 + ord(char))
-    if char in _TURNING or unicodedata.category(char) in ("Cc", "Cs"):
-        return f"<U+{ord(char):04X}>"
-    return char
 
 
 def _legend(colour: bool) -> Text:

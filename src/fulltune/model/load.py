@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.files import fingerprint
+from fulltune.model import trust
 from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -34,9 +35,17 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.
 
 
 def section_of(model: str | os.PathLike[str], like: ModelSection | None = None) -> ModelSection:
-    """A model by its name alone, a folder counted from here or a hub id; in all else as `like`."""
-    path = str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
-    return like.model_copy(update={"path": path, "revision": None}) if like else ModelSection(path=path)
+    """A model by its name alone, a folder counted from here or a hub id; in all else as `like`.
+
+    Trust in code of `like` covers the same code in a folder, and no other.
+    """
+    folder = Path(model).resolve() if Path(model).is_dir() else None
+    path = os.fspath(model) if folder is None else str(folder)
+    if like is None:
+        return ModelSection(path=path)
+    trusts = like.trust_remote_code is not False and folder is not None
+    code = trust.carried(folder, base_folder(like)) if trusts and folder is not None else False
+    return like.model_copy(update={"path": path, "revision": None, "trust_remote_code": code})
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -51,7 +60,7 @@ def load_tokenizer(section: ModelSection) -> Any:
             mend=f"copy the model's tokenizer files there; looked for {', '.join(_TOKENIZER_FILES)}",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(section.path, **_options(section))
+        tokenizer = AutoTokenizer.from_pretrained(section.path, **trust.options(section))
     except Exception as fault:  # foreign code on foreign files: the tokenizers library raises plain Exceptions
         raise _unusable("tokenizer", section, fault) from fault
     if not tokenizer.is_fast:
@@ -81,7 +90,8 @@ def load_model(section: ModelSection) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **attention,
-            **_options(section),
+            **trust.options(section),
+            **trust.weights(section),
         )
     except Exception as fault:  # foreign code on foreign files
         raise _unusable("model", section, fault) from fault
@@ -95,7 +105,7 @@ def empty_model(section: ModelSection) -> nn.Module:
     config = load_config(section)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, **trust.for_config(section, config))
     except Exception as fault:  # foreign code on a foreign config: an unknown activation is a KeyError
         raise _unusable("model", section, fault) from fault
     return cast(nn.Module, model)
@@ -103,9 +113,11 @@ def empty_model(section: ModelSection) -> nn.Module:
 
 def load_config(section: ModelSection) -> Any:
     """The model's config. DataError if it, or a file of weights beside it, is damaged."""
-    _check_weight_files(base_folder(section))
+    folder = base_folder(section)
+    _check_weight_files(folder)
+    trust.require_weights(section, folder)
     try:
-        return AutoConfig.from_pretrained(section.path, **_options(section))
+        return AutoConfig.from_pretrained(section.path, **trust.options(section))
     except Exception as fault:  # foreign code on a foreign file
         raise _unusable("config", section, fault) from fault
 
@@ -133,17 +145,19 @@ def base_folder(section: ModelSection) -> Path:
         if not (folder / "config.json").exists():
             raise DataError("there is no config.json", where=section.path, mend="name a Hugging Face model folder")
         _check_json_files(folder)
+        trust.require_trust(section, folder)
         return folder
     if section.path.startswith((".", "/", "~")):
         raise RecipeError(
             "there is no such folder", where=section.path, mend="check model.path; it counts from the recipe"
         )
     try:
-        found = cached_file(section.path, "config.json", revision=section.revision)
+        found = cached_file(section.path, "config.json", revision=trust.revision(section))
     except OSError as fault:
         raise _unusable("model", section, fault) from fault
     folder = Path(cast(str, found)).parent
     _check_json_files(folder)
+    trust.require_trust(section, folder)
     return folder
 
 
@@ -151,7 +165,7 @@ def stop_ids(section: ModelSection) -> tuple[int, ...]:
     """What ends generation with this model: eos of its generation config, or of its config where that is not there."""
     folder = base_folder(section)
     try:
-        path = Path(cast(str, cached_file(section.path, "generation_config.json", revision=section.revision)))
+        path = Path(cast(str, cached_file(section.path, "generation_config.json", revision=trust.revision(section))))
     except OSError:  # as in transformers, which then makes one of the config
         path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
@@ -183,15 +197,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return fingerprint([tokenizer.backend_tokenizer.to_str(), special])
 
 
-def _options(section: ModelSection) -> dict[str, Any]:
-    local = Path(section.path).is_dir()
-    return {
-        "revision": section.revision or "main",
-        "trust_remote_code": section.trust_remote_code,
-        **({"local_files_only": True} if local else {}),
-    }
-
-
 def _hush() -> None:
     """Our own errors and progress say what matters; transformers' bars and warnings would bury them."""
     transformers.utils.logging.set_verbosity_error()
@@ -203,11 +208,9 @@ def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError |
     if not isinstance(fault, ValueError | OSError | ImportError | RuntimeError):
         said = f"{type(fault).__name__}: {said}"  # the text of a KeyError is the key alone
     if "trust_remote_code" in said:
-        return RecipeError(
-            "the model brings Python code of its own, which is not run unasked",
-            where=section.path,
-            mend="read the code, pin model.revision to a commit, and say model.trust_remote_code=true",
-        )
+        return trust.refused(section, None)
+    if "use_safetensors" in said:  # what transformers advises against when a hub id has pickles alone
+        return trust.pickled(section)
     mend = (
         "check the files there, or model.path"
         if Path(section.path).is_dir()

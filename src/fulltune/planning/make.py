@@ -165,6 +165,8 @@ def _mix_notes(data: DataSection, mix: Sequence[SourceMix]) -> Iterator[str]:
 def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequence[str]:
     """What a reader of the plan should know."""
     notes = []
+    if recipe.model.trust_remote_code:
+        notes.append(f"Python code that the model brings runs: {recipe.model.trust_remote_code}")
     if recipe.train.micro_tokens is not None and recipe.train.micro_tokens < longest:
         notes.append(f"the longest example has {longest:,} tokens: alone it exceeds train.micro_tokens")
     if recipe.train.layout == "auto":

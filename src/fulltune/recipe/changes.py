@@ -27,7 +27,7 @@ DATA = ("data", "tokenizer", "template")
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
     """Leaves of two nested mappings that differ, by their dotted names."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     return tuple(
         Change(field=key, before=old.get(key), now=new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -51,7 +51,7 @@ def require_accepted(changes: Sequence[Change], accepted: Collection[str], *, fo
 
 def require_known(accepted: Collection[str], recipe: Mapping[str, Any]) -> None:
     """RecipeError for a name to be accepted that is none."""
-    known = {name for name, _ in _leaves(recipe)}
+    known = {name for name, _ in leaves(recipe)}
     for name in accepted:
         if name not in DATA and not any(covers((name,), field) for field in known):
             raise RecipeError(
@@ -66,9 +66,10 @@ def covers(names: Collection[str], field: str) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
-def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{before}{key}.")
+            yield from leaves(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", value

@@ -69,7 +69,7 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub data set; a commit pins it for good."""
     streaming: bool = False
-    """Whether a hub data set is read while it is downloaded, and no copy is kept; `split: train[:10000]` stops early."""
+    """Whether a hub data set is read while it is downloaded and not kept; `split: train[:10000]` stops early."""
     augment: Annotated[tuple[Augmentation, ...], Used] = ()
     """Further rows made of each row of this source, under its format's names: a name, a mapping, or a list of them."""
 

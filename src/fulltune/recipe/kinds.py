@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -66,6 +66,23 @@ def warmup(value: Any) -> Any:
 
 
 Warmup = Annotated[int | float, BeforeValidator(warmup)]
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def trusted(value: Any) -> Any:
+    """False, or the 40 hexadecimal digits of what was read; code that nobody can name cannot have been read."""
+    if value is False or (isinstance(value, str) and _COMMIT.fullmatch(value)):
+        return value
+    raise ValueError("name the commit whose code you read, by its 40 hexadecimal digits in lower case")
+
+
+Trust = Annotated[
+    Literal[False] | str,
+    BeforeValidator(trusted),
+    WithJsonSchema({"anyOf": [{"const": False}, {"type": "string", "pattern": f"^{_COMMIT.pattern}$"}]}),
+]
 
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.+")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fulltune.base.records import Every
 from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
-from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Warmup
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust, Warmup
 
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
@@ -22,12 +22,27 @@ class ModelSection(Section):
     """Branch, tag or commit of a hub id; a commit pins it for good."""
     chat_template: FilePath | None = None
     """A Jinja file used in place of the tokenizer's own chat template, in training and in the exported model."""
-    trust_remote_code: bool = False
-    """Whether Python code that lies in the model's folder may run. Read it first."""
+    trust_remote_code: Trust = False
+    """Which Python code that the model brings may run: that of a commit of the hub id, weights and all, or of a folder
+    the code with this digest. The refusal names it; read the code first.
+    """
+    allow_pickle: bool = False
+    """Whether weights in pickle files (`pytorch_model.bin`) may be read where there are no safetensors; by torch's
+    `weights_only`, which builds tensors and runs nothing.
+    """
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     """Which attention implementation of transformers to use; `auto` leaves the choice to transformers."""
     dropout: Share | None = None
     """Sets every dropout probability of the model while training; by default they are as in its config."""
+
+    @model_validator(mode="after")
+    def _one_commit(self) -> Self:
+        hub = not self.path.startswith((".", "/", "~"))
+        if hub and self.trust_remote_code and self.revision not in (None, self.trust_remote_code):
+            raise ValueError(
+                "model.trust_remote_code names another commit than model.revision: code and weights come from one"
+            )
+        return self
 
 
 class TrainSection(Section):

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
+from fulltune.base.secrets import masked_tree
 from fulltune.recipe.schema import EITHER_OR, Recipe
 
 
@@ -29,12 +30,12 @@ def as_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML 1.2."""
+    """The resolved recipe as YAML 1.2, its secrets masked."""
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(as_values(recipe), out)
+    yaml.dump(masked_tree(as_values(recipe)), out)
     return out.getvalue()
 
 

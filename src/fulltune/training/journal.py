@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fulltune.base.errors import CheckpointError
+from fulltune.base.secrets import masked_tree
 
 
 class Sink(Protocol):
@@ -27,6 +28,7 @@ class Journal:
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite are to be given by name (base/files.to_json does so)."""
+        values = masked_tree(values)
         self._file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         for sink in self._sinks:

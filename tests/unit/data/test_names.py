@@ -18,6 +18,9 @@ from fulltune.data.names import short_names
         ("/data/*/part-[0-9]*.jsonl", "part-_0-9"),
         ("/.../*.jsonl", "source"),
         ("größe.txt", "größe"),
+        ("https://host/rows.jsonl?token=abcdef", "rows"),
+        ("../../etc/passwd", "passwd"),
+        ("..\\..\0\x1b", "source"),
         ("/data/.jsonl", "data"),
     ],
 )

@@ -31,7 +31,7 @@ def exported(tmp_path: Path, base: Path, model: Any, **changes: Any) -> tuple[Pa
 
 
 def check(folder: Path, model: Any, target: Target, tokens: Any = None) -> float:
-    return verify(folder, model, target, IDS, tokens or tiny.tokenizer(), code=False)
+    return verify(folder, model, target, IDS, tokens or tiny.tokenizer(), code={"trust_remote_code": False})
 
 
 @pytest.mark.parametrize("kind", sorted(set(tiny.KINDS)))

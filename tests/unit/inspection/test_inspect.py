@@ -15,8 +15,9 @@ from rich.console import Console
 import fulltune
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import IGNORE
+from fulltune.base.visible import visible
 from fulltune.data.store import Store
-from fulltune.inspection.terminal import put, show, visible
+from fulltune.inspection.terminal import put, show
 from tests import tiny
 
 CHROMIUM = Path("/usr/bin/chromium")

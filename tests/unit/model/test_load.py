@@ -218,17 +218,6 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
         load_config(section(tmp_path))
 
 
-def test_code_of_the_model_is_not_run_unasked(tmp_path: Path) -> None:
-    folder, canary = tiny.folder(tmp_path / "m"), tmp_path / "ran"
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: ...\n")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match="not run unasked"):
-        load_model(section(folder))
-    assert not canary.exists()
-
-
 def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
     tokens = tiny.tokenizer()
     model = tiny.model("llama")
