@@ -40,7 +40,7 @@ class Boundaries:
     def __init__(
         self, folder: Path, *, at: int | None = None, act: str = "kill", only: str = "", lasting: bool = False
     ) -> None:
-        """At boundary `at`, counting those alone whose text holds `only`: `kill`, or raise the OSError that `act` names.
+        """At boundary `at`, counting those alone whose text holds `only`: `kill`, or an OSError of the name `act`.
 
         `lasting`: so does everything after it that takes space, as on a disk that stays full.
         """

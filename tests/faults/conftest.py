@@ -1,7 +1,6 @@
 """One fork server and one tiny run for all tests here."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -284,7 +284,7 @@ def _become(place: Path, call: str, arguments: dict[str, Any]) -> None:
         code = vars(importlib.import_module(module))[name](**arguments) or 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - here it ends, as at the top of any process
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -16,7 +16,7 @@ UPDATES, SAVED, MEASURED = 12, 3, 4
 def sections(**changes: dict[str, Any]) -> dict[str, Any]:
     """12 updates with dropout that cross an epoch; a checkpoint every 3, an evaluation every 4."""
     values: dict[str, Any] = {
-        "train": {"steps": UPDATES, "seed": 3},
+        "train": {"steps": UPDATES, "seed": 3, "micro_examples": 4},
         "evaluate": {"every": MEASURED, "samples": 1, "sample_tokens": 4},
         "checkpoint": {"every": SAVED, "keep": 3},
     }
@@ -34,15 +34,15 @@ class Ground:
     whole: Path
 
     @classmethod
-    def make(cls, folder: Path, server: ForkServer, **changes: dict[str, Any]) -> "Ground":
-        """Model, rows and recipe; data prepared; the run made once, undisturbed."""
+    def make(cls, folder: Path, server: ForkServer, *, rows: int = 60, **changes: dict[str, Any]) -> "Ground":
+        """Model (if there is none yet), rows and recipe; data prepared; the run made once, undisturbed."""
         folder.mkdir(parents=True, exist_ok=True)
         model = folder / "base"
         if not model.exists():
             tiny.folder(model, "gpt2", attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
-        rows = tiny.jsonl(folder / "rows.jsonl", tiny.rows(60, longest=8))
+        data = tiny.jsonl(folder / "rows.jsonl", tiny.rows(rows, longest=8))
         recipe = folder / "recipe.yaml"
-        recipe.write_text(json.dumps(tiny.recipe(model, rows, **sections(**changes))), encoding="utf-8")
+        recipe.write_text(json.dumps(tiny.recipe(model, data, **sections(**changes))), encoding="utf-8")
         ground = cls(recipe, folder / "prepared", folder / "whole")
         require(server.run(ground.job(ground.prepared, verb="prepare")), 0)
         ground.copy(ground.whole)
@@ -96,9 +96,12 @@ def digest(run: Path) -> dict[str, str]:
     last = checkpoints(run)[-1]
     files = [run / "model/model.safetensors", *sorted(last.glob("*.safetensors")), last / "optimizer.json"]
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    progress = json.loads((last / "progress.json").read_text())
-    del progress["seconds"]
+    progress = json.loads((last / "progress.json").read_text(), object_hook=_timeless)
     return {**found, "step": last.name, "progress": json.dumps(progress, sort_keys=True)}
+
+
+def _timeless(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "seconds"}
 
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -109,7 +112,7 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def steps(run: Path) -> list[dict[str, Any]]:
     """Each update as the journal tells it, without the time it took."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(run, "step")]
+    return [_timeless(line) for line in lines(run, "step")]
 
 
 def evaluations(run: Path) -> list[tuple[int, dict[str, float]]]:

@@ -1,7 +1,6 @@
 """What a forked child does: a real command, with faults laid in its way."""
 
 import json
-import os
 import resource
 import signal
 import sys
@@ -42,16 +41,13 @@ def command(words: list[str], faults: list[dict[str, Any]] | None = None, seen: 
 
 def _lay(fault: dict[str, Any]) -> Boundaries | None:
     match fault.pop("do", "boundary"):
-        case "boundary":
+        case "boundary":  # the n-th change of a folder
             boundaries = Boundaries(Path(fault.pop("folder")), **fault)
             boundaries.install()
             return boundaries
         case "limit":  # a file may have so many bytes; writing more fails with EFBIG in place of a signal
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], resource.RLIM_INFINITY))
-        case "user":  # nobody in particular, for whom permissions count
-            os.setgid(fault["number"])
-            os.setuid(fault["number"])
         case name:
             vars(calls)[name](**fault)
     return None
