@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import tiny
 from tests.faults.forkserver import Ended, ForkServer, Job
 
 UPDATES, SAVED, MEASURED = 12, 3, 4
+AT_LENGTH = (pytest.mark.faults, pytest.mark.timeout(1200))
+"""Of cases that take minutes: `make faults` runs them."""
 
 
 def sections(**changes: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +50,7 @@ class Ground:
         ground = cls(recipe, folder / "prepared", folder / "whole")
         require(server.run(ground.job(ground.prepared, verb="prepare")), 0)
         ground.copy(ground.whole)
-        require(server.run(ground.job(ground.whole)), 0)
+        require(server.run(ground.job(ground.whole), timeout=600), 0)
         return ground
 
     def copy(self, run: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from fulltune.training import manifest
 from tests.faults.forkserver import Case, Ended, ForkServer
-from tests.faults.ground import Ground, checkpoints, copied, drafts, lines, require
+from tests.faults.ground import AT_LENGTH, Ground, checkpoints, copied, drafts, lines, require
 
 
 def require_refused(ended: Ended, run: Path) -> None:
@@ -77,7 +77,7 @@ def test_F9_files_may_not_grow(size: int, ground: Ground, server: ForkServer, tm
     ground.require_same_end(run)
 
 
-@pytest.mark.parametrize("every", [37, pytest.param(3, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("every", [37, pytest.param(3, marks=AT_LENGTH)])
 def test_F9_full_from_any_write_on(every: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """At any boundary the disk is full, and stays so: weights, manifest, journal, result, record."""
     seen = ground.boundaries(ground.copy(tmp_path / "seen"), server)

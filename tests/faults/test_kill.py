@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forkserver import Case, ForkServer
-from tests.faults.ground import UPDATES, Ground, checkpoints, copied, drafts, require
+from tests.faults.ground import AT_LENGTH, UPDATES, Ground, checkpoints, copied, drafts, require
 
 PLACES = (
     ("fulltune.engine.single:SingleEngine.forward", False),
@@ -21,7 +21,7 @@ PLACES = (
 """In the course of an update: what is called there, and whether the process dies before it or after."""
 
 
-@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 24), marks=pytest.mark.faults)], ids=len)
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 24), marks=AT_LENGTH)], ids=len)
 def test_F1_killed_at_a_random_step(seeds: range, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """The whole process group is gone in the middle of an update; up to three times in one run."""
 
@@ -39,7 +39,7 @@ def test_F1_killed_at_a_random_step(seeds: range, ground: Ground, server: ForkSe
     assert server.drive(map(course, seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=AT_LENGTH)])
 def test_F2_killed_at_every_write_boundary(every: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """From the first folder to the last fsync of the record: before each change, and in the middle of each writing."""
     seen = ground.boundaries(ground.copy(tmp_path / "seen"), server)
@@ -58,7 +58,7 @@ def test_F2_killed_at_every_write_boundary(every: int, ground: Ground, server: F
     assert server.drive(map(course, numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=AT_LENGTH)])
 def test_F2_killed_while_going_on(every: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """A second kill, at a boundary of what the first one made necessary: drafts swept, the journal cut, a damaged
     checkpoint put aside.
@@ -84,6 +84,7 @@ def test_F2_killed_while_going_on(every: int, ground: Ground, server: ForkServer
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1200)
 def test_F2_killed_at_every_boundary_of_preparation(ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """Rows to tokens: killed anywhere, the data is prepared as if it never happened."""
     seen_in = tmp_path / "seen"
@@ -103,3 +104,16 @@ def test_F2_killed_at_every_boundary_of_preparation(ground: Ground, server: Fork
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         yield str(path.relative_to(folder)), path.read_bytes()
+
+
+def test_landmine_H7_drafts_do_not_count_and_are_swept(ground: Ground, server: ForkServer, tmp_path: Path) -> None:
+    """Killed three times in the middle of a checkpoint: the drafts push no whole one out, and are gone at the end."""
+    run = ground.copy(tmp_path / "run")
+    for _ in range(3):
+        torn = {"folder": str(run), "only": "write checkpoints/.step-00000006.part", "at": 3}
+        require(server.run(ground.job(run, torn)), -signal.SIGKILL)
+        assert drafts(run)
+    assert "step-00000003" in [step.name for step in checkpoints(run)]
+    require(server.run(ground.job(run)), 0)
+    ground.require_same_end(run)
+    assert [step.name for step in checkpoints(run)] == [step.name for step in checkpoints(ground.whole)]

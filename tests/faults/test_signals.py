@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forkserver import Case, Child, ForkServer
-from tests.faults.ground import Ground, checkpoints, copied, drafts, lines, require, steps
+from tests.faults.ground import AT_LENGTH, Ground, checkpoints, copied, drafts, lines, require, steps
 
 PHASES = {
     "train step": ("fulltune.engine.single:SingleEngine.update", 5),
@@ -28,7 +28,7 @@ def befall(phase: str, act: str, *, after: bool = False) -> dict[str, object]:
     return {"do": "befall", "target": target, "act": act, "calls": [call], "after": after}
 
 
-@pytest.mark.parametrize("signals", [["TERM"], pytest.param(["INT", "USR1"], marks=pytest.mark.faults)], ids="-".join)
+@pytest.mark.parametrize("signals", [["TERM"], pytest.param(["INT", "USR1"], marks=AT_LENGTH)], ids="-".join)
 def test_F3_asked_to_stop_in_every_phase(
     signals: list[str], ground: Ground, server: ForkServer, tmp_path: Path
 ) -> None:
