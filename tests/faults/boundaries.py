@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import torch as safetensors_torch
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_TAKES_SPACE = ("open", "mkdir", "write", "flush", "fsync", "safetensors", "torn")
+TAKES_SPACE = ("open", "mkdir", "write", "flush", "fsync", "safetensors", "torn")
 """What a full disk refuses; it lets one rename and remove."""
 _AUDITED = {  # event -> boundary, and where its arguments hold (path, dir_fd)
     "os.rename": ("rename", ((0, 2), (1, 3))),
@@ -42,7 +42,7 @@ class Boundaries:
     ) -> None:
         """At boundary `at`, counting those alone whose text holds `only`: `kill`, or an OSError of the name `act`.
 
-        `lasting`: so does everything after it that takes space, as on a disk that stays full.
+        `lasting`: a disk that is full from there on; what takes no space is not counted then, and never fails.
         """
         self._folder, self._at, self._act, self._only = str(folder.resolve()), at, act, only
         self._lasting = lasting
@@ -51,7 +51,7 @@ class Boundaries:
 
     def install(self) -> None:
         """From now on; there is no way back."""
-        real = {name: vars(os)[name] for name in ("fsync", "fdatasync", "write", "pwrite", "ftruncate")}
+        real = {name: vars(os)[name] for name in ("fsync", "fdatasync", "write", "pwrite")}
         os.fsync = self._of_handle("fsync", real["fsync"])
         os.fdatasync = self._of_handle("fsync", real["fdatasync"])
         os.write = self._of_handle("write", real["write"])
@@ -84,14 +84,14 @@ class Boundaries:
     def boundary(self, kind: str, place: str, tear: Callable[[], Any] | None = None) -> None:
         """Count one; if it is the one, leave things half done with `tear`, then die or raise."""
         text = f"{kind} {place}"
-        if self._only not in text:
+        if self._only not in text or (self._lasting and kind not in TAKES_SPACE):
             return
         with self._lock:
             self.seen.append(text)
             number = len(self.seen)
             if self._at is None or number < self._at:
                 return
-            if number > self._at and not (self._lasting and kind in _TAKES_SPACE):
+            if number > self._at and not self._lasting:
                 return
             if tear is not None:
                 self._at, before = None, self._at  # what tears is not counted
@@ -122,7 +122,9 @@ class Boundaries:
         def call(handle: Any, *more: Any) -> Any:
             if (place := self._within(handle)) is None:
                 return real(handle, *more)
-            self.boundary(kind, place, (lambda: real(handle, more[0][: len(more[0]) // 2])) if more else None)
+            self.boundary(
+                kind, place, (lambda: real(handle, more[0][: len(more[0]) // 2], *more[1:])) if more else None
+            )
             return real(handle, *more)
 
         return call

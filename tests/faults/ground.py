@@ -13,7 +13,7 @@ from tests import tiny
 from tests.faults.forkserver import Ended, ForkServer, Job
 
 UPDATES, SAVED, MEASURED = 12, 3, 4
-AT_LENGTH = (pytest.mark.faults, pytest.mark.timeout(1200))
+AT_LENGTH = (pytest.mark.faults,)
 """Of cases that take minutes: `make faults` runs them."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fulltune.training import manifest
+from tests.faults.boundaries import TAKES_SPACE
 from tests.faults.forkserver import Case, Ended, ForkServer
 from tests.faults.ground import AT_LENGTH, Ground, checkpoints, copied, drafts, lines, require
 
@@ -38,7 +39,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def test_F9_no_room_is_said_before_the_first_update(ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     run = ground.copy(tmp_path / "run")
-    ended = server.run(ground.job(run, {"do": "free", "bytes_": 1_000_000}))
+    ended = server.run(ground.job(run, {"do": "free", "bytes_": 2_000_000}))  # enough for the weights, not the moments
     require_refused(ended, run)
     assert "MiB are free" in ended.stderr
     assert not lines(run, "step")
@@ -69,17 +70,17 @@ def test_F9_somebody_else_fills_the_disk(update: int, ground: Ground, server: Fo
 
 @pytest.mark.parametrize("size", [60_000, 200_000])
 def test_F9_files_may_not_grow(size: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
-    """A limit on the size of files, smaller than the model and than the optimizer's state: said before any update."""
+    """A limit on the size of files, smaller than the model, or than the optimizer's state alone."""
     run = ground.copy(tmp_path / "run")
     require_refused(server.run(ground.job(run, {"do": "limit", "bytes": size})), run)
-    assert not lines(run, "step")
     require(server.run(ground.job(run)), 0)
     ground.require_same_end(run)
 
 
 @pytest.mark.parametrize("every", [37, pytest.param(3, marks=AT_LENGTH)])
-def test_F9_full_from_any_write_on(every: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
+def test_F9_full_from_any_write_on(every: int, short: Ground, server: ForkServer, tmp_path: Path) -> None:
     """At any boundary the disk is full, and stays so: weights, manifest, journal, result, record."""
+    ground = short
     seen = ground.boundaries(ground.copy(tmp_path / "seen"), server)
 
     def course(number: int) -> Case:
@@ -88,11 +89,10 @@ def test_F9_full_from_any_write_on(every: int, ground: Ground, server: ForkServe
         assert "ENOSPC at boundary" in ended.stderr, seen[number - 1]
         require_refused(ended, run)
         require((yield ground.job(run)), 0)
-        ground.require_same_end(run, seen[number - 1])
+        ground.require_same_end(run, ended.stderr)
         shutil.rmtree(run)
 
-    takes = ("open", "mkdir", "write", "flush", "fsync", "safetensors", "torn")
-    numbers = [n for n, text in enumerate(seen, 1) if text.split()[0] in takes][::every]
+    numbers = range(1, 1 + sum(text.split()[0] in TAKES_SPACE for text in seen), every)
     assert server.drive(map(course, numbers)) == len(numbers)
 
 
@@ -105,8 +105,9 @@ def test_landmine_H5_the_old_checkpoint_stays_until_the_new_one_stands(
     run = ground.copy(tmp_path / "run")
     only = name if name.startswith("journal") else ".step-00000006.part"
     seen = [text for text in ground.boundaries(copied(run, tmp_path / "seen"), server) if only in text]
+    seen = [text for text in seen if text.split()[0] in TAKES_SPACE]
     at = 1 + next(n for n, text in enumerate(seen) if text.startswith("write") and name in text)
-    at += 10 if name.startswith("journal") else 0
+    at += 20 if name.startswith("journal") else 0
     fault = {"folder": str(run), "only": only, "at": at, "act": "ENOSPC", "lasting": True}
     require_refused(server.run(ground.job(run, fault)), run)
     assert checkpoints(run)[-1].name == "step-00000003"
