@@ -6,6 +6,7 @@ each fork.
 """
 
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -95,12 +96,14 @@ class Child:
                 self._server.listen(5.0)
 
     def wait(self, timeout: float = 60.0) -> Ended:
-        """How it ended; TimeoutError, with what it said, if it did not: then it is killed."""
+        """How it ended; TimeoutError, with where each of its threads stood, if it did not: then it is killed."""
         until = time.monotonic() + timeout
         while not self.ended:
             if (left := until - time.monotonic()) <= 0:
+                self.signal(signal.SIGABRT)  # faulthandler writes all stacks
+                self._server.listen(2.0)
                 self.signal(signal.SIGKILL)
-                raise TimeoutError(f"still running after {timeout} s:\n{self._read('stderr')[-4000:]}")
+                raise TimeoutError(f"process {self.pid} did not end in time:\n{self._read('stderr')[-8000:]}")
             self._server.listen(left)
         status, seconds = self._server.deaths[self.pid]
         return Ended(os.waitstatus_to_exitcode(status), self._read("stdout"), self._read("stderr"), seconds)
@@ -148,6 +151,8 @@ class ForkServer:
         self._count += 1
         place = Path(self._scratch.name) / str(self._count)
         place.mkdir()
+        for name in ("stdout", "stderr"):  # a child may be dead before it writes a word
+            (place / name).touch()
         self._lines.write(json.dumps({"call": job.call, "arguments": job.arguments, "place": str(place)}) + "\n")
         self._lines.flush()
         answer = self._answer()
@@ -279,6 +284,7 @@ def _become(place: Path, call: str, arguments: dict[str, Any]) -> None:
         os.dup2(handle, number)
         os.close(handle)
     code = 1
+    faulthandler.enable()
     try:
         module, _, name = call.partition(":")
         code = vars(importlib.import_module(module))[name](**arguments) or 0
