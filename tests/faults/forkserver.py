@@ -78,14 +78,14 @@ Case = Generator[Job, Ended, None]
 class Child:
     """A running child, leader of a process group of its own."""
 
-    def __init__(self, server: "ForkServer", pid: int, place: Path) -> None:
-        self.pid, self._server, self._place = pid, server, place
+    def __init__(self, server: "ForkServer", number: int, pid: int, place: Path) -> None:
+        self.pid, self._server, self._number, self._place = pid, server, number, place
 
     @property
     def ended(self) -> bool:
         """Whether it is dead, as far as the server has heard."""
         self._server.listen(0)
-        return self.pid in self._server.deaths
+        return self._number in self._server.deaths
 
     def signal(self, number: int) -> None:
         """Send a signal to its whole group, unless it is dead."""
@@ -101,11 +101,12 @@ class Child:
         while not self.ended:
             if (left := until - time.monotonic()) <= 0:
                 self.signal(signal.SIGABRT)  # faulthandler writes all stacks
-                self._server.listen(2.0)
+                while not self.ended and time.monotonic() < until + 5.0:
+                    self._server.listen(0.1)
                 self.signal(signal.SIGKILL)
                 raise TimeoutError(f"process {self.pid} did not end in time:\n{self._read('stderr')[-8000:]}")
             self._server.listen(left)
-        status, seconds = self._server.deaths[self.pid]
+        status, seconds = self._server.deaths[self._number]
         return Ended(os.waitstatus_to_exitcode(status), self._read("stdout"), self._read("stderr"), seconds)
 
     def _read(self, name: str) -> str:
@@ -117,7 +118,7 @@ class ForkServer:
 
     def __init__(self, warm: Sequence[str] = WARM) -> None:
         self.deaths: dict[int, tuple[int, float]] = {}
-        """pid -> how it ended, and the seconds it took."""
+        """Number of a child -> how it ended, and the seconds it took; numbers of processes are used again."""
         self._scratch = tempfile.TemporaryDirectory(prefix="forkserver-")
         self._count = 0
         self._socket, theirs = socket.socketpair()
@@ -134,14 +135,13 @@ class ForkServer:
                 stderr=log,
                 start_new_session=True,  # an interrupt at the keyboard is for pytest; the server dies with it
             )
-        self._lines = self._socket.makefile("rw", encoding="utf-8", newline="\n")
-        self._pending: list[dict[str, Any]] = []
+        self._rest = b""
+        self._answers: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._lines.close()
         self._socket.close()
         self._process.wait(30)
         self._scratch.cleanup()
@@ -153,12 +153,11 @@ class ForkServer:
         place.mkdir()
         for name in ("stdout", "stderr"):  # a child may be dead before it writes a word
             (place / name).touch()
-        self._lines.write(json.dumps({"call": job.call, "arguments": job.arguments, "place": str(place)}) + "\n")
-        self._lines.flush()
+        _say(self._socket, number=self._count, call=job.call, arguments=job.arguments, place=str(place))
         answer = self._answer()
         if "refused" in answer:
             raise RuntimeError(answer["refused"])
-        return Child(self, answer["begun"], place)
+        return Child(self, self._count, answer["begun"], place)
 
     def run(self, job: Job, *, timeout: float = 60.0) -> Ended:
         """Fork a child and wait for its end."""
@@ -203,20 +202,21 @@ class ForkServer:
             seconds = 0
 
     def _hear(self) -> None:
-        line = self._lines.readline()
-        if not line:
+        if not (read := self._socket.recv(65536)):
             log = (Path(self._scratch.name) / "server").read_text(errors="replace")
             raise RuntimeError(f"the fork server died:\n{log[-4000:]}")
-        said = json.loads(line)
-        if "died" in said:
-            self.deaths[said["died"]] = (said["status"], said["seconds"])
-        else:
-            self._pending.append(said)
+        *told, self._rest = (self._rest + read).split(b"\n")
+        for line in told:
+            said = json.loads(line)
+            if "died" in said:
+                self.deaths[said["died"]] = (said["status"], said["seconds"])
+            else:
+                self._answers.append(said)
 
     def _answer(self) -> dict[str, Any]:
-        while not self._pending:
+        while not self._answers:
             self._hear()
-        return self._pending.pop()
+        return self._answers.pop()
 
 
 def threads() -> int:
@@ -234,25 +234,26 @@ def serve(descriptor: int, warm: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()  # children share these pages as long as no collection writes into them
     line = socket.socket(fileno=descriptor)
-    children: dict[int, int] = {}  # pid: its pidfd, which becomes readable when it dies
+    children: dict[int, tuple[int, int]] = {}  # pidfd, which becomes readable when it dies: its pid and number
     rest = b""
     while True:
-        ready, _, _ = select.select([line, *children.values()], [], [])
-        for pid in [pid for pid, handle in children.items() if handle in ready]:
-            os.close(children.pop(pid))
+        ready, _, _ = select.select([line, *children], [], [])
+        for handle in children.keys() & ready:
+            pid, number = children.pop(handle)
+            os.close(handle)
             _, status, usage = os.wait4(pid, 0)
-            _say(line, died=pid, status=status, seconds=usage.ru_utime + usage.ru_stime)
+            _say(line, died=number, status=status, seconds=usage.ru_utime + usage.ru_stime)
         if line in ready:
             if not (read := line.recv(65536)):
                 break
             *orders, rest = (rest + read).split(b"\n")
             for order in orders:
                 _fork(line, json.loads(order), children)
-    for pid in children:
+    for pid, _ in children.values():
         os.killpg(pid, signal.SIGKILL)
 
 
-def _fork(line: socket.socket, order: dict[str, Any], children: dict[int, int]) -> None:
+def _fork(line: socket.socket, order: dict[str, Any], children: dict[int, tuple[int, int]]) -> None:
     if (count := threads()) != 1:
         _say(line, refused=f"a fork would copy one thread of {count}, and the locks of all")
         return
@@ -266,14 +267,14 @@ def _fork(line: socket.socket, order: dict[str, Any], children: dict[int, int]) 
         die_with_parent()
         if os.getppid() != parent:
             os._exit(1)
-        for handle in children.values():
+        for handle in children:
             os.close(handle)
         line.close()
         _become(Path(order["place"]), order["call"], order["arguments"])
     os.close(led)
     os.read(leads, 1)
     os.close(leads)
-    children[pid] = os.pidfd_open(pid)
+    children[os.pidfd_open(pid)] = (pid, order["number"])
     _say(line, begun=pid)
 
 
