@@ -77,6 +77,7 @@ def test_F18_what_may_change_freely(own: Ground, run: Path, server: ForkServer) 
     assert steps(run)[:12] == steps(own.whole)
 
 
+@pytest.mark.faults
 def test_landmine_G1_and_G8_killed_in_a_later_epoch_and_exactly_at_an_epochs_end(
     server: ForkServer, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_landmine_G1_and_G8_killed_in_a_later_epoch_and_exactly_at_an_epochs_end
     server.drive(map(course, [(7,), (13,), (7, 7), (9, 10), (18,)]))
 
 
+@pytest.mark.faults
 def test_landmine_G5_patience_goes_on_where_it_was(server: ForkServer, tmp_path: Path) -> None:
     """Nothing gets better with such a rate: four evaluations later the run is over, however often it was killed."""
     changes = {

@@ -58,7 +58,7 @@ def test_F9_a_small_disk_is_refused(ground: Ground, server: ForkServer, small: P
     ground.require_same_end(run)
 
 
-@pytest.mark.parametrize("update", [2, 7, 12])
+@pytest.mark.parametrize("update", [7, *(pytest.param(n, marks=AT_LENGTH) for n in (2, 12))])
 def test_F9_somebody_else_fills_the_disk(update: int, ground: Ground, server: ForkServer, small: Path) -> None:
     """In the middle of the run: the checkpoints before stay whole, and the run goes on when there is room again."""
     run = ground.copy(small / "run")
@@ -77,7 +77,7 @@ def test_F9_files_may_not_grow(size: int, ground: Ground, server: ForkServer, tm
     ground.require_same_end(run)
 
 
-@pytest.mark.parametrize("every", [37, pytest.param(3, marks=AT_LENGTH)])
+@pytest.mark.parametrize("every", [61, pytest.param(3, marks=AT_LENGTH)])
 def test_F9_full_from_any_write_on(every: int, short: Ground, server: ForkServer, tmp_path: Path) -> None:
     """At any boundary the disk is full, and stays so: weights, manifest, journal, result, record."""
     ground = short
@@ -96,7 +96,9 @@ def test_F9_full_from_any_write_on(every: int, short: Ground, server: ForkServer
     assert server.drive(map(course, numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "MANIFEST.json", "journal.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", *(pytest.param(n, marks=AT_LENGTH) for n in ("MANIFEST.json", "journal.jsonl"))]
+)
 def test_landmine_H5_the_old_checkpoint_stays_until_the_new_one_stands(
     name: str, server: ForkServer, tmp_path: Path
 ) -> None:
@@ -115,9 +117,11 @@ def test_landmine_H5_the_old_checkpoint_stays_until_the_new_one_stands(
     ground.require_same_end(run)
 
 
-@pytest.mark.parametrize("number", ["EIO", "EACCES", "EROFS"])
+@pytest.mark.parametrize(
+    ("number", "every"), [("EIO", 4), *(pytest.param(n, 1, marks=AT_LENGTH) for n in ("EIO", "EACCES", "EROFS"))]
+)
 def test_F10_a_checkpoint_that_did_not_reach_the_disk_is_none(
-    number: str, ground: Ground, server: ForkServer, tmp_path: Path
+    number: str, every: int, ground: Ground, server: ForkServer, tmp_path: Path
 ) -> None:
     """fsync fails, for each file and folder in turn: the error is said, and the folder never gets its name."""
     seen = ground.boundaries(ground.copy(tmp_path / "seen"), server)
@@ -132,7 +136,7 @@ def test_F10_a_checkpoint_that_did_not_reach_the_disk_is_none(
         require((yield ground.job(run)), 0)
         ground.require_same_end(run)
 
-    server.drive(map(course, range(1, len(within) + 1, 1 if number == "EIO" else 4)))
+    server.drive(map(course, range(1, len(within) + 1, every)))
 
 
 def test_F10_a_folder_that_may_not_be_written(ground: Ground, server: ForkServer, tmp_path: Path) -> None:

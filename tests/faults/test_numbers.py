@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.forkserver import ForkServer
-from tests.faults.ground import Ground, checkpoints, digest, lines, require, steps
+from tests.faults.ground import AT_LENGTH, Ground, checkpoints, digest, lines, require, steps
 
 HEALTHY = {"evaluate": {"every": 24}, "checkpoint": {"every": 3, "keep": 9}}
 LONG = {**HEALTHY, "train": {"steps": 24, "on_spike": "rollback"}, "model": {"dropout": 0.0}}
@@ -21,7 +21,7 @@ def require_finite(run: Path) -> None:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path).values()), path
 
 
-@pytest.mark.parametrize("what", ["NAN", "INF", "GRADIENT"])
+@pytest.mark.parametrize("what", ["NAN", "GRADIENT", pytest.param("INF", marks=AT_LENGTH)])
 def test_F11_F12_a_skipped_update_never_was(what: str, server: ForkServer, ground: Ground, tmp_path: Path) -> None:
     """`skip`: the end is that of a run in which these examples were taken away before anything was computed."""
     removed, run = ground.copy(tmp_path / "removed"), ground.copy(tmp_path / "run")
@@ -36,7 +36,7 @@ def test_F11_F12_a_skipped_update_never_was(what: str, server: ForkServer, groun
     require_finite(run)
 
 
-@pytest.mark.parametrize("what", ["NAN", "GRADIENT"])
+@pytest.mark.parametrize("what", ["NAN", pytest.param("GRADIENT", marks=AT_LENGTH)])
 def test_F11_F12_stop_ends_with_the_rows(what: str, server: ForkServer, tmp_path: Path) -> None:
     """`stop`: exit code 5, the rows named; what was saved before is finite, and the run could go on from it."""
     ground = Ground.make(tmp_path / "ground", server, train={"on_nonfinite": "stop"})
@@ -85,6 +85,7 @@ def test_F13_a_spike_is_taken_back_once(server: ForkServer, tmp_path: Path) -> N
     assert "spike" in ended.stderr
 
 
+@pytest.mark.faults
 def test_F13_the_count_survives_a_resume(server: ForkServer, tmp_path: Path) -> None:
     """One rollback, a kill after the next checkpoint, a spike: that is the second."""
     ground = Ground.make(tmp_path / "ground", server, **LONG)
@@ -101,7 +102,7 @@ def steady(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Grou
     return Ground.make(tmp_path_factory.mktemp("steady"), server, model={"dropout": 0.0})
 
 
-@pytest.mark.parametrize("examples", [3, 2, 1])
+@pytest.mark.parametrize("examples", [2, *(pytest.param(n, marks=AT_LENGTH) for n in (3, 1))])
 def test_F14_smaller_micro_batches_and_the_same_losses(
     examples: int, steady: Ground, server: ForkServer, tmp_path: Path
 ) -> None:
