@@ -4,16 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
 
-.PHONY: quickstart test slow setup check fix docs embedded bench-prepare bench-memory bench-saving
+.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
 
 test: setup  ## all tests but the slow ones
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not faults"
 
 slow: setup  ## the slow tests alone
 	$(PYTEST) -m slow
+
+faults: setup  ## fault injection at length: killed at every write, full disks, damage (docs/reliability.md)
+	$(PYTEST) -m faults tests/faults
+
+soak: setup  ## one run and 200 faults (ARGS: --seed 1 --write puts the result into docs/reliability.md)
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 setup: $(VENV)/.ready  ## the environment of constraints.txt
 
