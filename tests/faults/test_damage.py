@@ -19,9 +19,9 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def killed(ground: Ground, server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that died in its eleventh update and has three checkpoints."""
+    """A run that died before its result was written, with all its checkpoints at rest."""
     run = ground.copy(tmp_path_factory.mktemp("killed") / "run")
-    fault = {"do": "befall", "target": "fulltune.training.updating:step", "act": "KILL", "calls": [11]}
+    fault = {"do": "befall", "target": "fulltune.outcome:Outcome.write_model", "act": "KILL", "calls": [2]}
     require(server.run(ground.job(run, fault)), -signal.SIGKILL)
     assert len(checkpoints(run)) >= 3
     return run
