@@ -166,6 +166,6 @@ def test_F8_nothing_whole_is_left(ground: Ground, killed: Path, server: ForkServ
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Every file, but for what a killed process left half done: that may be swept."""
+    """Every file, but for what a killed process left behind: its drafts may be swept, and its lock taken over."""
     files = {str(path.relative_to(run)): path for path in sorted(run.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if ".part" not in name}
+    return {name: path.read_bytes() for name, path in files.items() if ".part" not in name and name != ".lock"}

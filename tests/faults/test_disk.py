@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fulltune.base.files import sweep
 from fulltune.training import manifest
 from tests.faults.boundaries import TAKES_SPACE
 from tests.faults.forkserver import Case, Ended, ForkServer
@@ -143,6 +144,7 @@ def test_F10_a_folder_that_may_not_be_written(ground: Ground, server: ForkServer
     run = ground.copy(tmp_path / "run")
     fault = {"do": "befall", "target": "fulltune.training.updating:step", "act": "KILL", "calls": [7]}
     require(server.run(ground.job(run, fault)), -signal.SIGKILL)
+    sweep(run / "checkpoints")  # what was being written when it was killed could not be removed
     (run / "checkpoints").chmod(0o555)
     require_refused(server.run(ground.job(run, {"do": "ordinary"})), run)
     (run / "checkpoints").chmod(0o755)

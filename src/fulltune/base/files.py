@@ -127,6 +127,15 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder as one: a kill leaves all of it under its name, or a draft that is swept."""
+    gone = folder.with_name(f".{folder.name}.part-gone")
+    if gone.exists():
+        remove(gone)
+    folder.replace(gone)
+    remove(gone)
+
+
 def is_draft(path: Path) -> bool:
     """Whether this is a folder that was being written; nothing else is called `.something.part-...`."""
     return path.is_dir() and path.name.startswith(".") and ".part-" in path.name

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fulltune.base.errors import CheckpointError, FulltuneError
-from fulltune.base.files import read_record, remove, require_room, whole_folder, write_record
+from fulltune.base.files import discard, read_record, require_room, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, Progress
 from fulltune.engine.capture import Capture
@@ -146,7 +146,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the state in which nothing was learned yet."""
         if self._place(0).exists():
-            remove(self._place(0))
+            discard(self._place(0))
 
     def steps(self) -> list[int]:
         """The updates after which the states that stand here were written, whole or not."""
@@ -160,7 +160,7 @@ class Checkpoints:
         kept.add(next((step for step in reversed(steps) if self._may_be_healthy(step)), None))
         for step in steps:
             if step not in kept and step < progress.update:
-                remove(self._place(step))
+                discard(self._place(step))
 
     def _may_be_healthy(self, step: int) -> bool:
         try:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from fulltune.base import stop
 from fulltune.base.errors import Interrupted, MachineError
 from fulltune.engine.contract import Engine
 
@@ -52,7 +53,8 @@ def agreed(own: Shortage | None, engine: Engine, stopped: Callable[[], bool]) ->
         return None
     engine.clear()
     if engine.any(asked):
-        raise Interrupted("asked to stop within an update, which was dropped", mend="the same command goes on")
+        stop.check()
+        raise Interrupted("another process was asked to stop", mend="the same command goes on")
     alone = engine.any(own is not None and own.alone)
     return Shortage("on another rank" if own is None else own.said, alone)
 
