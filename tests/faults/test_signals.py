@@ -13,7 +13,7 @@ from tests.faults.ground import AT_LENGTH, Ground, checkpoints, copied, drafts, 
 
 PHASES = {
     "train step": ("fulltune.engine.single:SingleEngine.update", 5),
-    "accumulation": ("fulltune.engine.single:SingleEngine.backward", 9),
+    "accumulation": ("fulltune.engine.single:SingleEngine.backward", 13),  # the trial before the first update has 4
     "evaluation": ("fulltune.engine.single:SingleEngine.evaluating", 3),
     "data preparation": ("fulltune.data.render:Renderer.render", 1),
     "checkpoint": ("fulltune.training.checkpoint:write_manifest", 2),
