@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from fulltune import cli
 from fulltune.base.version import __version__
 from fulltune.recipe.load import load_recipe
 from tests import tiny
+from tests.unit.base.test_lock import process
 
 
 def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -227,7 +229,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the middle of a stage: typer would make it exit code 0 of an empty standard error."""
+    """Before a stage listens to signals: typer would make it exit code 0 of an empty standard error."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -235,6 +237,16 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("fulltune.stages.train", interrupted)
     assert main(monkeypatch, "train", "x") == 130
     assert "same command" in capsys.readouterr().err
+
+
+def test_a_second_command_on_a_run_is_told_who_writes_to_it(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with process(tmp_path / "run") as (holder, _):
+        assert main(monkeypatch, "train", str(recipe), "--out", str(tmp_path / "run")) == 9
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == ["error", "where", "mend"]
+    assert f"process {holder.pid} on {socket.gethostname()}" in told[0]
 
 
 def test_init_writes_a_recipe_and_never_over_one(

@@ -21,26 +21,28 @@ from pathlib import Path
 from fulltune import cli
 from fulltune.data import gather, pool, work
 gather.ROWS = 4
-sent, parts = sys.argv[1], int(sys.argv[2])
-done, real = [], work.Worker.__call__
+sent, real, settle, done = sys.argv[1], work.Worker.__call__, pool._settle, []
 def worker(self, task):
     real(self, task)
     done.append(task)
-    if len(done) == parts:
-        for _ in range(2 if sent == "twice" else 1):
-            if sent == "group":
-                os.killpg(0, signal.SIGINT)
-            else:
-                os.kill(os.getpid(), signal.SIGTERM)
+    if sent != "twice" and len(done) == 4:
+        os.killpg(0, signal.SIGINT) if sent == "group" else os.kill(os.getpid(), signal.SIGTERM)
+def settled(pending):
+    left = settle(pending)  # so the other processes are at work by now
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return left
 work.Worker.__call__ = worker
+if sent == "twice":
+    pool._settle = settled
 sys.argv = ["fulltune", "prepare", "recipe.json", "--out", "run"]
 sys.exit(cli.main())
 """
 
 
-def prepare(folder: Path, sent: str, parts: int) -> subprocess.Popen[str]:
-    """Ends itself by a signal after so many parts; leads a group of processes of its own."""
-    command = [sys.executable, "-c", SCRIPT, sent, str(parts)]
+def prepare(folder: Path, sent: str) -> subprocess.Popen[str]:
+    """Ends itself by signals in the middle; leads a group of processes of its own."""
+    command = [sys.executable, "-c", SCRIPT, sent]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src"}
     return subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
@@ -66,7 +68,7 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     """Ctrl-C is sent to all processes, here while the workers still start; they must neither die of it nor complain."""
     recipe = asked(tmp_path, llama, processes=processes)
-    with prepare(tmp_path, sent, 4) as stopped:
+    with prepare(tmp_path, sent) as stopped:
         _, told = stopped.communicate(timeout=120)
     assert stopped.returncode == 75, told
     assert told.splitlines() == [
@@ -84,9 +86,9 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_bytes(
     assert kept <= {path.stat().st_ino for path in (tmp_path / "run/data/shards").glob("*/ids.bin")}, "none made twice"
 
 
-def test_a_second_signal_leaves_no_process_behind(tmp_path: Path, llama: Path) -> None:
+def test_a_second_signal_leaves_no_process_behind(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = asked(tmp_path, llama, processes=2)
-    with prepare(tmp_path, "twice", 4) as left:
+    with prepare(tmp_path, "twice") as left:
         _, told = left.communicate(timeout=120)
     assert left.returncode == 128 + signal.SIGTERM, told
     assert (tmp_path / "run/.lock").exists()
@@ -98,5 +100,6 @@ def test_a_second_signal_leaves_no_process_behind(tmp_path: Path, llama: Path) -
         time.sleep(0.1)
     else:
         pytest.fail("workers are left")
+    monkeypatch.setattr("fulltune.data.gather.ROWS", 4)
     assert fulltune.prepare(recipe, out=tmp_path / "run", data={"processes": 1}).kept == 60
     assert not (tmp_path / "run/.lock").exists()

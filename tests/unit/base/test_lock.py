@@ -226,7 +226,8 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_flock_the_text_decides(tmp_path: Path, said: list[str]) -> None:
     ended = subprocess.Popen(["true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie, as where nobody waits for it
-    for changes in ({"start_ticks": 1}, {"pid": ended.pid}):
+    ticks = int(Path(f"/proc/{ended.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    for changes in ({"start_ticks": 1}, {"pid": ended.pid, "start_ticks": ticks}):
         write(tmp_path, **changes)
         take(tmp_path)
         assert not (tmp_path / NAME).exists()
