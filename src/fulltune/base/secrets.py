@@ -40,6 +40,8 @@ _SHAPE = re.compile(
 )
 _LOGIN = re.compile(r"(://)[^/?#\s'\"@:]*:[^/?#\s'\"]*@")
 """`https://user:password@host`, whose password may hold an @ too."""
+_BARE_LOGIN = re.compile(rf"((?:^|[\s/'\"])[^\s/:@'\"]*:)[^\s/?#:@'\"]{{{_SHORTEST_NAMED},}}(?=@[\w.-])")
+"""What is left of it where the library of a file system tells of an address by its path."""
 _QUERY = re.compile(
     r"([?&](?:[\w.%-]*[_.-])?(?:token|key|apikey|secret|passwo?r?d|pwd|credential|auth|sig|signature)=)[^&#\s'\"]+",
     re.IGNORECASE,
@@ -59,7 +61,7 @@ def masked(text: str) -> str:
     if (own := _environment()) is not None:
         text = own.sub(MASK, text)
     text = _SHAPE.sub(MASK, text)
-    text = _LOGIN.sub(rf"\1{MASK}@", text)
+    text = _BARE_LOGIN.sub(rf"\1{MASK}", _LOGIN.sub(rf"\1{MASK}@", text))
     return _TOLD.sub(rf"\1{MASK}", _QUERY.sub(rf"\1{MASK}", text))
 
 

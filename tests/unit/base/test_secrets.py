@@ -32,6 +32,7 @@ def test_well_known_shapes_are_masked_wherever_they_stand(secret: str) -> None:
     [
         ("https://ann:s3cr@t@host/rows.jsonl", "https://***@host/rows.jsonl"),
         ("s3://k:p@b/x and https://q:r@h/y", "s3://***@b/x and https://***@h/y"),
+        ("FileNotFoundError: /ann:s3cr3t@host/rows.jsonl", "FileNotFoundError: /ann:***@host/rows.jsonl"),
         ("https://h/r.jsonl?a=1&token=abc&b=2", "https://h/r.jsonl?a=1&token=***&b=2"),
         ("https://h/r?X-Amz-Credential=AK%2Fx&X-Amz-Signature=0f0f", "https://h/r?X-Amz-Credential=***&X-Amz-Signature=***"),
         ("failed: api_key='abcdef123', lr=1", "failed: api_key='***', lr=1"),
