@@ -37,6 +37,8 @@ class Update:
 
     grad_norm: float
     applied: bool
+    again: bool = False
+    """The same update is to be made again: float16 gradients overflowed, and the loss is scaled by less now."""
 
 
 class Pull(Protocol):
@@ -71,7 +73,8 @@ class Engine(Protocol):
     def update(self, rates: Sequence[float]) -> Update:
         """Clip by the global norm and step, one rate for each group; nothing moves if the norm is not finite.
 
-        A group whose rate is 0 is left untouched, its moments too. Gradients are cleared in any case.
+        `training.step.reseed` goes before each update: what an engine draws (stochastic rounding) it draws from that
+        seed. A group whose rate is 0 is left untouched, its moments too. Gradients are cleared in any case.
         """
 
     def clear(self) -> None:
