@@ -93,9 +93,17 @@ class Ground:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Of the mean loss over all supervised tokens, as the step makes it; the update itself is not made."""
+        self.backward()
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+
+    def backward(self) -> float:
+        """Forward and backward passes of one update; returns the loss."""
         batches = self.batches()
         count = sum(self.objective.counts(batch)["next_token"] for batch in batches)
+        loss = 0.0
         for batch in batches:
             with self.engine.micro(last=batch is batches[-1]):
-                self.engine.backward(self.engine.forward(batch)["next_token"] / count)
-        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+                share = self.engine.forward(batch)["next_token"] / count
+                self.engine.backward(share)
+            loss += float(share.detach())
+        return loss

@@ -25,7 +25,7 @@ def require_buffers(model: nn.Module, config: Any, where: str) -> None:
         raise DataError(
             f"transformers {transformers.__version__} leaves buffers of this model's code undefined: {', '.join(lost)}",
             where=where,
-            mend="in the model's code set them in _init_weights, or register them with persistent=True and save it anew",
+            mend="set them in _init_weights of the model's code, or register them with persistent=True and save anew",
         )
 
 
@@ -37,11 +37,9 @@ def _without_parameters(config: Any) -> nn.Module:
             return None  # nothing is replaced
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(on_meta)
+    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # it may return one
     try:
-        return cast(
-            nn.Module, AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=True)
-        )
+        return cast(nn.Module, AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=True))
     finally:
         hook.remove()
 
