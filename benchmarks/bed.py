@@ -16,6 +16,8 @@ from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.objectives import NextToken
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.schema import OptimSection
 
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "135m": {
@@ -68,7 +70,8 @@ class Bed:
             return made[0]
 
         world = World(rank=0, size=1, device=device)
-        self.engine = SingleEngine(self.model, objective, optimizer, world, clip=1.0, precision=precision)
+        plan = precision_plan(precision, OptimSection(), several=False)
+        self.engine = SingleEngine(self.model, objective, optimizer, world, clip=1.0, precision=plan)
         self.optimizer = made[0]
 
     @property

@@ -195,7 +195,7 @@ def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objectiv
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
-    return SingleEngine(model, objective, make_optimizer, world, clip=recipe.optim.clip, precision=plan.precision)
+    return SingleEngine(model, objective, make_optimizer, world, clip=recipe.optim.clip, precision=plan.dtypes)
 
 
 def measuring(

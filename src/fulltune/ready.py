@@ -100,6 +100,7 @@ def planned(run: RunFolder, data: Prepared, model: ModelFacts, *, trains: bool =
         f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
     )
+    LOGGER.info(f"precision: {made.dtypes}")
     for source in made.mix if run.recipe.data.is_mixed else ():
         LOGGER.info(f"mix: {source}")
     for note in made.notes:

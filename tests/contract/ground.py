@@ -20,6 +20,8 @@ from fulltune.model import facts
 from fulltune.objectives import NextToken
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.schema import OptimSection
 from tests import tiny
 from tests.stored import StoreWriter
 
@@ -58,6 +60,8 @@ class Ground:
         keeps_logits: bool = True,
         optimizer: str = "adamw",
         lr: float = 1e-3,
+        precision: Any = "float32",
+        moments: Any = "float32",
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -73,7 +77,8 @@ class Ground:
             self.objective,
             lambda named: make(optimizer, groups(named, self.spared), lr=lr, weight_decay=0.01, options={}),
             CPU,
-            **{"clip": None, "precision": "float32", **engine},
+            **{"clip": None, **engine},
+            precision=precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True),
         )
 
     def batches(self, members: Sequence[int] | None = None) -> list[Batch]:
@@ -88,9 +93,17 @@ class Ground:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Of the mean loss over all supervised tokens, as the step makes it; the update itself is not made."""
+        self.backward()
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+
+    def backward(self) -> float:
+        """Forward and backward passes of one update; returns the loss."""
         batches = self.batches()
         count = sum(self.objective.counts(batch)["next_token"] for batch in batches)
+        loss = 0.0
         for batch in batches:
             with self.engine.micro(last=batch is batches[-1]):
-                self.engine.backward(self.engine.forward(batch)["next_token"] / count)
-        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+                share = self.engine.forward(batch)["next_token"] / count
+                self.engine.backward(share)
+            loss += float(share.detach())
+        return loss

@@ -76,7 +76,8 @@ class Engine(Protocol):
     def update(self, rates: Sequence[float]) -> Update:
         """Clip by the global norm and step, one rate for each group; nothing moves if the norm is not finite.
 
-        A group whose rate is 0 is left untouched, its moments too. Gradients are cleared in any case.
+        `training.step.reseed` goes before each update: what an engine draws (stochastic rounding) it draws from that
+        seed. A group whose rate is 0 is left untouched, its moments too. Gradients are cleared in any case.
         """
 
     def clear(self) -> None:

@@ -13,17 +13,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fulltune.base.errors import CheckpointError
-from fulltune.base.records import Precision
+from fulltune.base.records import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
 from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor, World
+from fulltune.engine.precision import LossScale, autocast
 from fulltune.engine.state import flatten, restore
+from fulltune.engine.weights import weights_for
+
+_LOSS_SCALE = "loss_scale"
+"""Its key among a checkpoint's numbers; those of the optimizer have a slash."""
 
 _FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
 
 
 class SingleEngine:
-    """The model as it is, float32 weights and moments on one device; the forward pass in float32 or bf16 autocast."""
+    """The model as it is, on one device, in the number formats that the plan decided on."""
 
     def __init__(
         self,
@@ -33,17 +38,18 @@ class SingleEngine:
         world: World,
         *,
         clip: float | None,
-        precision: Precision,
+        precision: PrecisionPlan,
         pulls: Sequence[Pull] = (),
     ) -> None:
         """`objective` is the module around `model` that computes the loss; None for `clip` means no limit."""
         self.world = world
         self._objective = objective.to(world.device).train()
         self._model = model
-        self._names = {parameter: name for name, parameter in self._model.named_parameters()}
-        self._optimizer = make_optimizer(self._model.named_parameters())
+        self._weights = weights_for(model, make_optimizer, precision)
+        self._names, self._optimizer = self._weights.names, self._weights.optimizer
         self._limit = math.inf if clip is None else clip
-        self._precision: Precision = precision
+        self._precision = precision
+        self._scale = LossScale() if precision.compute == "float16" else None
         self._pulls = tuple(pulls)
         self._staging: Staging = {}
         self._captured: Capture | None = None
@@ -54,51 +60,35 @@ class SingleEngine:
             return sums
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "float32":
-            return nullcontext()
-        # Uncached: the cache would hold a bf16 copy of every weight until the forward pass ends, 2 bytes a parameter,
-        # also where checkpointing frees all else; and no weight but a tied one is used twice in it.
-        return torch.autocast(self.world.device.split(":")[0], torch.bfloat16, cache_enabled=False)
+        return autocast(self._precision, self.world.device)
 
     def micro(self, *, last: bool) -> AbstractContextManager[None]:
+        self._weights.begin(last=last)
         return nullcontext()
 
     def backward(self, share: Tensor) -> None:
-        share.backward()  # type: ignore[no-untyped-call]
+        scaled = share if self._scale is None else self._scale.scaled(share)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def update(self, rates: Sequence[float]) -> Update:
-        groups = self._optimizer.param_groups
-        for group, rate in zip(groups, rates, strict=True):
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
             if rate == 0:  # optimizers leave a parameter without a gradient alone, and its moments
-                for parameter in group["params"]:
-                    parameter.grad = None
-        for pull in self._pulls:
-            for parameter, name in self._names.items():
-                if parameter.grad is not None:
-                    pull.before(name, parameter.data, parameter.grad)
-        moved = [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None], foreach=True))
+                self._weights.spare(group["params"])
+        if self._scale is not None:
+            self._scale.unscale(self._weights.gradients())
+        self._weights.pull(self._pulls)
+        norm = self._weights.norm()
         applied = math.isfinite(norm)
         if applied:
             self._release()
-            if norm > self._limit:
-                torch.nn.utils.clip_grads_with_norm_(moved, self._limit, torch.tensor(norm), foreach=True)
-            self._optimizer.step()
-            self._pull_after()
+            self._weights.step(norm, self._limit, self._pulls)
+        again = self._scale is not None and self._scale.settle(applied=applied)
         self.clear()
-        return Update(norm, applied)
-
-    @torch.no_grad()
-    def _pull_after(self) -> None:
-        for pull in self._pulls:
-            for group in self._optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        pull.after(self._names[parameter], parameter.data, group["lr"])
+        return Update(norm, applied, again)
 
     def clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._weights.clear()
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
@@ -122,9 +112,8 @@ class SingleEngine:
         """An update at rate 0 by gradients of 0, since 0 times a gradient that is not finite is NaN."""
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        self._optimizer.step()
+        self._weights.rest()
+        self._weights.step(0.0, math.inf, ())
         self.clear()
 
     @contextmanager
@@ -140,8 +129,7 @@ class SingleEngine:
     @torch.no_grad()
     def visit(self, act: Visitor) -> None:
         self._release()
-        for name, parameter in self._model.named_parameters():
-            act(name, parameter.data)
+        self._weights.visit(act)
 
     def sum(self, value: Tensor) -> Tensor:
         return value
@@ -160,7 +148,9 @@ class SingleEngine:
         weights = {n: v.clone() if n in buffers else v for n, v in _unique_state(self._model).items()}
         files = {"weights.safetensors": weights, "optimizer.safetensors": tensors}
         self._captured = Capture(
-            {**files, "extra.safetensors": dict(extra)}, {"optimizer.json": json.dumps(numbers)}, self._staging
+            {**files, "extra.safetensors": dict(extra)},
+            {"optimizer.json": json.dumps(numbers | self._numbers())},
+            self._staging,
         )
         return self._captured
 
@@ -185,8 +175,18 @@ class SingleEngine:
             value.copy_(saved[name])
         if not weights_only:
             numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
+            self._restore_numbers(numbers)
             restore(self._optimizer, self._names, load_file(folder / "optimizer.safetensors"), numbers)
         return load_file(folder / "extra.safetensors")
+
+    def _numbers(self) -> dict[str, Any]:
+        """What the engine itself remembers from update to update."""
+        return {} if self._scale is None else {_LOSS_SCALE: self._scale.numbers()}
+
+    def _restore_numbers(self, numbers: dict[str, Any]) -> None:
+        """Take the engine's own out of a checkpoint's numbers; the optimizer's stay."""
+        if self._scale is not None:
+            self._scale.restore(numbers.pop(_LOSS_SCALE))
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in _unique_state(self._model).items():

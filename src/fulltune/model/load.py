@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.files import fingerprint
 from fulltune.model import trust
+from fulltune.model.buffers import require_buffers
 from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -96,6 +97,8 @@ def load_model(section: ModelSection) -> nn.Module:
     except Exception as fault:  # foreign code on foreign files
         raise _unusable("model", section, fault) from fault
     _check_weights(model, info, section.path)
+    if section.trust_remote_code:
+        require_buffers(model, load_config(section), section.path)
     return cast(nn.Module, model)
 
 

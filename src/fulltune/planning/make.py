@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import Change, DataFacts, Layout, Machine, ModelFacts, Plan, Precision, SourceMix
+from fulltune.base.records import Change, DataFacts, Layout, Machine, ModelFacts, Plan, SourceMix
 from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
+from fulltune.data.lay import Budget
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
+from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
 
@@ -28,7 +30,10 @@ CountUpdates = Callable[[TrainSection, int], int]
 def require_names(recipe: Recipe) -> None:
     """RecipeError for every name that no table has, and what is named unfitly: before any row is read, all at once."""
     faults: list[Fault] = []
-    asked: list[Callable[[], object]] = [partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule")]
+    asked: list[Callable[[], object]] = [
+        partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule"),
+        partial(require_precision, recipe),
+    ]
     for where, source in _sources(recipe.data):
         if source.format != "auto":
             asked.append(partial(FORMATS.find, source.format, where=f"{where}.format"))
@@ -64,40 +69,46 @@ def make_plan(
     _require_context(recipe, model)
     _require_scores(recipe, data)
     layout: Layout = "padded" if train.layout == "auto" else train.layout
-    precision: Precision = (
-        ("bf16-mixed" if machine.bf16 else "float32") if train.precision == "auto" else train.precision
-    )
-    if precision == "float32" and recipe.model.attention.startswith("flash"):
-        raise RecipeError(
-            "flash attention computes in bf16, and the precision is float32",
-            where="model.attention",
-            mend="model.attention=sdpa, or train.precision=bf16-mixed",
-        )
+    precision = resolve(recipe, machine)
     mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
+    # With `batch_tokens` an update has at most that many examples, of one token each.
+    micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
+    micro_tokens = train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest)
+    whole = train.batch_tokens is None and layout == "padded"
+    whole = whole and Budget(micro_examples, micro_tokens, layout, model.context).fits(train.batch_examples, longest)
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
         examples=examples,
         epoch_examples=mixed.positions(own),
-        # With `batch_tokens` an update has at most that many examples, of one token each.
-        micro_examples=train.micro_examples or train.batch_tokens or train.batch_examples,
-        micro_tokens=train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest),
+        micro_examples=micro_examples,
+        micro_tokens=micro_tokens,
         context=model.context,
         layout=layout,
         precision=precision,
+        dtypes=precision_plan(precision, recipe.optim, several=not whole),
         mix=mix,
-        notes=(*_notes(recipe, machine, updates, longest), *_mix_notes(recipe.data, mix)),
+        notes=(
+            *_notes(recipe, machine, updates, longest),
+            *precision_notes(recipe, precision, model, machine),
+            *_mix_notes(recipe.data, mix),
+        ),
     )
 
 
 def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
     """A plan for what changed, with the choices of the plan before it that nobody asked to change."""
     changed = {change.field for change in changes}
-    kept = {"train.precision": "precision", "train.layout": "layout"}
-    kept |= {f"train.{name}": name for name in ("micro_examples", "micro_tokens")}
-    values = asdict(before)
-    return replace(made, **{name: values[name] for field, name in kept.items() if field not in changed})
+    kept = replace(
+        made,
+        layout=made.layout if "train.layout" in changed else before.layout,
+        micro_examples=made.micro_examples if "train.micro_examples" in changed else before.micro_examples,
+        micro_tokens=made.micro_tokens if "train.micro_tokens" in changed else before.micro_tokens,
+    )
+    if changed & {"train.precision", "optim.moments"}:
+        return kept
+    return replace(kept, precision=before.precision, dtypes=before.dtypes)
 
 
 def _examples_of_an_update(train: TrainSection, mixed: Mixture) -> float:
@@ -171,9 +182,6 @@ def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequ
         notes.append(f"the longest example has {longest:,} tokens: alone it exceeds train.micro_tokens")
     if recipe.train.layout == "auto":
         notes.append("layout: padded, examples of similar length beside each other")
-    if recipe.train.precision == "auto":
-        fast = "has" if machine.bf16 else "has no"
-        notes.append(f"precision: {machine.name} {fast} fast bf16 arithmetic")
     if machine.devices > 1:
         notes.append(f"1 of {machine.devices} devices is used: this version trains on one")
     if recipe.optim.floor == 0 and recipe.optim.schedule != "constant" and updates > 1:

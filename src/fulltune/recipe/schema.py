@@ -64,8 +64,10 @@ class TrainSection(Section):
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other."""
     objective: str = "next_token"
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
-    precision: Literal["auto", "float32", "bf16-mixed"] = "auto"
-    """Arithmetic of the forward pass; weights and optimizer are float32 in any case. `auto`: bf16 where it is fast."""
+    precision: Literal["auto", "float32", "bf16-mixed", "fp16-mixed", "bf16-sr"] = "auto"
+    """Number formats. `bf16-mixed` and `fp16-mixed` compute in 16 bits; weights, gradients and optimizer are float32.
+    `bf16-sr`: bf16 weights too, updates rounded stochastically. `auto`: `bf16-mixed` where it is fast, else `float32`.
+    """
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data and dropout."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "skip"
@@ -117,6 +119,8 @@ class OptimSection(Section):
     """Decoupled weight decay of matrices; biases, norms and embeddings are never decayed."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; a longer gradient is shortened to it. `null`: no limit."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Number format of what the optimizer keeps for each weight; `bfloat16` needs `train.precision: bf16-sr`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What else the optimizer takes, by its own names, such as `{betas: [0.9, 0.95]}`."""
 

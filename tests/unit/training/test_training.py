@@ -12,6 +12,8 @@ import torch
 from fulltune.base.errors import CheckpointError, DivergedError, Interrupted
 from fulltune.base.files import to_json
 from fulltune.base.records import EvalReport, Every, Mark, Plan, Progress
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.schema import OptimSection
 from fulltune.training.acts import Evaluating
 from fulltune.training.cadence import Cadence
 from fulltune.training.journal import Journal, read
@@ -30,6 +32,7 @@ PLAN = Plan(
     context=None,
     layout="padded",
     precision="float32",
+    dtypes=precision_plan("float32", OptimSection(), several=False),
     mix=(),
 )
 

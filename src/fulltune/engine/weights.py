@@ -1,0 +1,243 @@
+"""What optimizer and pulls act on: float32 weights as they are, or float32 copies of bfloat16 weights, one by one."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fulltune.base.records import PrecisionPlan
+from fulltune.engine.contract import MakeOptimizer, Pull, Visitor
+from fulltune.engine.rounding import generator_of_this_update, stochastic
+
+
+class Weights(Protocol):
+    """A model's weights and the optimizer that moves them."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Its parameters are the model's own, or stand for them."""
+
+    @property
+    def names(self) -> Mapping[nn.Parameter, str]:
+        """The model's names of the optimizer's parameters."""
+
+    def begin(self, *, last: bool) -> None:
+        """A micro-batch follows; `last` says whether it is the last of its update."""
+
+    def gradients(self) -> Iterator[Tensor]:
+        """Of the weights that the update will move."""
+
+    def spare(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the gradients of these parameters of the optimizer, so that they stay as they are, their moments too."""
+
+    def rest(self) -> None:
+        """Gradients of zero for every weight that is trained."""
+
+    def pull(self, pulls: Sequence[Pull]) -> None:
+        """Let pulls add to the gradients."""
+
+    def norm(self) -> float:
+        """Of all gradients together."""
+
+    def step(self, norm: float, limit: float, pulls: Sequence[Pull]) -> None:
+        """Clip to `limit`, move, let pulls move."""
+
+    def visit(self, act: Visitor) -> None:
+        """`act(name, shard)` on each float32 shard; changes are kept."""
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+
+
+def weights_for(model: nn.Module, make_optimizer: MakeOptimizer, precision: PrecisionPlan) -> Weights:
+    """The model's float32 weights as they are, or rounded to what the plan says."""
+    if precision.weights == "float32":
+        return FullWeights(model, make_optimizer)
+    return RoundedWeights(model, make_optimizer, moments=cast(torch.dtype, vars(torch)[precision.moments]))
+
+
+class FullWeights:
+    """Float32 weights: the optimizer has the model's own parameters."""
+
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.optimizer = make_optimizer(model.named_parameters())
+
+    def begin(self, *, last: bool) -> None:
+        """Nothing to do: autograd adds up in float32."""
+
+    def gradients(self) -> Iterator[Tensor]:
+        return (parameter.grad for parameter in self._moved() if parameter.grad is not None)
+
+    def _moved(self) -> list[nn.Parameter]:
+        members = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter for parameter in members if parameter.grad is not None]
+
+    def spare(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    def rest(self) -> None:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def pull(self, pulls: Sequence[Pull]) -> None:
+        for pull in pulls:
+            for parameter, name in self.names.items():
+                if parameter.grad is not None:
+                    pull.before(name, parameter.data, parameter.grad)
+
+    def norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm(list(self.gradients()), foreach=True))
+
+    def step(self, norm: float, limit: float, pulls: Sequence[Pull]) -> None:
+        if norm > limit:
+            torch.nn.utils.clip_grads_with_norm_(self._moved(), limit, torch.tensor(norm), foreach=True)
+        self.optimizer.step()
+        with torch.no_grad():
+            for pull in pulls:
+                for group in self.optimizer.param_groups:
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            pull.after(self.names[parameter], parameter.data, group["lr"])
+
+    def visit(self, act: Visitor) -> None:
+        for parameter, name in self.names.items():
+            act(name, parameter.data)
+
+    def clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class RoundedWeights:
+    """Bfloat16 weights whose updates are rounded stochastically (Zamirai et al. 2020, arXiv 2010.06192).
+
+    Plain bfloat16 loses every step that is smaller than half the distance to a weight's neighbour, about w / 512:
+    at a rate of 1e-5 that is nearly all of them. Here the optimizer computes in float32, on a copy of one weight tensor
+    at a time, and only the result is rounded, so that small steps are taken now and then and are right on average.
+
+    A micro-batch's gradients are bfloat16. Those of several micro-batches are added up in float32, each as soon as the
+    backward pass has it: in bfloat16 the sum of a thousand would stop growing half way.
+    Buffers are left as they are: rotary frequencies rounded to bfloat16 put later tokens elsewhere.
+
+    Holds for optimizers that treat each weight by itself (`planning/precision.py` names them).
+    """
+
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, *, moments: torch.dtype) -> None:
+        self._weights: dict[nn.Parameter, nn.Parameter] = {}
+        self.names: dict[nn.Parameter, str] = {}
+        for name, weight in model.named_parameters():
+            weight.data = weight.data.to(torch.bfloat16)
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(self._gather)  # type: ignore[no-untyped-call]
+            shard = nn.Parameter(_outline(weight), requires_grad=weight.requires_grad)
+            self._weights[shard], self.names[shard] = weight, name
+        self.optimizer = make_optimizer([(name, shard) for shard, name in self.names.items()])
+        self._moments = moments
+        self._sums: dict[Tensor, Tensor] = {}
+        """By weight: gradients of micro-batches, added up in float32."""
+        self._several = False
+
+    def begin(self, *, last: bool) -> None:
+        self._several = self._several or not last
+
+    def _gather(self, weight: Tensor) -> None:
+        """Called by autograd as soon as one weight's gradient of one micro-batch is there."""
+        if self._several:
+            self._widen(weight)
+
+    def _widen(self, weight: Tensor) -> Tensor | None:
+        """The gradient in float32, of all micro-batches so far; what came last is added."""
+        if weight.grad is not None:
+            if weight in self._sums:
+                self._sums[weight] += weight.grad
+            else:
+                self._sums[weight] = weight.grad.float()
+            weight.grad = None
+        return self._sums.get(weight)
+
+    def _moved(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Shards with their gradients, in the order of the groups."""
+        for group in self.optimizer.param_groups:
+            for shard in group["params"]:
+                weight = self._weights[shard]
+                gradient = self._sums.get(weight, weight.grad)
+                if gradient is not None:
+                    yield shard, gradient
+
+    def gradients(self) -> Iterator[Tensor]:
+        return (gradient for _, gradient in self._moved())
+
+    def spare(self, parameters: Iterable[nn.Parameter]) -> None:
+        for shard in parameters:
+            self._drop(self._weights[shard])
+
+    def rest(self) -> None:
+        for group in self.optimizer.param_groups:
+            for shard in group["params"]:
+                self._weights[shard].grad = torch.zeros_like(self._weights[shard])
+
+    def _drop(self, weight: nn.Parameter) -> None:
+        weight.grad = None
+        self._sums.pop(weight, None)
+
+    def pull(self, pulls: Sequence[Pull]) -> None:
+        for shard, name in self.names.items() if pulls else ():
+            weight = self._weights[shard]
+            gradient = self._widen(weight)
+            if gradient is not None:
+                copy = weight.data.float()
+                for pull in pulls:
+                    pull.before(name, copy, gradient)
+
+    def norm(self) -> float:
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in self.gradients()]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    def step(self, norm: float, limit: float, pulls: Sequence[Pull]) -> None:
+        generator = self._generator()
+        factor = limit / (norm + 1e-6) if norm > limit else 1.0  # as torch's own clipping
+        rates = {shard: group["lr"] for group in self.optimizer.param_groups for shard in group["params"]}
+        for shard, gradient in list(self._moved()):
+            weight = self._weights[shard]
+            shard.data, shard.grad = weight.data.float(), gradient.float().mul_(factor)
+            self._drop(weight)
+            self._cast_moments(shard, lambda moment: moment.float())
+            self.optimizer.step()  # moves this one alone, since no other has a gradient
+            for pull in pulls:
+                pull.after(self.names[shard], shard.data, rates[shard])
+            weight.data.copy_(stochastic(shard.data, generator))
+            if self._moments == torch.bfloat16:
+                # The second moment's steps are a thousandth of it: rounded to the nearest it would stand still.
+                self._cast_moments(shard, lambda moment: stochastic(moment, generator))
+            shard.data, shard.grad = _outline(weight), None
+
+    def _cast_moments(self, shard: nn.Parameter, cast: Callable[[Tensor], Tensor]) -> None:
+        """Of one weight; counters are left alone."""
+        state = self.optimizer.state[shard]
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim > 0:
+                state[key] = cast(value)
+
+    def visit(self, act: Visitor) -> None:
+        generator = self._generator()
+        for shard, name in self.names.items():
+            copy = self._weights[shard].data.float()
+            act(name, copy)
+            self._weights[shard].data.copy_(stochastic(copy, generator))  # exact where nothing was changed
+
+    def clear(self) -> None:
+        self._several = False
+        for weight in self._weights.values():
+            self._drop(weight)
+
+    def _generator(self) -> torch.Generator:
+        return generator_of_this_update(next(iter(self._weights.values())).device)
+
+
+def _outline(weight: Tensor) -> Tensor:
+    """A float32 tensor of the weight's shape that takes no memory."""
+    return torch.zeros((), dtype=torch.float32, device=weight.device).expand(weight.shape)

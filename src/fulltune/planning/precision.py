@@ -1,0 +1,82 @@
+"""Which number format everything gets, what it costs, and what does not go together. Pure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.records import BYTES, Machine, ModelFacts, NumberFormat, Precision, PrecisionPlan
+from fulltune.recipe.schema import OptimSection, Recipe
+
+_FORMATS: Mapping[Precision, tuple[NumberFormat, NumberFormat]] = {
+    "float32": ("float32", "float32"),
+    "bf16-mixed": ("float32", "bfloat16"),
+    "fp16-mixed": ("float32", "float16"),
+    "bf16-sr": ("bfloat16", "bfloat16"),
+}
+"""Of weights (and gradients), and of computing."""
+
+_MOMENTS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
+    "adamw": lambda options: 3 if options.get("amsgrad") else 2,
+    "sgd": lambda options: 1 if options.get("momentum") else 0,
+}
+"""Values that an optimizer keeps for each weight. These treat each weight tensor by itself, as bf16-sr must."""
+
+
+def require_precision(recipe: Recipe) -> None:
+    """RecipeError for what bf16-sr alone can do, and for what it cannot."""
+    rounded = recipe.train.precision == "bf16-sr"
+    if recipe.optim.moments != "float32" and not rounded:
+        raise RecipeError(
+            f"{recipe.optim.moments} moments are rounded stochastically, and train.precision is "
+            f"{recipe.train.precision}",
+            where="optim.moments",
+            mend="optim.moments=float32, or train.precision=bf16-sr",
+        )
+    if rounded and recipe.optim.name not in _MOMENTS:
+        raise RecipeError(
+            f"bf16-sr moves one weight tensor at a time, which is known to be right for {' and '.join(_MOMENTS)}",
+            where="optim.name",
+            mend=f"optim.name={next(iter(_MOMENTS))}, or train.precision=bf16-mixed",
+        )
+
+
+def resolve(recipe: Recipe, machine: Machine) -> Precision:
+    """What `auto` means on this machine; RecipeError if the attention cannot compute in it."""
+    asked = recipe.train.precision
+    precision: Precision = ("bf16-mixed" if machine.bf16 else "float32") if asked == "auto" else asked
+    if precision == "float32" and recipe.model.attention.startswith("flash"):
+        raise RecipeError(
+            "flash attention computes in bf16, and the precision is float32",
+            where="model.attention",
+            mend="model.attention=sdpa, or train.precision=bf16-mixed",
+        )
+    return precision
+
+
+def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) -> PrecisionPlan:
+    """`several`: whether an update may have more than one micro-batch, whose gradients are added up in float32."""
+    weights, compute = _FORMATS[precision]
+    sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if several else weights]}
+    if optim.name in _MOMENTS:
+        sizes["moments"] = _MOMENTS[optim.name](optim.options) * BYTES[optim.moments]
+    return PrecisionPlan(
+        weights=weights,
+        gradients=weights,
+        moments=optim.moments,
+        compute=compute,
+        reduction="float32",
+        bytes=sizes,
+    )
+
+
+def precision_notes(recipe: Recipe, precision: Precision, model: ModelFacts, machine: Machine) -> list[str]:
+    """What a reader of the plan should know of it."""
+    notes = []
+    if recipe.train.precision == "auto":
+        fast = "has" if machine.bf16 else "has no"
+        notes.append(f"precision: {machine.name} {fast} fast bf16 arithmetic")
+    if precision == "fp16-mixed" and model.dtype == "bfloat16":
+        notes.append("precision: a model that was made in bf16 may compute values beyond 65504, the largest of float16")
+    if precision == "bf16-sr" and model.dtype == "float32":
+        notes.append("precision: the model's float32 weights are rounded to bf16 before the first update")
+    return notes
