@@ -21,11 +21,11 @@ from fulltune.assemble import (
 from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
-from fulltune.base.records import Change, CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
+from fulltune.base.records import CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import world
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
-from fulltune.recipe.changes import differences
+from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
 from fulltune.training.acts import require_finite

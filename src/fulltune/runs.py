@@ -12,9 +12,9 @@ from typing import Any
 from fulltune.base.errors import CheckpointError, RecipeError
 from fulltune.base.files import as_text, fingerprint, is_begun, is_draft, private_folder, read_record, write_whole
 from fulltune.base.lock import NAME as LOCK
-from fulltune.base.records import Change, DataFacts, Plan, RunRecord
+from fulltune.base.records import DataFacts, Plan, RunRecord
 from fulltune.base.secrets import MASK, masked_tree
-from fulltune.recipe.changes import differences, leaves, require_accepted, require_known
+from fulltune.recipe.changes import Change, differences, leaves, require_accepted, require_known
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml

@@ -188,18 +188,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """Something that is no longer as it was when the run began."""
-
-    field: str
-    before: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.before!r} -> {self.now!r}"
-
-
-@dataclass(frozen=True, slots=True)
 class Mark:
     """A place in a run: examples consumed, updates made, seconds spent on them."""
 

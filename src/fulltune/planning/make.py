@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import Change, DataFacts, Layout, Machine, ModelFacts, Plan, SourceMix
+from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, SourceMix
 from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
 from fulltune.data.lay import Budget
@@ -14,6 +14,7 @@ from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
+from fulltune.recipe.changes import Change
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
 

@@ -1,10 +1,10 @@
 """What changed between the recipe that a run began with and the one it is to go on with, and what that takes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
-from fulltune.base.records import Change
 
 HONOURED = (
     "train.epochs",
@@ -23,6 +23,18 @@ the new value. Everything else would make one run of two, and has to be accepted
 """
 DATA = ("data", "tokenizer", "template")
 """What is accepted by these names besides recipe fields: rows, tokenizer or chat template that are others now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that is no longer as it was when the run began."""
+
+    field: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.before!r} -> {self.now!r}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
