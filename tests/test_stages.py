@@ -144,6 +144,19 @@ def test_any_model_folder_can_be_evaluated(tmp_path: Path, recipe: dict[str, Any
     assert reports["model"] == reports["base"]
 
 
+def test_kernels_are_deterministic_where_it_is_asked_for(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    seen: list[bool] = []
+
+    class Asking:
+        def hear(self, kind: str, values: object) -> None:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    recipe["train"] |= {"steps": 1, "deterministic": True}
+    fulltune.train(recipe, out=tmp_path / "run", sinks=[Asking()])
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled(), "and not for others"
+
+
 def test_samples_stand_before_and_after(tmp_path: Path, recipe: dict[str, Any]) -> None:
     recipe["evaluate"] = {"samples": 2, "sample_tokens": 5}
     record = fulltune.train(recipe, out=tmp_path / "run")

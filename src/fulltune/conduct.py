@@ -22,7 +22,7 @@ from fulltune.base.errors import CheckpointError, DivergedError, MachineError, R
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
-from fulltune.engine.launch import world
+from fulltune.engine.launch import deterministic, world
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.recipe.changes import Change, differences
@@ -61,7 +61,8 @@ def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks
     """The training stage, from prepared data and a plan to a verified model folder and the record."""
     for folder in (run.path, run.path / "checkpoints"):
         sweep(folder)
-    with _fitting(plan), Journal(run.journal, sinks) as journal:
+    fixed = deterministic(run.recipe.train.deterministic)
+    with fixed, _fitting(plan), Journal(run.journal, sinks) as journal:
         work = _Work.begin(run, plan, data, model, run.path, journal)
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()

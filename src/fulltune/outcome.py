@@ -62,7 +62,8 @@ class Outcome:
         """The paper that explains the run, from its journal and cards; `chosen`: the update that the result is of."""
         lines = list(read(self.run.journal, "evaluation"))
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
-        evaluations = [EvalReport(**_scores(line)) for line in lines]
+        # After a rollback updates come a second time, and what was measured of the first is of no account.
+        evaluations = list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
         return RunRecord(
             recipe=self.run.identity,
             versions=versions(),

@@ -61,8 +61,13 @@ def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], W
         executor.shutdown(wait=True, kill_workers=True)
 
 
-_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Each worker is one of as many as there are cores."""
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # each worker is one of as many as there are cores
+    "OPENBLAS_NUM_THREADS": "1",
+    # Where psutil is installed, loky takes a worker that grew by 300 MB for one that leaks, and starts another.
+    "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15",
+}
 _worker: Work | None = None
 
 

@@ -1,6 +1,8 @@
 """Which process this is, on which machine."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +22,21 @@ def world() -> World:
             mend="start `fulltune train` without torchrun, accelerate or srun",
         )
     return World(rank=0, size=1, device="cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """In here, if it is asked for, only kernels that give the same bits each time; what has none is an error."""
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it first works
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def machine() -> Machine:

@@ -70,6 +70,8 @@ class TrainSection(Section):
     """
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data and dropout."""
+    deterministic: bool = False
+    """Whether a run gives the same bits each time on a GPU too, by kernels that are slower; on a CPU it does anyhow."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "skip"
     """What is done when loss or gradient are not finite: end the run, leave the update out, or go back to the last
     healthy checkpoint and on behind these examples. The weights do not move in any case, and the rows are named.

@@ -68,7 +68,9 @@ class Saving:
         self.tell(self.checkpoints.wait())
         step = self.checkpoints.healthy()
         LOGGER.warning(f"going back from update {now.update} to {step}")
-        return self.checkpoints.load(step, self.engine)[0]
+        progress, *_ = self.checkpoints.load(step, self.engine)
+        self.checkpoints.forget(step)
+        return progress
 
     def tell(self, written: CheckpointInfo | None) -> None:
         """Say in the journal that a checkpoint stands."""

@@ -81,7 +81,7 @@ class Checkpoints:
                 files={path.name: facts(path, digests.get(path.name)) for path in sorted(draft.iterdir())},
             )
             write_manifest(draft, manifest)
-        _forget(place)
+        _uncache(place)
         verify(place)  # before an older one goes
         self._thin(progress)
         return CheckpointInfo(step=progress.update, score=progress.best_score)
@@ -148,6 +148,12 @@ class Checkpoints:
         if self._place(0).exists():
             discard(self._place(0))
 
+    def forget(self, step: int) -> None:
+        """Remove what is newer than a state that the run went back to: nobody may go on from there any more."""
+        for newer in self.steps():
+            if newer > step:
+                discard(self._place(newer))
+
     def steps(self) -> list[int]:
         """The updates after which the states that stand here were written, whole or not."""
         found = self._folder.glob("step-*")
@@ -204,7 +210,7 @@ class Checkpoints:
                 self._writer = None
 
 
-def _forget(folder: Path) -> None:
+def _uncache(folder: Path) -> None:
     """Drop what the system remembers of files, so that reading them asks the disk."""
     for path in folder.iterdir():
         handle = os.open(path, os.O_RDONLY)
