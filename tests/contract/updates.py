@@ -34,6 +34,7 @@ class Updates:
         *,
         count: int = 32,
         micro: int = BATCH,
+        tokens: int = 10_000,
         model: Any = None,
         ground: Any = None,
         **policies: Any,
@@ -55,7 +56,7 @@ class Updates:
         }
         self.update = Updating(
             feed=self.feed,
-            budget=Budget(micro, 10_000, "padded"),
+            budget=Budget(micro, tokens, "padded"),
             engine=self.ground.engine,
             objective=self.ground.objective,
             rates=lambda update: [1e-3, 1e-3],

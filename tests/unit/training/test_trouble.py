@@ -74,6 +74,16 @@ def test_a_long_example_alone_is_not_halved_for_ever(tmp_path: Path) -> None:
     assert [line["micro_examples"] for line in updates.lines("warning")] == [2, 1]
 
 
+def test_one_example_alone_that_does_not_fit_is_not_helped_by_cutting_the_others(tmp_path: Path) -> None:
+    updates = Updates(tmp_path, tokens=40)
+    cut = updates.feed.cut(updates.members(0), updates.update.budget)
+    assert {len(micro) for micro in cut} == {1, 2}
+    updates.fill(lambda batch: len(batch.examples) > 1)
+    with pytest.raises(MachineError, match="one example"):
+        updates.make(1)
+    assert updates.lines("warning") == []
+
+
 def test_a_budget_far_above_what_it_holds_is_halved_until_something_changes(tmp_path: Path) -> None:
     updates = Updates(tmp_path, micro=1000)
     updates.fill(of_rows(2))

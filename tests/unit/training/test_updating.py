@@ -63,18 +63,19 @@ def test_a_rollback_returns_to_the_healthy_state_and_goes_on_behind_the_examples
     healthy = updates.make(2)
     updates.save(healthy)
     saved = updates.state()
-    now = updates.make(2, healthy)
+    now = replace(updates.make(2, healthy), halvings=1)
     updates.scale(updates.members(4), math.nan)
     after = updates.update(now)
     assert same(saved, updates.state())
     assert (after.update, after.position, after.rollbacks, after.skipped) == (2, 5 * BATCH, 1, 0)
     assert after.healthy
+    assert after.halvings == 1, "memory did not grow"
     assert (after.losses, after.tokens) == (healthy.losses, healthy.tokens), "what was taken back was not learned"
     assert after.seconds > now.seconds > healthy.seconds, "but took its time"
     [line] = updates.lines("rollback")
     assert (line["step"], line["to"], line["position"], line["loss"]) == (4, 2, 5 * BATCH, "NaN")
     assert line["rows"] == [f"rows.jsonl:{i + 1}" for i in line_members(updates, 4)]
-    updates.make(2, after)
+    updates.make(2, replace(after, halvings=0))
     reference.make(2, replace(reference.make(2), position=5 * BATCH))
     assert updates.losses()[-2:] == reference.losses()[-2:]
     assert same(updates.state(), reference.state())
