@@ -24,6 +24,7 @@ from fulltune.base.log import LOGGER
 from fulltune.optim.optimizers import adamw
 from fulltune.recipe.load import load_recipe
 from fulltune.runs import open_run
+from fulltune.training.journal import Journal
 from tests import tiny
 from tests.unit.model.test_trust import Canary
 
@@ -75,7 +76,7 @@ def secret(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     address = f"memory://ann:{LOGIN}@store/rows.jsonl?X-Amz-Signature={QUERY}"
-    rows = [{**row, "prompt": f"{VARIABLES['DB_PASSWORD']} {row['prompt']}"} for row in tiny.rows(40)]
+    rows = [{**row, "prompt": f"{VARIABLES['DB_PASSWORD']} {row['prompt']}", "unused": 1} for row in tiny.rows(40)]
     with fsspec.open(address, "wb") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     place = tmp_path / VARIABLES["CLIENT_SECRET"]
@@ -128,7 +129,8 @@ def test_landmine_M2_no_secret_stands_in_a_run_folder_or_a_message(
     for path in written:
         assert found(path.read_bytes().decode("latin-1")) == [], path
         assert found(str(path.relative_to(folder))) == []
-    assert "***" in (folder / "record.json").read_text()
+    record = json.loads((folder / "record.json").read_text())
+    assert "***" in json.dumps(record["samples"])
 
     assert said("train", secret, "--out", folder)[0] == 0, "the recipe itself goes on"
     code, shown = said("train", folder)
@@ -136,7 +138,9 @@ def test_landmine_M2_no_secret_stands_in_a_run_folder_or_a_message(
     assert "optim.options.api_key" in shown
     assert f"--out {folder}" in shown
     assert said("export", folder, tmp_path / "exported")[0] == 0, "needs no secret"
-    assert said("evaluate", secret, "--out", folder)[0] == 0
+    code, shown = said("evaluate", secret, "--out", folder, "--json")
+    assert code == 0
+    assert json.loads(shown)["result"]["scores"].keys() >= record["baseline"]["scores"].keys(), "names stay the same"
     assert said("plan", secret, "optim.options.api_key=exchanged-by-now", "--out", folder)[0] == 0, "the same recipe"
 
     for wrong in (
@@ -157,11 +161,26 @@ def test_landmine_M2_what_is_logged_and_raised_to_a_library_user_is_masked(
 ) -> None:
     with caplog.at_level(logging.INFO, "fulltune"):
         fulltune.plan(secret, out=tmp_path / "run")
-    assert any("mix" in entry.getMessage() or "plan:" in entry.getMessage() for entry in caplog.records)
+    assert "unused_column: 1 x: memory://***@store" in caplog.text
     assert found(caplog.text) == []
     with pytest.raises(FulltuneError) as caught:
         fulltune.plan(secret, out=tmp_path / "other", model={"path": f"/no/{VARIABLES['DB_PASSWORD']}"})
     assert found(str(caught.value)) == []
+
+
+def test_landmine_M2_the_journal_and_who_listens_get_no_secret(secret: Path, tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    class Listener:
+        def hear(self, kind: str, values: Any) -> None:
+            heard.append(values)
+
+    with Journal(tmp_path / "journal.jsonl", [Listener()]) as journal:
+        journal.write(
+            "warning", {"rows": [f"{value}/rows.jsonl:5" for value in VARIABLES.values()], "api_key": "abcdefg"}
+        )
+    assert found((tmp_path / "journal.jsonl").read_text() + str(heard)) == []
+    assert heard[0]["api_key"] == "***"
 
 
 def test_landmine_M1_no_file_of_a_checkpoint_runs(tmp_path: Path, llama: Path, data: Path) -> None:
