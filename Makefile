@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
 
-.PHONY: quickstart test slow setup check fix docs embedded bench-prepare bench-memory
+.PHONY: quickstart test slow setup check fix docs embedded bench-prepare bench-memory bench-precision
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -44,3 +44,6 @@ bench-prepare: setup  ## data preparation beside that of others (ARGS: see bench
 
 bench-memory: setup  ## memory of data preparation by the number of rows
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-precision: setup  ## every precision against float32 on a real run
+	$(BIN)/python -m benchmarks.precision $(ARGS)
