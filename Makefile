@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
 
-.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving
+.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -53,3 +53,6 @@ bench-memory: setup  ## memory of data preparation by the number of rows
 
 bench-saving: setup  ## time that saving takes away from training, beside a plain script
 	$(BIN)/python -m benchmarks.saving $(ARGS)
+
+bench-precision: setup  ## every precision against float32 on a real run
+	$(BIN)/python -m benchmarks.precision $(ARGS)

@@ -65,6 +65,8 @@ class Measured:
     before: float
     """Held-out loss."""
     after: float
+    in_float32: float
+    """The result's held-out loss computed in float32: the other two are in the run's own precision."""
     changed: float
     """Share of the weights that are not what they were at the start, in the format that they are held in."""
     planned: dict[str, int]
@@ -89,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
             for rate, mode in itertools.product(asked.rates, MODES):
                 folder = Path(scratch) / f"{mode}-{rate}"
                 shutil.copytree(prepared, folder)
-                measured.append(measure(asked, mode, rate, folder))
+                measured.append(measure(asked, mode, rate, folder, prepared))
     except (FulltuneError, OSError) as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 1
@@ -109,7 +111,7 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=shared / "models/stories260K", help="a model folder")
     rows = shared / "data/gsm8k/train_first2000.norm.jsonl"
     parser.add_argument("--rows", type=Path, default=rows, help="what is taught; a twentieth is held out")
-    parser.add_argument("--updates", type=options.positive, default=80)
+    parser.add_argument("--updates", type=options.positive, default=60)
     parser.add_argument("--batch", type=options.positive, default=16, help="examples of one update")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 1e-5], help="learning rates, kept constant")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where the result is written")
@@ -129,7 +131,7 @@ def _recipe(asked: argparse.Namespace, mode: str, rate: float) -> dict[str, Any]
     }
 
 
-def measure(asked: argparse.Namespace, mode: str, rate: float, folder: Path) -> Measured:
+def measure(asked: argparse.Namespace, mode: str, rate: float, folder: Path, prepared: Path) -> Measured:
     """Train from prepared data, then look at what is left on disk."""
     begun = time.perf_counter()
     with _plain() if mode == PLAIN else nullcontext():
@@ -142,6 +144,7 @@ def measure(asked: argparse.Namespace, mode: str, rate: float, folder: Path) -> 
     same = sum(int((value == start[name].to(value.dtype)).sum()) for name, value in kept.items())
     count = sum(value.numel() for value in kept.values())
     moved = [value for name, value in moments.items() if value.ndim > 0]
+    report = fulltune.evaluate(_recipe(asked, "float32", rate), model=record.result, out=prepared)["model"]
     assert record.baseline is not None
     print(f"{mode} at {rate}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return Measured(
@@ -150,6 +153,7 @@ def measure(asked: argparse.Namespace, mode: str, rate: float, folder: Path) -> 
         losses=[line["loss"] for line in read(folder / "journal.jsonl", "step")],
         before=record.baseline.scores["heldout.loss"],
         after=record.evaluations[-1].scores["heldout.loss"],
+        in_float32=report.scores["heldout.loss"],
         changed=1 - same / count,
         planned=record.plan.dtypes.bytes if mode != PLAIN else {"weights": 2, "gradients": 2, "moments": 4},
         stored={"weights": _bytes(kept.values(), count), "moments": _bytes(moved, count)},
@@ -201,13 +205,13 @@ def _table(measured: Sequence[Measured]) -> str:
             f"{one.changed:.1%}",
             *(f"{sum(one.losses[end - window : end]) / window:.4f}" for end in ends),
             f"{one.before:.4f} to {one.after:.4f}",
-            f"{one.after - measured[0].after:+.4f}",
+            f"{one.in_float32:.4f}",
             " + ".join(str(size) for size in one.planned.values()),
             str(sum(one.planned.values())),
         ]
         for one in measured
     ]
-    tail = ["held-out loss", "beside float32", "weights + gradients + moments", "bytes per parameter"]
+    tail = ["held-out loss", "result in float32", "weights + gradients + moments", "bytes per parameter"]
     return report.table([*head, *tail], lines)
 
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from fulltune.engine import weights as engine_weights
 from fulltune.engine.precision import LossScale
-from fulltune.engine.weights import FullWeights, RoundedWeights
+from fulltune.engine.weights import FullWeights, RoundedWeights, weights_for
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.schema import OptimSection
 from tests import tiny
 from tests.contract.ground import Ground
 
@@ -207,3 +209,32 @@ def test_every_family_learns_in_every_precision(tmp_path: Path, kind: str, preci
         assert update.applied
         losses.append(loss)
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("precision", "moments", "name", "options"),
+    [
+        ("float32", "float32", "adamw", {}),
+        ("bf16-mixed", "float32", "adamw", {"amsgrad": True}),
+        ("bf16-sr", "float32", "adamw", {}),
+        ("bf16-sr", "bfloat16", "adamw", {"amsgrad": True}),
+        ("bf16-sr", "bfloat16", "sgd", {"momentum": 0.9}),
+        ("bf16-sr", "float32", "sgd", {}),
+    ],
+)
+def test_the_plans_bytes_are_those_that_are_held(precision: Any, moments: Any, name: str, options: Any) -> None:
+    for several in (False, True):
+        optim = OptimSection(name=name, moments=moments, options=options)
+        made = precision_plan(precision, optim, several=several)
+        net = nn.Linear(64, 64, bias=False)
+        weights = weights_for(net, maker(name, lr=0.1, weight_decay=0.0, options=options), made)
+        for last in (False, True) if several else (True,):
+            weights.begin(last=last)
+            net(torch.ones(1, 64, dtype=net.weight.dtype)).sum().backward()
+        held = {"weights": [net.weight], "gradients": list(weights.gradients())}
+        held["moments"] = []
+        weights.step(weights.norm(), math.inf, ())
+        for state in weights.optimizer.state.values():
+            held["moments"] += [value for value in state.values() if isinstance(value, Tensor) and value.ndim > 0]
+        sizes = {what: sum(v.numel() * v.element_size() for v in values) / 4096 for what, values in held.items()}
+        assert sizes == made.bytes

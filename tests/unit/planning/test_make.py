@@ -9,12 +9,14 @@ import pytest
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import DataFacts, Machine, ModelFacts, SourceFacts, SplitFacts
 from fulltune.planning.make import make_plan, require_names
+from fulltune.planning.precision import precision_notes
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import TrainSection
 from fulltune.recipe.write import as_yaml
 
 CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
 SOURCE = SourceFacts(path="a.jsonl", files=("a.jsonl",), format="text", sha256="", rows=1, examples=1)
+MINIMAL = {"model": {"path": "x"}, "data": {"train": "a"}}
 GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
 
 
@@ -104,6 +106,74 @@ def test_precision_and_micro_batches_follow_the_machine_unless_said() -> None:
     made = plan(train={"micro_examples": 2, "micro_tokens": 77, "layout": "packed"})
     assert (made.micro_examples, made.micro_tokens, made.layout) == (2, 77, "packed")
     assert plan().layout == "padded"
+
+
+@pytest.mark.parametrize(
+    ("precision", "formats", "sizes"),
+    [
+        ("float32", ("float32", "float32", "float32", "float32"), (4, 4, 8)),
+        ("bf16-mixed", ("float32", "float32", "float32", "bfloat16"), (4, 4, 8)),
+        ("fp16-mixed", ("float32", "float32", "float32", "float16"), (4, 4, 8)),
+        ("bf16-sr", ("bfloat16", "bfloat16", "float32", "bfloat16"), (2, 2, 8)),
+    ],
+)
+def test_a_precision_says_what_everything_is_held_in(precision: str, formats: Any, sizes: Any) -> None:
+    made = plan(train={"precision": precision}).dtypes
+    assert (made.weights, made.gradients, made.moments, made.compute) == formats
+    assert tuple(made.bytes.values()) == sizes
+    assert made.reduction == "float32"
+    assert f"{sum(sizes)} bytes per parameter together" in str(made)
+
+
+def test_gradients_of_several_micro_batches_cost_float32() -> None:
+    for train in ({"micro_examples": 31}, {"micro_tokens": 3583}, {"layout": "packed"}, {"batch_tokens": 100}):
+        made = plan(train={"precision": "bf16-sr", **train}).dtypes
+        assert made.bytes == {"weights": 2, "gradients": 4, "moments": 8}, train
+        assert made.rows()["gradients"] == "bfloat16 of a micro-batch, added up in float32, 4 bytes"
+    whole = plan(train={"precision": "bf16-sr", "micro_tokens": 3584})
+    assert whole.dtypes.bytes["gradients"] == 2, "32 examples of 100 tokens, padded to 112"
+
+
+@pytest.mark.parametrize(
+    ("optim", "wanted"),
+    [
+        ({}, 8),
+        ({"moments": "bfloat16"}, 4),
+        ({"options": {"amsgrad": True}}, 12),
+        ({"name": "sgd"}, 0),
+        ({"name": "sgd", "options": {"momentum": 0.9}}, 4),
+    ],
+)
+def test_moments_are_counted_by_optimizer_and_options(optim: dict[str, Any], wanted: int) -> None:
+    assert plan(train={"precision": "bf16-sr"}, optim=optim).dtypes.bytes["moments"] == wanted
+
+
+def test_what_an_optimizer_of_the_users_own_keeps_is_not_guessed() -> None:
+    made = plan(optim={"name": "mine:Own"}).dtypes
+    assert made.bytes == {"weights": 4, "gradients": 4}
+    assert made.rows()["moments"] == "float32, size unknown"
+
+
+def test_what_does_not_go_with_a_precision_is_refused_before_any_row_is_read() -> None:
+    def asked(**sections: Any) -> None:
+        require_names(load_recipe({"model": {"path": "x"}, "data": {"train": "a"}, **sections}))
+
+    for precision in ("auto", "float32", "bf16-mixed", "fp16-mixed"):
+        with pytest.raises(RecipeError, match="rounded stochastically") as caught:
+            asked(train={"precision": precision}, optim={"moments": "bfloat16"})
+        assert caught.value.faults[0].where == "optim.moments"
+    with pytest.raises(RecipeError, match="known to be right for adamw and sgd"):
+        asked(train={"precision": "bf16-sr"}, optim={"name": "mine:Own"})
+    asked(train={"precision": "bf16-sr"}, optim={"moments": "bfloat16", "name": "sgd"})
+    asked(train={"precision": "fp16-mixed"}, optim={"name": "mine:Own"})
+
+
+def test_a_precision_that_does_not_suit_the_models_file_is_mentioned() -> None:
+    half = replace(model(), dtype="bfloat16")
+    assert any("65504" in note for note in precision_notes(load_recipe(MINIMAL), "fp16-mixed", half, CPU))
+    assert not any("65504" in note for note in plan(train={"precision": "fp16-mixed"}).notes)
+    assert any("rounded to bf16 before" in note for note in plan(train={"precision": "bf16-sr"}).notes)
+    assert not any("rounded" in note for note in precision_notes(load_recipe(MINIMAL), "bf16-sr", half, CPU))
 
 
 def test_more_devices_than_are_used_are_mentioned() -> None:
