@@ -121,7 +121,7 @@ def test_landmine_M2_no_secret_stands_in_a_run_folder_or_a_message(
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
-    for verb in ("plan", "train"):
+    for verb in ("train", "plan"):
         code, shown = said(verb, secret, "--out", folder, "--json")
         assert (code, found(shown)) == (0, []), shown
     written = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "data")]
