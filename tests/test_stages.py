@@ -198,7 +198,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, recipe: dict[s
     fulltune.train(recipe, out=tmp_path / "run")
     (tmp_path / "run/record.json").unlink()
     data.write_text(data.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
-    with pytest.raises(CheckpointError, match="changed since this run began"):
+    with pytest.raises(CheckpointError, match=r"(?s)data.*rows\.jsonl: .* -> .*--accept-change data goes on"):
         fulltune.train(recipe, out=tmp_path / "run")
 
 
@@ -275,9 +275,8 @@ def test_export_writes_any_checkpoint_in_any_format(tmp_path: Path, recipe: dict
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(RecipeError, match="exists"):
         fulltune.export(tmp_path / "run", tmp_path / "best")
-    for step in (99, 0):
-        with pytest.raises(CheckpointError, match=f"no checkpoint of update {step}"):
-            fulltune.export(tmp_path / "run", tmp_path / "none", step=step)
+    with pytest.raises(CheckpointError, match="no checkpoint of update 99"):
+        fulltune.export(tmp_path / "run", tmp_path / "none", step=99)
     assert not (tmp_path / "none").exists()
 
 
@@ -385,14 +384,54 @@ def test_export_needs_a_trained_run(tmp_path: Path, recipe: dict[str, Any]) -> N
         fulltune.export(tmp_path / "run", tmp_path / "x")
 
 
-def test_a_damaged_checkpoint_is_refused_not_skipped(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    fulltune.train(recipe, out=tmp_path / "run")
+def test_a_damaged_checkpoint_is_put_away_and_the_run_goes_on_from_the_one_before_it(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    first = fulltune.train(recipe, out=tmp_path / "run")
     (tmp_path / "run/record.json").unlink()
     path = tmp_path / "run/checkpoints/step-00000006/optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="damaged") as caught:
-        fulltune.train(recipe, out=tmp_path / "run")
-    assert caught.value.exit_code == 6
+    again = fulltune.train(recipe, out=tmp_path / "run")
+    assert again.evaluations == first.evaluations
+    assert [place.name for place in (tmp_path / "run/quarantine").iterdir()] == ["step-00000006"]
+    assert [line["step"] for line in lines(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6], "none twice"
+    (tmp_path / "run/record.json").unlink()
+    for step in (tmp_path / "run/checkpoints").iterdir():
+        (step / "progress.json").unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="none is whole") as caught:
+            fulltune.train(recipe, out=tmp_path / "run")
+        assert caught.value.exit_code == 6
+
+
+def test_a_run_that_is_done_goes_on_if_more_is_asked_for(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    fulltune.train(recipe, out=tmp_path / "run")
+    more = fulltune.train(recipe, out=tmp_path / "run", train={"steps": 8}, evaluate={"every": 2})
+    assert more.progress.update == more.plan.updates == 8
+    assert [line["step"] for line in lines(tmp_path / "run", "step")] == list(range(1, 9))
+    changed = {line["field"]: (line["before"], line["now"]) for line in lines(tmp_path / "run", "change")}
+    assert changed == {"train.steps": (6, 8), "evaluate.every": ("1 epochs", "2")}
+    assert (tmp_path / "run/record-00000006.json").exists(), "what was known before is kept"
+    assert fulltune.train(tmp_path / "run") == more, "and the folder's own recipe is the new one"
+
+
+def test_what_is_accepted_by_name_is_honoured_and_recorded(tmp_path: Path, recipe: dict[str, Any], data: Path) -> None:
+    recipe["train"]["steps"] = 4
+    fulltune.train(recipe, out=tmp_path / "run")
+    recipe["train"]["steps"] = 6
+    with pytest.raises(RecipeError, match="no field that could have changed"):
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 0.5}, accept=["optim.rate"])
+    with pytest.raises(CheckpointError, match="--accept-change optim.lr"):
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 0.5}, accept=["data"])
+    data.write_text(data.read_text() + json.dumps({"prompt": "new", "completion": "row"}) + "\n")
+    with pytest.raises(CheckpointError, match=r"(?s)data.*rows\.jsonl: .*--accept-change data goes on"):
+        fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 0.5}, accept=["optim"])
+    record = fulltune.train(recipe, out=tmp_path / "run", optim={"lr": 0.5}, accept=["optim", "data"])
+    assert record.data.rows == 41
+    assert [line["lr"] for line in lines(tmp_path / "run", "step")][-2] > 0.05
+    changed = [line["field"] for line in lines(tmp_path / "run", "change")]
+    assert changed[:1] == ["optim.lr"]
+    assert changed[-1].startswith("data.")
 
 
 @pytest.mark.parametrize(

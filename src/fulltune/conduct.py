@@ -180,7 +180,9 @@ class _Work:
 
     def _differs(self, manifest: Manifest) -> tuple[Change, ...]:
         before, now = manifest.identity, {"recipe": self.run.described, "depends": self.data.depends}
-        return tuple(change for part in now for change in differences(before[part], now[part]))
+        return tuple(
+            change for part in now for change in differences(before[part], now[part], settings=part == "recipe")
+        )
 
     def start(self) -> Progress:
         """Try everything once before training, so that nothing can fail at the end; measure what is to be improved."""

@@ -36,7 +36,7 @@ def prepared(run: RunFolder) -> Prepared:
     needed = depends(recipe.data, tokenizer_digest(kit.tokenizer), kit.template, kit.stop_ids)
     wanted = fingerprint(needed)
     if run.recorded is not None:
-        changes = differences(run.recorded.identity["depends"], needed)
+        changes = differences(run.recorded.identity["depends"], needed, settings=False)
         require_accepted(changes, run.accepted | _implied(run), folder=str(run.path))
     if run.data_card.exists() and run.data.exists():
         facts = run.data_facts()

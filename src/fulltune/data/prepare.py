@@ -63,7 +63,8 @@ def depends(
     found: dict[str, str] = {}
     for source in (source for split in (*SPLITS, "benchmarks") for source in sources(data, split)):
         stop.check()
-        asked = masked(source.model_dump_json(include={"path", "split", "name", "revision"}))
+        named = source.model_dump(include={"path", "split", "name", "revision"}, exclude_none=True)
+        asked = masked(" ".join(named.values()))
         if asked not in found:  # what cannot be found is told when its turn to be read comes
             found[asked] = fingerprint([(place.path, digest(place, source)) for place in places(source, Findings())])
         found |= {name: code(name) for name in (source.format, *(augment.use for augment in source.augment))}

@@ -37,16 +37,18 @@ class Change:
     field: str
     before: Any
     now: Any
+    is_setting: bool = True
+    """Whether it stands in the recipe; if not, its first word says what it is of: data, tokenizer or template."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.before!r} -> {self.now!r}"
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, settings: bool = True) -> tuple[Change, ...]:
     """Leaves of two nested mappings that differ, by their dotted names."""
     old, new = dict(leaves(before)), dict(leaves(now))
     return tuple(
-        Change(field=key, before=old.get(key), now=new.get(key))
+        Change(key, old.get(key), new.get(key), settings)
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     )
@@ -58,7 +60,10 @@ def require_accepted(changes: Sequence[Change], accepted: Collection[str], *, fo
         change for change in changes if not covers(HONOURED, change.field) and not covers(accepted, change.field)
     ]
     if refused:
-        names = " ".join(f"--accept-change {change.field}" for change in refused)
+        fields = dict.fromkeys(
+            change.field if change.is_setting else change.field.partition(".")[0] for change in refused
+        )
+        names = " ".join(f"--accept-change {field}" for field in fields)
         raise CheckpointError(
             f"the folder was trained by another recipe: {'; '.join(map(str, refused))}",
             where=folder,
