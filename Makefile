@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=2 $(BIN)/pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision
 

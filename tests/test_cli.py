@@ -15,13 +15,8 @@ import pytest
 from fulltune import cli
 from fulltune.base.version import __version__
 from fulltune.recipe.load import load_recipe
-from tests import tiny
+from tests import command, tiny
 from tests.unit.base.test_lock import process
-
-
-def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fulltune", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -37,42 +32,30 @@ def recipe(tmp_path: Path, llama: Path, data: Path) -> Path:
 
 
 def test_train_prints_results_and_progress_apart(tmp_path: Path, recipe: Path) -> None:
-    done = run("train", "recipe.yaml", "train.steps=3", cwd=tmp_path)
+    words = [sys.executable, "-m", "fulltune", "train", "recipe.yaml", "train.steps=3"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "heldout.loss" in done.stdout
     assert "runs/recipe/model" in done.stdout
     assert "plan: 3 updates" in done.stderr
     assert "update 3/3" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout, "no colours and no bars where there is no terminal"
-    again = run("train", "runs/recipe", "--json", cwd=tmp_path)
+    again = command.run("train", "runs/recipe", "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["progress"]["update"] == 3
-    scores = run("evaluate", "runs/recipe", cwd=tmp_path)
+    scores = command.run("evaluate", "runs/recipe", cwd=tmp_path)
     assert scores.stdout.split()[:2] == ["base", "result"]
-    exported = run("export", "runs/recipe", "out", "--dtype", "bfloat16", cwd=tmp_path)
+    exported = command.run("export", "runs/recipe", "out", "--dtype", "bfloat16", cwd=tmp_path)
     assert (tmp_path / "out/model.safetensors").exists(), exported.stderr
-
-
-def read_all(leader: int) -> bytes:
-    """What was written to a terminal until its last writer left."""
-    shown = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:  # on Linux a terminal without writers is an input error
-            return shown
-        if not piece:
-            return shown
-        shown += piece
 
 
 def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "fulltune", "train", str(recipe), "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-m", "fulltune", "train", str(recipe), "--out", str(tmp_path / "run")]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     env.pop("NO_COLOR", None)
-    with subprocess.Popen(command, cwd=tmp_path, stderr=follower, stdout=subprocess.PIPE, env=env) as process:
+    with subprocess.Popen(words, cwd=tmp_path, stderr=follower, stdout=subprocess.PIPE, env=env) as process:
         os.close(follower)
-        shown = read_all(leader)
+        shown = command.read_all(leader)
         assert process.wait() == 0, shown.decode()
     text = shown.decode(errors="replace")
     assert "tokens/s" in text
@@ -343,16 +326,9 @@ def test_inspect_shows_what_is_taught(
 
 @pytest.mark.parametrize("forbidden", [False, True])
 def test_inspect_is_in_colour_on_a_terminal_unless_forbidden(tmp_path: Path, recipe: Path, forbidden: bool) -> None:
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "fulltune", "inspect", str(recipe), "--out", str(tmp_path / "run")]
-    env = {**os.environ, "TERM": "xterm-256color"}
-    env.pop("NO_COLOR", None)
-    env |= {"NO_COLOR": "1"} if forbidden else {}
-    with subprocess.Popen(command, cwd=tmp_path, stdout=follower, stderr=subprocess.PIPE, env=env) as process:
-        os.close(follower)
-        shown = read_all(leader)
-        assert process.wait() == 0
-    text = shown.decode()
+    asked = ("inspect", str(recipe), "--out", str(tmp_path / "run"))
+    code, text = command.run_on_terminal(*asked, cwd=tmp_path, **({"NO_COLOR": "1"} if forbidden else {}))
+    assert code == 0
     assert ("\x1b[" in text, "⟦" in text) == (not forbidden, forbidden)
 
 

@@ -2,14 +2,14 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import command, tiny
 from tests.conftest import ROOT
 from tools.make_docs import TARGET, page
 
@@ -45,11 +45,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(command)
-    words = [sys.executable, "-m", "fulltune", *words[1:]] if words[0] == "fulltune" else words
-    said = "the cat\n\n" if words[-2:-1] == ["chat"] else ""
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, input=said)
+def run(shown: str, folder: Path) -> command.Done:
+    name, *words = shlex.split(shown)
+    assert name == "fulltune"
+    return command.run(*words, cwd=folder, typed="the cat\n\n" if words[0] == "chat" else "")
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
@@ -64,10 +63,10 @@ def test_the_first_screen_has_the_two_commands() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("fulltune ")])
-def test_commands(workplace: Path, command: str) -> None:
+@pytest.mark.parametrize("shown", [c for c in commands() if c.startswith("fulltune ")])
+def test_commands(workplace: Path, shown: str) -> None:
     """In the README's order, in one folder."""
-    done = run(command, workplace)
+    done = run(shown, workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -79,9 +78,9 @@ ABOUT_DATA = [
 ]
 
 
-@pytest.mark.parametrize("command", ABOUT_DATA)
-def test_commands_about_data(workplace: Path, command: str) -> None:
-    done = run(command, workplace)
+@pytest.mark.parametrize("shown", ABOUT_DATA)
+def test_commands_about_data(workplace: Path, shown: str) -> None:
+    done = run(shown, workplace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -109,15 +108,16 @@ def test_the_error_that_is_shown_is_the_error_that_is_given(workplace: Path, tmp
     assert shown in done.stderr.replace(f"{tmp_path}/", "")
 
 
-def test_the_python(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (python,) = blocks("python")
     for name in ("my-model", "train.jsonl", "general.jsonl", "recipe.yaml"):
         (tmp_path / name).symlink_to(workplace / name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "script.py").write_text(python)
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "tokens are taught" in done.stdout
+    runpy.run_path("script.py", run_name="__main__")
+    assert "tokens are taught" in capsys.readouterr().out
     assert (tmp_path / "my-model-bf16/config.json").exists()
 
 
