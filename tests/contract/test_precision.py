@@ -59,7 +59,7 @@ def test_an_engine_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_pa
     losses = learn(whole, range(4))
     before = learn(first, range(2))
     (tmp_path / "c").mkdir()
-    first.engine.save(tmp_path / "c", {})
+    first.engine.capture({}).write(tmp_path / "c")
     second.engine.load(tmp_path / "c")
     assert before + learn(second, range(2, 4)) == losses
     wanted, found = state(whole), state(second)
