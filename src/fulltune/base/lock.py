@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fulltune.base.errors import LockedError
+from fulltune.base.files import private_folder
 from fulltune.base.log import LOGGER
 
 NAME = ".lock"
@@ -54,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
     key, path = (threading.get_ident(), os.path.realpath(folder)), folder / NAME
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     if key not in _held:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         _held[key] = _Hold(_acquire(path))
     hold = _held[key]
     hold.depth += 1

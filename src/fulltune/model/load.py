@@ -54,7 +54,8 @@ def load_tokenizer(section: ModelSection) -> Any:
     _hush()
     folder = base_folder(section)
     load_config(section)  # AutoTokenizer reads it too, and would call a fault in it one of the tokenizer
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    known = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
+    if Path(section.path).is_dir() and not known:  # of a hub id only the config is here yet
         raise DataError(
             "the folder has no tokenizer",
             where=section.path,

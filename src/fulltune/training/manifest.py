@@ -76,6 +76,8 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name, said in manifest.files.items():  # sizes first: they cost nothing
         path = folder / name
+        if Path(name).name != name:
+            raise damaged(folder / NAME, f"it names {name!r}, which is no file of this folder")
         if not path.is_file():
             raise damaged(path, "it is missing")
         if path.stat().st_size != said["bytes"]:
