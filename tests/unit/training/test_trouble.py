@@ -222,7 +222,7 @@ def test_the_trial_takes_the_optimizers_memory_and_gives_it_back(tmp_path: Path)
 
     ground = Ground(tmp_path, tiny.model("llama"), count=4)
     engine = ground.engine
-    engine._optimizer = Counting(engine._optimizer.param_groups, lr=0.5, weight_decay=0.1)
+    engine._optimizer = engine._weights.optimizer = Counting(engine._optimizer.param_groups, lr=0.5, weight_decay=0.1)
     weights = [parameter.detach().clone() for parameter in ground.model.parameters()]
     with engine.rehearsing():
         assert len(engine._optimizer.state) == len(weights)
