@@ -42,14 +42,19 @@ class Journal:
 
     def cut(self, size: int) -> None:
         """Forget what was written after a checkpoint, so that no update stands there twice."""
-        if self.size < size:
+        if self.size < size or not self._ends_a_line(size):
             raise CheckpointError(
-                f"the journal has {self.size} bytes, the checkpoint remembers {size}",
+                f"the journal has {self.size} bytes, the checkpoint remembers {size}, and no line ends there",
                 where=str(self.path),
                 mend="the journal was changed by hand; restore it, or use a new run folder",
             )
         self._file.truncate(size)
         self._file.seek(0, 2)
+
+    def _ends_a_line(self, size: int) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(max(0, size - 1))
+            return size == 0 or file.read(1) == b"\n"
 
     def __enter__(self) -> Self:
         return self
