@@ -52,16 +52,16 @@ def test_landmine_E5_the_save_is_rehearsed_before_the_first_update(
     tmp_path: Path, llama: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever would fail at the end fails at the start: here a folder that comes back with another norm."""
-    from fulltune import conduct
+    from fulltune import outcome
 
-    written = conduct.write
+    written = outcome.write
 
     def spoiled(model: Any, target: Any, folder: Path) -> None:
         written(model, target, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
 
-    monkeypatch.setattr(conduct, "write", spoiled)
+    monkeypatch.setattr(outcome, "write", spoiled)
     with pytest.raises(DataError, match="logits differ"):
         fulltune.train(tiny.recipe(llama, data), out=tmp_path / "run")
     journal = (tmp_path / "run/journal.jsonl").read_text()
