@@ -28,9 +28,13 @@ def write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one, never half of it, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    flush(draft)
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush(draft)
+        draft.replace(path)
+    except BaseException:  # such as a full disk: half a file is of no use to anybody
+        draft.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 
