@@ -110,9 +110,9 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     shared = ROOT.parent / "shared"
     parser.add_argument("--model", type=Path, default=shared / "models/stories260K", help="a model folder")
     rows = shared / "data/gsm8k/train_first2000.norm.jsonl"
-    parser.add_argument("--rows", type=Path, default=rows, help="what is taught; a twentieth is held out")
+    parser.add_argument("--rows", type=Path, default=rows, help="what is taught; a fiftieth is held out")
     parser.add_argument("--updates", type=options.positive, default=60)
-    parser.add_argument("--batch", type=options.positive, default=16, help="examples of one update")
+    parser.add_argument("--batch", type=options.positive, default=8, help="examples of one update")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 1e-5], help="learning rates, kept constant")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where the result is written")
     return parser.parse_args(words)
@@ -122,7 +122,7 @@ def _recipe(asked: argparse.Namespace, mode: str, rate: float) -> dict[str, Any]
     sections = MODES[mode]
     return {
         "model": {"path": str(asked.model.resolve())},
-        "data": {"train": str(asked.rows.resolve()), "heldout": 0.05, "max_length": 512, "over_length": "drop"},
+        "data": {"train": str(asked.rows.resolve()), "heldout": 0.02, "max_length": 512, "over_length": "drop"},
         "train": {"steps": asked.updates, "batch_examples": asked.batch, **sections["train"]},
         "optim": {"lr": rate, "schedule": "constant", "warmup": 0, **sections.get("optim", {})},
         "evaluate": {"every": asked.updates, "samples": 0},
