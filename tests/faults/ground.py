@@ -109,9 +109,9 @@ def _timeless(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines of one kind in the journal."""
-    with (run / "journal.jsonl").open(encoding="utf-8") as journal:
-        return [line for line in map(json.loads, journal) if line["kind"] == kind]
+    """Lines of one kind in the journal; the last one may be torn, where its process was killed."""
+    whole, _, _ = (run / "journal.jsonl").read_text(encoding="utf-8").rpartition("\n")
+    return [line for line in map(json.loads, whole.splitlines()) if line["kind"] == kind]
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
