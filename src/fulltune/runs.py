@@ -232,4 +232,4 @@ def _recorded(checkpoints: Path) -> Manifest | None:
 
 def _is_left_over(path: Path) -> bool:
     """Whether this is what a process leaves that was killed before its run began."""
-    return is_draft(path) or is_begun(path) or path.name == LOCK
+    return is_draft(path) or is_begun(path) or path.name in (LOCK, "recipe.yaml.part")
