@@ -109,12 +109,12 @@ def begun_folder(folder: Path, name: str) -> Iterator[Path]:
     except (MachineError, Interrupted):
         raise
     except Exception:
-        shutil.rmtree(made)
+        discard(made)
         for one in above:
             if not any(one.iterdir()):
                 one.rmdir()
         raise
-    shutil.rmtree(made)
+    discard(made)  # as one: half of it would pass for parts that are done
 
 
 def sweep(folder: Path) -> None:
