@@ -205,7 +205,6 @@ class Progress:
     update: int = 0
     """Optimizer updates made."""
     skipped: int = 0
-    """Updates that were not made, and left everything as it was."""
     rollbacks: int = 0
     """How often the run went back to a checkpoint."""
     halvings: int = 0
@@ -215,7 +214,7 @@ class Progress:
     losses: tuple[float, ...] = ()
     """The last losses that were no spikes, by which the next one is judged."""
     tokens: int = 0
-    """What the weights learned from; not what a rollback took back."""
+    """Learned from; not those that a rollback took back."""
     supervised_tokens: int = 0
     seconds: float = 0.0
     """Time spent on updates, over all resumptions, on those too that were skipped or taken back."""
