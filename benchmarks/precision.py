@@ -26,7 +26,7 @@ from benchmarks.machine import Occasion, occasion
 from fulltune import assemble
 from fulltune.base.errors import FulltuneError
 from fulltune.base.log import speak
-from fulltune.engine.single import SingleEngine
+from fulltune.engine.native import NativeEngine
 from fulltune.model.load import load_model, section_of
 from fulltune.training.journal import read
 
@@ -43,7 +43,7 @@ _SHOWN = 5
 """Points of a curve on the page, means over a window; the JSON has every update."""
 
 
-class PlainBf16(SingleEngine):
+class PlainBf16(NativeEngine):
     """What a script does that loads a bfloat16 file and trains it: weights, gradients and moments in bfloat16.
 
     fulltune does not offer it. The plan says float32 here, so nothing is cast or rounded but what the weights decide.
@@ -170,11 +170,11 @@ def _bytes(tensors: Any, parameters: int) -> float:
 def _plain() -> Iterator[None]:
     """Inside, runs are made with PlainBf16."""
     names = vars(assemble)
-    names["SingleEngine"] = PlainBf16
+    names["NativeEngine"] = PlainBf16
     try:
         yield
     finally:
-        names["SingleEngine"] = SingleEngine
+        names["NativeEngine"] = NativeEngine
 
 
 def page(asked: argparse.Namespace, when: Occasion, measured: Sequence[Measured]) -> str:

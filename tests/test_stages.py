@@ -27,7 +27,7 @@ from fulltune.base.files import read_record
 from fulltune.base.records import RunRecord
 from fulltune.data import prepare as prepare_module
 from fulltune.engine.contract import Update
-from fulltune.engine.single import SingleEngine
+from fulltune.engine.native import NativeEngine
 from fulltune.exporting import targets
 from fulltune.training.journal import read
 from tests import tiny
@@ -235,7 +235,7 @@ def test_a_project_folder_is_not_taken_for_a_run_and_loses_nothing(
 def test_a_dry_run_whose_update_is_skipped_is_no_success(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SingleEngine, "update", lambda self, rates: Update(float("nan"), False))
+    monkeypatch.setattr(NativeEngine, "update", lambda self, rates: Update(float("nan"), False))
     with pytest.raises(DivergedError, match="first update was skipped"):
         fulltune.dry_run(recipe, out=tmp_path / "run")
 
@@ -345,11 +345,11 @@ def test_until_the_first_checkpoint_the_recipe_may_be_mended(
 def test_a_run_that_learned_nothing_is_no_success(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def skip(self: SingleEngine, rates: Any) -> Update:
+    def skip(self: NativeEngine, rates: Any) -> Update:
         self.clear()
         return Update(float("nan"), False)
 
-    monkeypatch.setattr(SingleEngine, "update", skip)
+    monkeypatch.setattr(NativeEngine, "update", skip)
     with pytest.raises(DivergedError, match="nothing was learned"):
         fulltune.train(recipe, out=tmp_path / "run", train={"epochs": 0.3, "batch_examples": 8, "max_skipped": 99})
     assert not (tmp_path / "run/model").exists()
@@ -370,10 +370,10 @@ def test_a_model_with_another_tokenizer_is_not_measured_on_these_ids(tmp_path: P
 def test_memory_that_runs_out_is_said_with_what_helps(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: SingleEngine, batch: Any) -> Any:
+    def full(self: NativeEngine, batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(SingleEngine, "forward", full)
+    monkeypatch.setattr(NativeEngine, "forward", full)
     with pytest.raises(MachineError, match="micro_tokens"):
         fulltune.train(recipe, out=tmp_path / "run")
 

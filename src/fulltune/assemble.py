@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
+from fulltune.base.records import DataFacts, EngineName, EvalReport, Plan, Progress
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
@@ -20,19 +21,24 @@ from fulltune.data.names import by_source
 from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
-from fulltune.engine.contract import Engine, MakeOptimizer, World
-from fulltune.engine.single import SingleEngine
+from fulltune.engine.contract import Engine, MakeOptimizer
+from fulltune.engine.launch import Meeting
+from fulltune.engine.layout import Layout
+from fulltune.engine.native import NativeEngine
+from fulltune.engine.replicated import Replicated
+from fulltune.engine.sharded import Sharded
+from fulltune.engine.single import Single
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
-from fulltune.model.facts import checkpoint_blocks, head, keeps_logits, set_dropout, undecayed
+from fulltune.model.facts import blocks, checkpoint_blocks, head, keeps_logits, set_dropout, undecayed
 from fulltune.model.load import base_folder
-from fulltune.model.probe import head_agrees, packing_isolates
+from fulltune.model.probe import head_agrees, leaves_unused, packing_isolates
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.recipe.data import DataSection
-from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
+from fulltune.recipe.schema import EngineSection, ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
@@ -105,12 +111,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a run happens: its folder and journal, this process's place, and what its checkpoints belong to."""
+    """Where a run happens: its folder and journal, who works on it how, and what its checkpoints belong to."""
 
     folder: Path
     journal: Journal
-    world: World
+    meeting: Meeting
     belonging: Belonging
+    engine: EngineName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +137,17 @@ class Training:
 def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site: Site) -> Training:
     """From a recipe and what the earlier stages left, everything the loop calls."""
     objective = objective_for(recipe.train, model)
-    engine = engine_for(recipe, plan, model, objective, site.world)
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)
+    world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
-    checkpoints = Checkpoints(site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging)
+    checkpoints = Checkpoints(
+        site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging, crew=site.meeting.crew
+    )
     saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
     updating = Updating(
-        feed=Feed(data.stores["train"], ordered, _portion(recipe.train), end=plan.examples),
+        feed=Feed(
+            data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
+        ),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
         engine=engine,
         objective=objective,
@@ -188,14 +200,38 @@ def objective_for(section: TrainSection, model: nn.Module) -> Objective:
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
 
 
-def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, world: World) -> Engine:
-    """The one branch over engines in the package, once there are several."""
+def engine_for(
+    recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, name: EngineName
+) -> Engine:
+    """The model on its engine."""
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
-    return SingleEngine(model, objective, make_optimizer, world, clip=recipe.optim.clip, precision=plan.dtypes)
+    layout = _layout(recipe.engine, plan, model, meeting, name)
+    return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
+
+
+def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, name: EngineName) -> Layout:
+    """The one branch over engines in the package."""
+    world, crew = meeting.world, meeting.crew
+    match name:
+        case "single":
+            return Single(world)
+        case "ddp":
+            rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+            return Replicated(world, crew, some_unused=leaves_unused(model, rows))
+        case "fsdp2":
+            return Sharded(
+                world,
+                crew,
+                blocks(model),
+                reshard=section.reshard,
+                replicas=section.replicas,
+                compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
+                offload=section.offload,
+            )
 
 
 def measuring(
@@ -204,9 +240,10 @@ def measuring(
     """Measures what there is of these splits after a given number of updates; None if there is nothing."""
     # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
     budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded", plan.context)
+    world = engine.world
     batches = {
         split: {
-            name: partial(once, data.stores[split], budget, members=members)
+            name: partial(once, data.stores[split], budget, members=members, rank=world.rank, size=world.size)
             for name, members in by_source(data.facts, split).items()
         }
         for split in splits

@@ -1,6 +1,7 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -176,7 +177,8 @@ def train(
     with _progress() as sink:
         accept = accept_change or []
         record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **_given(overrides))
-    _print(record, printing.outcome(record), as_json)
+    if _rank() == 0:
+        _print(record, printing.outcome(record), as_json)
 
 
 @app.command()
@@ -251,9 +253,19 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
 
 def main() -> int:
     """Run a command; the exit codes are those of docs/architecture.md."""
+    code = _run()
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        # What gloo leaves behind may abort a process that ends in order, and turn its exit code into a signal.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run() -> int:
     from fulltune.base.log import speak
 
-    speak()
+    speak(quiet=_rank() > 0)
     try:
         if app(standalone_mode=False) == 130:  # typer keeps a KeyboardInterrupt to itself, and gives its exit code
             raise KeyboardInterrupt
@@ -273,6 +285,11 @@ def main() -> int:
     except typer.TyperException as fault:  # a wrong option or a missing argument
         return _fail(f"error: {fault}\nmend:  fulltune --help", RecipeError.exit_code)
     return 0
+
+
+def _rank() -> int:
+    """Of several processes of a run, which a launcher started: the first speaks for all."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def _fail(text: str, code: int) -> int:

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,10 @@ from fulltune.base.errors import CheckpointError, DivergedError, MachineError, R
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
-from fulltune.engine.launch import deterministic, world
+from fulltune.engine.launch import Meeting, alone, deterministic, machine
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
+from fulltune.planning.engine import choose_engine
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
@@ -57,13 +59,18 @@ def _fitting(plan: Plan) -> Iterator[None]:
         ) from fault
 
 
-def conduct(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink]) -> RunRecord:
-    """The training stage, from prepared data and a plan to a verified model folder and the record."""
-    for folder in (run.path, run.path / "checkpoints"):
-        sweep(folder)
+def conduct(
+    run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink], meeting: Meeting
+) -> RunRecord:
+    """The training stage, from prepared data and a plan to a verified model folder and the record.
+
+    All processes of the meeting run it, in step.
+    """
+    meeting.crew.told(lambda: [sweep(folder) for folder in (run.path, run.path / "checkpoints")])
     fixed = deterministic(run.recipe.train.deterministic)
-    with fixed, _fitting(plan), Journal(run.journal, sinks) as journal:
-        work = _Work.begin(run, plan, data, model, run.path, journal)
+    muted = meeting.crew.rank > 0
+    with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
+        work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
             for state in train(work.built.loop(progress)):
@@ -77,7 +84,7 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
     with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
-            work = _Work.begin(run, plan, data, model, Path(scratch), journal)
+            work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal, alone()))
             with work.built.checkpoints:
                 loop = work.built.loop(work.start())
                 progress = loop.save(loop.update(loop.progress))
@@ -101,10 +108,10 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
 def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
     """Losses of any model on held-out, test and retention data."""
     with _fitting(plan):
-        model = load_model(section).to(world().device)
+        model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
         objective = objective_for(recipe.train, model)
-        engine = engine_for(recipe, plan, model, objective, world())
+        engine = engine_for(recipe, plan, model, objective, alone(), "single")
         splits = [split for split in data.stores if split != "train"]
         report = measuring(data, splits, plan, engine, objective)(0)
     if report is None:
@@ -118,15 +125,23 @@ def write_checkpoint(
 ) -> None:
     """Export one checkpoint of a run: that of `step`, else the best, else the last."""
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal.jsonl") as journal:
-        work = _Work.begin(run, run.plan(), data, model, run.path, journal)
+        work = _Work.begin(run, run.plan(), data, model, Workplace(run.path, journal, alone()))
         newest = work.built.checkpoints.newest()
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
         progress, *_ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
         best = newest if progress.best_update is None else progress.best_update
         work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
-        with whole_folder(folder) as draft:
-            work.outcome.write_model(draft, section)
+        work.outcome.write_model(partial(whole_folder, folder), section)
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a run is worked on: the folder of its checkpoints, its journal, and who works on it."""
+
+    folder: Path
+    journal: Journal
+    meeting: Meeting
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +156,21 @@ class _Work:
     outcome: Outcome
 
     @classmethod
-    def begin(
-        cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, folder: Path, journal: Journal
-    ) -> "_Work":
+    def begin(cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, place: Workplace) -> "_Work":
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        loaded = load_model(section).to(world().device)
+        chosen = choose_engine(run.recipe, place.meeting.crew.size, plan, model, machine())
+        LOGGER.info(f"engine: {chosen}")
+        loaded = load_model(section).to(place.meeting.world.device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
         identity = {"recipe": run.described, "depends": data.depends}
-        belonging = Belonging(identity, versions(), world().size)
-        site = Site(folder=folder, journal=journal, world=world(), belonging=belonging)
+        belonging = Belonging(identity, versions(), place.meeting.crew.size)
+        site = Site(place.folder, place.journal, place.meeting, belonging, chosen.name)
         built = training(run.recipe, plan, loaded, data, site)
-        return cls(run, plan, data, journal, built, Outcome(run, data, model, loaded, tokenizer))
+        outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, place.meeting.crew)
+        return cls(run, plan, data, place.journal, built, outcome)
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -173,10 +189,14 @@ class _Work:
             LOGGER.info(f"changed: {change}")
         if manifest.versions != versions():
             LOGGER.warning(f"the checkpoint was written with other versions: {dict(manifest.versions)}")
-        if self.run.record.exists():  # it is done, and was asked for more
-            self.run.record.replace(self.run.record.with_name(f"record-{newest:08d}.json"))
+        self.outcome.crew.told(lambda: self._put_away(newest))
         LOGGER.info(f"going on after update {newest}")
         return progress
+
+    def _put_away(self, newest: int) -> None:
+        """The record of a run that is done, and was asked for more."""
+        if self.run.record.exists():
+            self.run.record.replace(self.run.record.with_name(f"record-{newest:08d}.json"))
 
     def _differs(self, manifest: Manifest) -> tuple[Change, ...]:
         before, now = manifest.identity, {"recipe": self.run.described, "depends": self.data.depends}
@@ -192,9 +212,8 @@ class _Work:
             "updates": self.plan.updates,
         }
         self.journal.write("start", {**facts, **versions()})
-        self._require_room()
-        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal.part-") as scratch:
-            self.outcome.write_model(Path(scratch), self.run.recipe.export)
+        self.outcome.crew.told(self._require_room)
+        self.outcome.write_model(self._scratch, self.run.recipe.export)
         report = self.built.evaluating.measure(0)
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
@@ -202,6 +221,11 @@ class _Work:
         progress = self.built.saving(self.built.updating.rehearse(Progress()))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".rehearsal.part-") as folder:
+            yield Path(folder)
 
     def _require_room(self) -> None:
         """For all checkpoints that are kept at once, and the result."""
@@ -220,9 +244,12 @@ class _Work:
             )
         chosen = progress.update if progress.best_update is None else progress.best_update
         self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
-        with whole_folder(self.run.model) as draft:
-            difference = self.outcome.write_model(draft, self.run.recipe.export)
-        record = self.outcome.record(self.plan, progress, chosen, difference)
+        difference = self.outcome.write_model(partial(whole_folder, self.run.model), self.run.recipe.export)
+        answers = self.outcome.answers()
+        self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
+        return self.run.finished()
+
+    def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
+        record = self.outcome.record(self.plan, progress, chosen, difference, answers)
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)
-        return record

@@ -5,7 +5,7 @@ covers both. It returns SUMS; the step divides once by the counts of the whole u
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fulltune.base.table import Table
 from fulltune.batch import Batch
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 28
 """Float32 logits that are held at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
@@ -44,8 +46,16 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms' sums over this batch, scalars that carry gradients."""
+        """The terms' sums over this batch, scalars that carry gradients.
+
+        Also of a batch in which nothing is supervised: then they are 0, with gradients of 0 for every weight, since
+        other ranks wait for these.
+        """
         raise NotImplementedError
+
+    def through(self, act: Callable[[nn.Module], T]) -> T:
+        """`act` on the model, as a forward pass of this module: an engine that shards it gathers what that needs."""
+        return act(self.model)
 
 
 class NextToken(Objective):
@@ -95,8 +105,9 @@ class NextToken(Objective):
     def _in_chunks(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         vocab = cast(Tensor, cut.projection.weight).shape[0]
         size = max(1, CHUNK_BYTES // (4 * vocab))
-        total = hidden.new_zeros((), dtype=torch.float32) + 0.0 * hidden[:0].float().sum()
-        for start in range(0, len(labels), size):
+        total = hidden.new_zeros((), dtype=torch.float32)
+        # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
+        for start in range(0, max(1, len(labels)), size):
             part = slice(start, start + size)
             pieces = (hidden[part], labels[part], weights[part])
             if torch.is_grad_enabled():

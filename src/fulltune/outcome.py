@@ -2,8 +2,10 @@
 
 import platform
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,20 @@ import numpy
 import tokenizers
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from fulltune.assemble import Prepared, target, template
+from fulltune.base import stop
 from fulltune.base.files import writing
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.version import __version__
+from fulltune.engine.contract import Engine
+from fulltune.engine.crew import Crew
 from fulltune.engine.launch import machine
 from fulltune.evaluation.generate import greedy
-from fulltune.exporting.targets import write
-from fulltune.exporting.verify import probe_ids, verify
+from fulltune.exporting.targets import Target, state_for, write
+from fulltune.exporting.verify import Written, probe_ids, verify
+from fulltune.model.load import empty_model
 from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
@@ -36,17 +42,33 @@ class Outcome:
     facts: ModelFacts
     model: nn.Module
     tokenizer: Any
+    engine: Engine
+    crew: Crew
 
-    def write_model(self, folder: Path, section: ExportSection) -> float:
-        """Write the weights as they are now, and verify the folder; returns the largest difference of logits."""
+    def write_model(self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection) -> float:
+        """Write the weights as they are now, and verify the folder; returns the largest difference of logits.
+
+        `folder` makes the place, in which it is whole or vanishes. Of several processes all give their weights, and
+        the first writes.
+        """
         recipe = self.run.recipe
         shipped = template(recipe.model, self.tokenizer)
         goal = target(recipe.model, section, self.data.facts, shipped, self.facts.dtype)
-        with writing(folder):
-            write(self.model, goal, folder)
+        state = state_for(goal, self.engine.full_weights())
+        return self.crew.told(lambda: self._written(folder, goal, state))
+
+    def _written(
+        self, folder: Callable[[], AbstractContextManager[Path]], goal: Target, state: Mapping[str, Tensor]
+    ) -> float:
+        section = self.run.recipe.model
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
-        code = exported(recipe.model)
-        return verify(folder, self.model, goal, probe_ids(asked.ids), self.tokenizer, code=code)
+        # A model in parts computes together with other processes or not at all; its shape alone can be asked here.
+        model = self.model if self.engine.whole else empty_model(section).eval()
+        buffers = dict(self.model.named_buffers())
+        source = Written(state, model, buffers, self.engine.world.device, exported(section))
+        with folder() as draft, writing(draft):
+            write(self.model, state, goal, draft)
+            return verify(draft, source, goal, probe_ids(asked.ids), self.tokenizer)
 
     def answers(self) -> list[str]:
         """Greedy answers to the first held-out prompts."""
@@ -55,11 +77,19 @@ class Outcome:
         store, wanted = self.data.stores["heldout"], self.run.recipe.evaluate
         prompts = [store.prompt_and_answer(i)[0] for i in range(min(wanted.samples, len(store)))]
         stops = self.data.facts.stop_ids
-        made = greedy(self.model, prompts, stop_ids=stops, tokens=wanted.sample_tokens)
+        check = partial(stop.check_all, self.crew.any)
+        made = self.engine.inside(
+            lambda model: greedy(model, prompts, stop_ids=stops, tokens=wanted.sample_tokens, check=check)
+        )
         return [str(self.tokenizer.decode(answer)) for answer in made]
 
-    def record(self, plan: Plan, progress: Progress, chosen: int, difference: float) -> RunRecord:
-        """The paper that explains the run, from its journal and cards; `chosen`: the update that the result is of."""
+    def record(
+        self, plan: Plan, progress: Progress, chosen: int, difference: float, after: Sequence[str]
+    ) -> RunRecord:
+        """The paper that explains the run, from its journal and cards.
+
+        `chosen`: the update that the result is of; `after`: what it answers.
+        """
         lines = list(read(self.run.journal, "evaluation"))
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
         # After a rollback updates come a second time, and what was measured of the first is of no account.
@@ -77,7 +107,7 @@ class Outcome:
             result_step=chosen,
             result=str(self.run.model),
             largest_logit_difference=difference,
-            samples=tuple(self._samples(before, self.answers())),
+            samples=tuple(self._samples(before, after)),
             peak_bytes=peak_bytes(),
         )
 

@@ -118,6 +118,12 @@ class RunFolder:
         return read_record(self.record, RunRecord)
 
 
+def recipe_of(asked: Asked, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe that is asked for, or that of a run folder."""
+    path = Path(asked) if isinstance(asked, str | os.PathLike) else None
+    return load_recipe(path / "recipe.yaml" if path is not None and _is_run(path) else asked, overrides)
+
+
 def open_run(
     asked: Asked,
     overrides: Mapping[str, Any],
@@ -137,7 +143,7 @@ def open_run(
     """
     path = Path(asked) if isinstance(asked, str | os.PathLike) else None
     is_run = path is not None and _is_run(path)
-    recipe = load_recipe(path / "recipe.yaml" if path is not None and is_run else asked, overrides)
+    recipe = recipe_of(asked, overrides)
     if out is not None:
         folder = Path(out)
     elif path is not None:

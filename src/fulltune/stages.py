@@ -3,19 +3,21 @@
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EvalReport, Plan, RunRecord
+from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
+from fulltune.gathering import start, together, wanted
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
@@ -140,14 +142,26 @@ def train(
 
     >>> fulltune.train("recipe.yaml", optim={"lr": 1e-5}).result
     """
-    run = open_run(recipe, overrides, out=out, fresh=fresh, accept=accept)
-    if run.record.exists() and not run.changes:
-        LOGGER.info(f"this run is done: {run.model}")
-        return run.finished()
-    with _working(run), locked(run.path):
-        model = facts_of(run.recipe.model)
-        data = prepared(run)
-        return conduct(run, planned(run, data, model, trains=True), data, model, sinks)
+    with together(recipe, overrides) as meeting:
+        crew = meeting.crew
+        opening = partial(open_run, recipe, overrides, accept=accept)
+        folder = crew.told(lambda: os.fspath(opening(out=out, fresh=fresh).path))
+        run = opening(out=folder)
+        if run.record.exists() and not run.changes:
+            LOGGER.info(f"this run is done: {run.model}")
+            return run.finished()
+        processes = wanted(run.recipe.engine)
+        with _working(run):
+            if processes > 1:
+                with locked(run.path):
+                    planned(run, prepared(run), facts_of(run.recipe.model), trains=True)
+                start(processes, run, accept)
+                return run.finished()
+            with locked(run.path) if crew.rank == 0 else nullcontext():
+                model = facts_of(run.recipe.model)
+                needed = crew.told(lambda: _made_ready(run, model))
+                data = opened(run, run.data_facts(), needed)
+                return conduct(run, run.plan(), data, model, sinks, meeting)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -212,6 +226,13 @@ def export(
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
+
+
+def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:
+    """Data and plan on disk; what the data depends on."""
+    data = prepared(run)
+    planned(run, data, model, trains=True)
+    return data.depends
 
 
 @contextmanager

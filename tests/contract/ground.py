@@ -11,11 +11,14 @@ import torch
 from fulltune.base.records import IGNORE
 from fulltune.batch import Batch
 from fulltune.data.feed import collate
-from fulltune.data.lay import Budget, lay
+from fulltune.data.lay import Budget
+from fulltune.data.lay import lay as cut
 from fulltune.data.render import Encoded
 from fulltune.data.store import Store
 from fulltune.engine.contract import World
-from fulltune.engine.single import SingleEngine
+from fulltune.engine.layout import Layout
+from fulltune.engine.native import NativeEngine
+from fulltune.engine.single import Single
 from fulltune.model import facts
 from fulltune.objectives import NextToken
 from fulltune.optim.groups import groups
@@ -62,6 +65,9 @@ class Ground:
         lr: float = 1e-3,
         precision: Any = "float32",
         moments: Any = "float32",
+        lay: Layout | None = None,
+        rank: int = 0,
+        size: int = 1,
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -69,14 +75,15 @@ class Ground:
                 writer.append(encoded, source=0, line=line)
         self.store = Store(folder / "store", [("rows.jsonl",)])
         self.budget = Budget(micro, 10_000, layout)
+        self.place = {"rank": rank, "size": size}
         self.model = model
         self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits)
         self.spared = facts.undecayed(model)
-        self.engine = SingleEngine(
+        self.engine = NativeEngine(
             model,
             self.objective,
             lambda named: make(optimizer, groups(named, self.spared), lr=lr, weight_decay=0.01, options={}),
-            CPU,
+            Single(CPU) if lay is None else lay,
             **{"clip": None, **engine},
             precision=precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True),
         )
@@ -84,7 +91,7 @@ class Ground:
     def batches(self, members: Sequence[int] | None = None) -> list[Batch]:
         members = list(range(len(self.store))) if members is None else list(members)
         lengths = [int(self.store.lengths[i]) for i in members]
-        return [collate(self.store, [members[i] for i in part], self.budget) for part in lay(lengths, self.budget)]
+        return [collate(self.store, [members[i] for i in part], self.budget) for part in cut(lengths, self.budget, **self.place)]
 
     def rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Ids and labels of each example alone."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 STEP = "fulltune.training.updating:step"
-FORWARD = "fulltune.engine.single:SingleEngine.forward"
-UPDATE = "fulltune.engine.single:SingleEngine.update"
+FORWARD = "fulltune.engine.native:NativeEngine.forward"
+UPDATE = "fulltune.engine.native:NativeEngine.update"
 
 
 def befall(target: str, act: str, *, calls: list[int] | None = None, after: bool = False) -> None:

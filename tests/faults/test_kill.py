@@ -12,9 +12,9 @@ from tests.faults.forkserver import Case, ForkServer
 from tests.faults.ground import AT_LENGTH, UPDATES, Ground, checkpoints, copied, drafts, require
 
 PLACES = (
-    ("fulltune.engine.single:SingleEngine.forward", False),
-    ("fulltune.engine.single:SingleEngine.backward", True),
-    ("fulltune.engine.single:SingleEngine.update", False),
+    ("fulltune.engine.native:NativeEngine.forward", False),
+    ("fulltune.engine.native:NativeEngine.backward", True),
+    ("fulltune.engine.native:NativeEngine.update", False),
     ("torch.optim.adam:adam", True),
     ("fulltune.training.updating:Updating.__call__", True),
 )

@@ -12,9 +12,9 @@ from tests.faults.forkserver import Case, Child, ForkServer
 from tests.faults.ground import AT_LENGTH, Ground, checkpoints, copied, drafts, lines, require, steps
 
 PHASES = {
-    "train step": ("fulltune.engine.single:SingleEngine.update", 5),
-    "accumulation": ("fulltune.engine.single:SingleEngine.backward", 13),  # the trial before the first update has 4
-    "evaluation": ("fulltune.engine.single:SingleEngine.evaluating", 3),
+    "train step": ("fulltune.engine.native:NativeEngine.update", 5),
+    "accumulation": ("fulltune.engine.native:NativeEngine.backward", 13),  # the trial before the first update has 4
+    "evaluation": ("fulltune.engine.native:NativeEngine.evaluating", 3),
     "data preparation": ("fulltune.data.render:Renderer.render", 1),
     "checkpoint": ("fulltune.training.checkpoint:write_manifest", 2),
     "rehearsal": ("fulltune.outcome:Outcome.write_model", 1),

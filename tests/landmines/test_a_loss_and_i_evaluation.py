@@ -149,16 +149,16 @@ def test_landmine_I7_the_model_trains_in_train_mode_and_is_measured_in_eval_mode
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """from_pretrained gives a model in eval mode, and generate() leaves it so: dropout would silently be off."""
-    from fulltune.engine.single import SingleEngine
+    from fulltune.engine.native import NativeEngine
 
     modes: list[tuple[bool, bool]] = []
-    forward = SingleEngine.forward
+    forward = NativeEngine.forward
 
-    def spy(self: SingleEngine, batch: Any) -> Any:
+    def spy(self: NativeEngine, batch: Any) -> Any:
         modes.append((self._model.training, torch.is_grad_enabled()))
         return forward(self, batch)
 
-    monkeypatch.setattr(SingleEngine, "forward", spy)
+    monkeypatch.setattr(NativeEngine, "forward", spy)
     model = tiny.folder(tmp_path / "model", "gpt2", resid_pdrop=0.1)
     asked = tiny.recipe(model, data, evaluate={"every": 2, "samples": 2})
     fulltune.train(asked, out=tmp_path / "run")

@@ -89,6 +89,12 @@ class DiskError(FulltuneError):
     exit_code = 7
 
 
+class RankError(FulltuneError):
+    """A process of several ended, or did not answer in time."""
+
+    exit_code = 8
+
+
 class LockedError(FulltuneError):
     """Another process writes to this run folder."""
 

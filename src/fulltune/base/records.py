@@ -9,6 +9,7 @@ IGNORE = -100
 
 Layout = Literal["padded", "packed"]
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed", "bf16-sr"]
+EngineName = Literal["single", "ddp", "fsdp2"]
 NumberFormat = Literal["float32", "bfloat16", "float16"]
 BYTES: dict[NumberFormat, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 Unit = Literal["updates", "epochs", "minutes"]

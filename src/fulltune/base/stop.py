@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
@@ -54,6 +54,13 @@ def check() -> None:
     """Interrupted if a signal asked for an end. Called wherever everything done so far can be left as it is."""
     if _asked is not None:
         raise Interrupted(f"stopped by {_asked}", mend="the same command goes on")
+
+
+def check_all(any_of: Callable[[bool], bool]) -> None:
+    """As `check`, agreed on by all processes of a run: Interrupted on each if any was asked; `any_of` asks them."""
+    if any_of(_asked is not None):
+        check()
+        raise Interrupted("another process was asked to stop", mend="the same command goes on")
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fulltune.base.errors import DivergedError
 from fulltune.base.processors import available_bytes
+from fulltune.engine.pieces import Piece, metadata
 from fulltune.engine.tensors import finite, write_tensors
 
 _MOST = 0.8
@@ -25,8 +26,21 @@ class Capture:
     backward passes. In that time another thread copies them (`copy`); whoever is about to move them calls `wait`.
     """
 
-    def __init__(self, files: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], staging: Staging) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Mapping[str, Tensor]],
+        texts: Mapping[str, str],
+        staging: Staging,
+        pieces: Mapping[str, Mapping[str, Piece]] | None = None,
+        writers: int = 1,
+    ) -> None:
+        """`pieces`: by file, which rows its tensors are, where they are not whole.
+
+        `writers`: of so many processes, the first ones, each has a part of the state to write.
+        """
         self._files, self._texts, self._staging = files, texts, staging
+        self._pieces = pieces or {}
+        self.writers = writers
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._lock = threading.Lock()
         self.bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
@@ -78,7 +92,10 @@ class Capture:
                         where=str(folder.parent),
                         mend="go on from the checkpoint before it with a lower optim.lr, or train.precision=float32",
                     )
-        digests = {file: write_tensors(folder / file, tensors) for file, tensors in self._copies.items()}
+        digests = {
+            file: write_tensors(folder / file, tensors, metadata(self._pieces.get(file, {})))
+            for file, tensors in self._copies.items()
+        }
         for file, text in self._texts.items():
             (folder / file).write_text(text, encoding="utf-8")
         return digests

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture
+
+T = TypeVar("T")
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Called by the engine once the parameters have their final form."""
@@ -64,6 +66,10 @@ class Engine(Protocol):
     def world(self) -> World:
         """This process's place."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether the model in this process has all of its weights, so that it may be called by itself."""
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's sums for one micro-batch, in the engine's precision."""
 
@@ -92,6 +98,9 @@ class Engine(Protocol):
     def evaluating(self) -> AbstractContextManager[None]:
         """Inside: eval mode, no gradients, the engine's precision; the mode is restored behind."""
 
+    def inside(self, act: Callable[[nn.Module], T]) -> T:
+        """`act` on the model, which may be called in it, on all ranks alike: what it computes is exchanged."""
+
     def visit(self, act: Visitor) -> None:
         """`act(name, shard)` on each float32 shard of the weights that this rank holds; changes are kept."""
 
@@ -106,13 +115,19 @@ class Engine(Protocol):
         """What it takes to load a state; a checkpoint that lacks one of them is damaged."""
 
     def capture(self, extra: Extra) -> Capture:
-        """Weights, optimizer state and `extra` as they are now, to be written by any thread; all ranks call it.
+        """What this rank has to write of weights, optimizer state and `extra`, as they are now; in any thread.
 
-        The engine moves nothing before they have been copied.
+        All ranks call it. The engine moves nothing before they have been copied.
         """
 
     def load(self, folder: Path, *, weights_only: bool = False) -> Extra:
-        """Read them back; returns `extra`. With `weights_only` the optimizer is left as it is."""
+        """Read them back, also what another native engine or number of ranks saved; returns `extra`.
+
+        With `weights_only` the optimizer is left as it is.
+        """
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole model on rank 0, one tensor at a time, under the names that the model has for them."""
+        """The whole model on rank 0, one tensor at a time, under the names that the model has for them.
+
+        The other ranks run through it too, and get nothing.
+        """

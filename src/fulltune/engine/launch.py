@@ -1,27 +1,142 @@
-"""Which process this is, on which machine."""
+"""Which process this is, among which others, on which machine."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
 
 import torch
+import torch.distributed as dist
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.processors import cores
 from fulltune.base.records import Machine
 from fulltune.engine.contract import World
+from fulltune.engine.crew import Alone, Crew, Several, lost
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of how many processes this is, over all machines and on this one."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    here: int = 1
+    """Processes on this machine."""
+    launched: bool = False
+    """Whether a launcher started it."""
+
+
+def place() -> Place:
+    """As the launcher says: torchrun and accelerate by RANK, srun by SLURM_PROCID. Alone without one."""
+    said = os.environ
+    if "RANK" in said and "WORLD_SIZE" in said:
+        size = said["WORLD_SIZE"]
+        local, here = said.get("LOCAL_RANK", "0"), said.get("LOCAL_WORLD_SIZE", size)
+        return Place(int(said["RANK"]), int(size), int(local), int(here), launched=True)
+    if "SLURM_PROCID" in said and int(said.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        size = int(said["SLURM_STEP_NUM_TASKS"])
+        here = size // int(said.get("SLURM_STEP_NUM_NODES", "1"))
+        return Place(int(said["SLURM_PROCID"]), size, int(said["SLURM_LOCALID"]), here, launched=True)
+    return Place()
 
 
 def world() -> World:
-    """This process's place. RecipeError under a launcher of several processes: each would train a model of its own."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    """This process alone. RecipeError under a launcher of several: a stage that one process does is done once."""
+    size = place().size
     if size > 1:
         raise RecipeError(
-            f"started as one of {size} processes, but this version trains on one device",
+            f"started as one of {size} processes, but only training is done by several",
             where="WORLD_SIZE",
-            mend="start `fulltune train` without torchrun, accelerate or srun",
+            mend="start this command without torchrun, accelerate or srun",
         )
     return World(rank=0, size=1, device="cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """This process's place among those of a run, and what they can tell each other."""
+
+    world: World
+    crew: Crew
+
+
+def alone() -> Meeting:
+    """One process, by itself."""
+    return Meeting(world(), Alone())
+
+
+@contextmanager
+def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
+    """In here the processes that the launcher started can talk.
+
+    `timeout`: seconds that one waits for another in a collective. `sharded`: torch's own layer is wanted also for one
+    process. RankError if they do not meet.
+    """
+    here = place()
+    if here.size == 1:
+        if sharded:
+            backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield alone()
+        finally:
+            if sharded:
+                dist.destroy_process_group()
+        return
+    device = f"cuda:{here.local}" if torch.cuda.is_available() else "cpu"
+    _require_device(here)
+    limit = timedelta(seconds=timeout)
+    _meet_by_slurm()
+    try:
+        store, rank, size = next(dist.rendezvous("env://", here.rank, here.size, timeout=limit))
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        meeting = dist.PrefixStore("fulltune", store)
+        dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=limit)
+        control = dist.new_group(backend="gloo", timeout=limit)
+    except (RuntimeError, ValueError) as fault:
+        raise lost(RuntimeError(fault)) from fault
+    assert control is not None
+    crew = Several(cast(dist.ProcessGroup, control), dist.PrefixStore("told", store), timeout)
+    try:
+        yield Meeting(World(rank=rank, size=size, device=device), crew)
+        crew.any(False)  # nobody leaves before all are done: what is left of a collective would fail
+    finally:
+        crew.rest()
+        dist.destroy_process_group()
+
+
+def _require_device(here: Place) -> None:
+    if torch.cuda.is_available() and here.local >= torch.cuda.device_count():
+        raise RecipeError(
+            f"process {here.local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}",
+            where="LOCAL_RANK",
+            mend="start as many processes on each machine as it has GPUs",
+        )
+
+
+def _meet_by_slurm() -> None:
+    """Where srun alone started the processes: they meet on the job's first machine, at a port made of its number."""
+    said = os.environ
+    if "MASTER_ADDR" in said or "SLURM_PROCID" not in said:
+        return
+    said["MASTER_ADDR"] = first_host(said["SLURM_STEP_NODELIST"])
+    said.setdefault("MASTER_PORT", str(20000 + int(said["SLURM_JOB_ID"]) % 20000))
+
+
+def first_host(listed: str) -> str:
+    """Of Slurm's short form of host names: `gpu[03-07,12],big1` begins with `gpu03`."""
+    name, bracket, rest = listed.partition("[")
+    if not bracket or "," in name:
+        return name.partition(",")[0]
+    numbers, _, behind = rest.partition("]")
+    return name + re.split("[-,]", numbers)[0] + behind.partition(",")[0]
 
 
 @contextmanager

@@ -1,204 +1,40 @@
-"""One device: nothing is wrapped, nothing is exchanged."""
+"""One process has everything: nothing is wrapped, nothing is exchanged."""
 
-import copy
-import json
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fulltune.base.errors import CheckpointError
-from fulltune.base.records import PrecisionPlan
-from fulltune.batch import Batch
-from fulltune.engine.capture import Capture, Staging
-from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor, World
-from fulltune.engine.precision import LossScale, autocast
-from fulltune.engine.state import flatten, restore
-from fulltune.engine.weights import weights_for
+from fulltune.engine.contract import World
+from fulltune.engine.crew import Alone
+from fulltune.engine.pieces import Piece
 
-_LOSS_SCALE = "loss_scale"
-"""Its key among a checkpoint's numbers; those of the optimizer have a slash."""
-
-_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+T = TypeVar("T")
 
 
-class SingleEngine:
-    """The model as it is, on one device, in the number formats that the plan decided on."""
+class Single:
+    """The model as it is, on one device."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: nn.Module,
-        make_optimizer: MakeOptimizer,
-        world: World,
-        *,
-        clip: float | None,
-        precision: PrecisionPlan,
-        pulls: Sequence[Pull] = (),
-    ) -> None:
-        """`objective` is the module around `model` that computes the loss; None for `clip` means no limit."""
-        self.world = world
-        self._objective = objective.to(world.device).train()
-        self._model = model
-        self._weights = weights_for(model, make_optimizer, precision)
-        self._names, self._optimizer = self._weights.names, self._weights.optimizer
-        self._limit = math.inf if clip is None else clip
-        self._precision = precision
-        self._scale = LossScale() if precision.compute == "float16" else None
-        self._pulls = tuple(pulls)
-        self._staging: Staging = {}
-        self._captured: Capture | None = None
+    divisor, writers, whole = 1, 1, True
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        with self._autocast():
-            sums: dict[str, Tensor] = self._objective(batch.to(self.world.device))
-            return sums
+    def __init__(self, world: World) -> None:
+        self.world, self.crew = world, Alone()
+        self._objective: nn.Module | None = None
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self._precision, self.world.device)
+    def lay(self, objective: nn.Module) -> nn.Module:
+        self._objective = objective
+        return objective
 
-    def micro(self, *, last: bool) -> AbstractContextManager[None]:
-        self._weights.begin(last=last)
+    def exchanging(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def backward(self, share: Tensor) -> None:
-        scaled = share if self._scale is None else self._scale.scaled(share)
-        scaled.backward()  # type: ignore[no-untyped-call]
+    def norm(self, own: float) -> float:
+        return own
 
-    def update(self, rates: Sequence[float]) -> Update:
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-            if rate == 0:  # optimizers leave a parameter without a gradient alone, and its moments
-                self._weights.spare(group["params"])
-        if self._scale is not None:
-            self._scale.unscale(self._weights.gradients())
-        self._weights.pull(self._pulls)
-        norm = self._weights.norm()
-        applied = math.isfinite(norm)
-        if applied:
-            self._release()
-            self._weights.step(norm, self._limit, self._pulls)
-        again = self._scale is not None and self._scale.settle(applied=applied)
-        self.clear()
-        return Update(norm, applied, again)
+    def piece(self, weight: Tensor) -> Piece | None:
+        return None
 
-    def clear(self) -> None:
-        self._weights.clear()
-
-    @contextmanager
-    def rehearsing(self) -> Iterator[None]:
-        fresh = not self._optimizer.state  # where a run goes on, the moments are there already
-        groups = self._optimizer.param_groups
-        kept = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
-        try:
-            if fresh:
-                self._step_in_place()
-            yield
-        finally:
-            self.clear()
-            if fresh:
-                self._optimizer.state.clear()
-                for group, values in zip(groups, kept, strict=True):  # some optimizers count in their groups
-                    parameters = group["params"]
-                    group.clear()
-                    group.update(params=parameters, **values)
-
-    def _step_in_place(self) -> None:
-        """An update at rate 0 by gradients of 0, since 0 times a gradient that is not finite is NaN."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
-        self._weights.rest()
-        self._weights.step(0.0, math.inf, ())
-        self.clear()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        before = self._objective.training
-        self._objective.eval()
-        try:
-            with torch.no_grad(), self._autocast():
-                yield
-        finally:
-            self._objective.train(before)
-
-    @torch.no_grad()
-    def visit(self, act: Visitor) -> None:
-        self._release()
-        self._weights.visit(act)
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    @property
-    def files(self) -> frozenset[str]:
-        return _FILES
-
-    def capture(self, extra: Extra) -> Capture:
-        self._release()
-        tensors, numbers = flatten(self._optimizer, self._names)
-        buffers = {name for name, _ in self._model.named_buffers()}  # a forward pass may write into them: copied now
-        weights = {n: v.clone() if n in buffers else v for n, v in _unique_state(self._model).items()}
-        files = {"weights.safetensors": weights, "optimizer.safetensors": tensors}
-        self._captured = Capture(
-            {**files, "extra.safetensors": dict(extra)},
-            {"optimizer.json": json.dumps(numbers | self._numbers())},
-            self._staging,
-        )
-        return self._captured
-
-    def _release(self) -> None:
-        """Before weights or moments move: the last capture must have been copied."""
-        if self._captured is not None:
-            self._captured.wait()
-            self._captured = None
-
-    @torch.no_grad()
-    def load(self, folder: Path, *, weights_only: bool = False) -> Extra:
-        self._release()
-        saved = load_file(folder / "weights.safetensors")
-        own = _unique_state(self._model)
-        if saved.keys() != own.keys():
-            raise CheckpointError(
-                f"the checkpoint's weights are not the model's: {sorted(saved.keys() ^ own.keys())[:5]}",
-                where=str(folder),
-                mend="it belongs to another model; use a new run folder",
-            )
-        for name, value in own.items():
-            value.copy_(saved[name])
-        if not weights_only:
-            numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
-            self._restore_numbers(numbers)
-            restore(self._optimizer, self._names, load_file(folder / "optimizer.safetensors"), numbers)
-        return load_file(folder / "extra.safetensors")
-
-    def _numbers(self) -> dict[str, Any]:
-        """What the engine itself remembers from update to update."""
-        return {} if self._scale is None else {_LOSS_SCALE: self._scale.numbers()}
-
-    def _restore_numbers(self, numbers: dict[str, Any]) -> None:
-        """Take the engine's own out of a checkpoint's numbers; the optimizer's stay."""
-        if self._scale is not None:
-            self._scale.restore(numbers.pop(_LOSS_SCALE))
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in _unique_state(self._model).items():
-            yield name, value.detach().cpu().contiguous()
-
-
-def _unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each once: tied weights stand under the first of their names."""
-    seen: set[int] = set()
-    unique: dict[str, Tensor] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            unique[name] = value.detach()
-    return unique
+    def inside(self, act: Callable[[nn.Module], T]) -> T:
+        assert self._objective is not None
+        return act(self._objective.get_submodule("model"))

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from fulltune.base.errors import CheckpointError
 
-_SEPARATOR = "/"
+SEPARATOR = "/"
 _GROUP = "group:"
 
 
@@ -20,7 +20,7 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
     for parameter, name in names.items():
         state = optimizer.state.get(parameter, {})
         for entry, value in state.items():
-            key = f"{name}{_SEPARATOR}{entry}"
+            key = f"{name}{SEPARATOR}{entry}"
             if isinstance(value, Tensor):
                 tensors[key] = value.detach()
             else:
@@ -28,7 +28,7 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
     # Some optimizers (schedule-free ones, Prodigy) count in their groups; what the recipe sets stands there too.
     for index, group in enumerate(optimizer.param_groups):
         for key in sorted(group.keys() - {"params"}):
-            value, place = group[key], f"{_GROUP}{index}{_SEPARATOR}{key}"
+            value, place = group[key], f"{_GROUP}{index}{SEPARATOR}{key}"
             if isinstance(value, Tensor):
                 tensors[place] = value.detach()
             else:
@@ -46,7 +46,7 @@ def restore(
     parameters = {name: parameter for parameter, name in names.items()}
     optimizer.state.clear()
     for key, value in [*tensors.items(), *numbers.items()]:
-        name, _, entry = key.rpartition(_SEPARATOR)
+        name, _, entry = key.rpartition(SEPARATOR)
         if name.startswith(_GROUP):
             group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
             group[entry] = tuple(value) if isinstance(group.get(entry), tuple) else value  # JSON has lists only

@@ -26,14 +26,14 @@ _PIECE = 64 << 20
 """Bytes that are hashed and written at once: other threads run meanwhile, and what was hashed is still in the cache."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write host tensors in the safetensors format; returns the sha256 of what was to be written.
 
     The library's own writer copies all of them first (`tobytes`), and its digest could only be taken from the file, so
     a write that went wrong would be taken for right.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps each one aligned
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         tensor = tensors[name]

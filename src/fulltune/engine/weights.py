@@ -5,6 +5,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from fulltune.base.records import PrecisionPlan
@@ -23,8 +24,15 @@ class Weights(Protocol):
     def names(self) -> Mapping[nn.Parameter, str]:
         """The model's names of the optimizer's parameters."""
 
+    @property
+    def of(self) -> Mapping[nn.Parameter, nn.Parameter]:
+        """The model's own parameter of each of the optimizer's."""
+
     def begin(self, *, last: bool) -> None:
         """A micro-batch follows; `last` says whether it is the last of its update."""
+
+    def gather(self) -> None:
+        """All passes of an update are made: gradients are what they are."""
 
     def gradients(self) -> Iterator[Tensor]:
         """Of the weights that the update will move."""
@@ -59,14 +67,25 @@ def weights_for(model: nn.Module, make_optimizer: MakeOptimizer, precision: Prec
 
 
 class FullWeights:
-    """Float32 weights: the optimizer has the model's own parameters."""
+    """Float32 weights: the optimizer has the model's own parameters, or of sharded ones the rows that are here.
+
+    Those share their memory with the model's, so that what moves one moves the other. The optimizer sees plain tensors:
+    it treats each number by itself, and knows nothing of other processes.
+    """
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
-        self.optimizer = make_optimizer(model.named_parameters())
+        self.of = {_here(parameter): parameter for parameter in model.parameters()}
+        shards = {parameter: shard for shard, parameter in self.of.items()}
+        self.names = {shards[parameter]: name for name, parameter in model.named_parameters()}
+        self.optimizer = make_optimizer([(name, shard) for shard, name in self.names.items()])
 
     def begin(self, *, last: bool) -> None:
         """Nothing to do: autograd adds up in float32."""
+
+    def gather(self) -> None:
+        for shard, parameter in self.of.items():
+            if isinstance(parameter, DTensor):
+                shard.grad = None if parameter.grad is None else local(parameter.grad)
 
     def gradients(self) -> Iterator[Tensor]:
         return (parameter.grad for parameter in self._moved() if parameter.grad is not None)
@@ -109,7 +128,8 @@ class FullWeights:
             act(name, parameter.data)
 
     def clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        for shard, parameter in self.of.items():
+            shard.grad = parameter.grad = None
 
 
 class RoundedWeights:
@@ -141,8 +161,15 @@ class RoundedWeights:
         """By weight: gradients of micro-batches, added up in float32."""
         self._several = False
 
+    @property
+    def of(self) -> Mapping[nn.Parameter, nn.Parameter]:
+        return self._weights
+
     def begin(self, *, last: bool) -> None:
         self._several = self._several or not last
+
+    def gather(self) -> None:
+        """Nothing to do: they were added up as they came."""
 
     def _gather(self, weight: Tensor) -> None:
         """Called by autograd as soon as one weight's gradient of one micro-batch is there."""
@@ -236,6 +263,17 @@ class RoundedWeights:
 
     def _generator(self) -> torch.Generator:
         return generator_of_this_update(next(iter(self._weights.values())).device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor is in this process; the memory is the tensor's own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _here(parameter: nn.Parameter) -> nn.Parameter:
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return nn.Parameter(local(parameter.detach()), requires_grad=parameter.requires_grad)
 
 
 def _outline(weight: Tensor) -> Tensor:

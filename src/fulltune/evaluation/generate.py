@@ -1,6 +1,6 @@
 """Answers to prompts: greedy, one at a time with a cache, up to the model's stop tokens."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,23 +13,30 @@ from fulltune.model.facts import arithmetic, context
 
 
 def greedy(
-    model: nn.Module, prompts: Iterable[Sequence[int]], *, stop_ids: Sequence[int], tokens: int
+    model: nn.Module,
+    prompts: Iterable[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    tokens: int,
+    check: Callable[[], None] = stop.check,
 ) -> list[list[int]]:
     """For each prompt the token ids that the model adds, without the stop token. The model is left as it was.
 
-    At most `tokens` of them, and no more than the model has positions for. Interrupted before a prompt where a signal
-    came.
+    At most `tokens` of them, and no more than the model has positions for. `check` is called before
+    each prompt: Interrupted where a signal came.
     """
     before = model.training
     model.eval()
     try:
-        return [_answer(model, prompt, stop_ids, tokens) for prompt in prompts]
+        return [_answer(model, prompt, stop_ids, tokens, check) for prompt in prompts]
     finally:
         model.train(before)
 
 
-def _answer(model: nn.Module, prompt: Sequence[int], stop_ids: Sequence[int], tokens: int) -> list[int]:
-    stop.check()
+def _answer(
+    model: nn.Module, prompt: Sequence[int], stop_ids: Sequence[int], tokens: int, check: Callable[[], None]
+) -> list[int]:
+    check()
     limit = context(cast(Any, model).config.get_text_config())
     room = tokens if limit is None else min(tokens, limit - len(prompt))
     if room < 1:

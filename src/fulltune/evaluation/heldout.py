@@ -65,7 +65,7 @@ def _sums(batches: Iterable[Batch], engine: Engine, objective: Objective) -> _Su
     tokens = 0
     with engine.evaluating():
         for batch in batches:
-            stop.check()
+            stop.check_all(engine.any)
             sums = engine.forward(batch)
             totals += torch.stack([sums[term].double() for term in objective.weights])
             counts += torch.tensor([objective.counts(batch)[term] for term in objective.weights], dtype=torch.float64)

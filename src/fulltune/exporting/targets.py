@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -48,19 +48,18 @@ class Target:
     """Tokens that training taught to end a turn with."""
 
 
-def write(model: nn.Module, target: Target, folder: Path) -> None:
-    """Write weights, config, generation config, tokenizer and chat template into an existing folder.
+def write(model: nn.Module, state: Mapping[str, torch.Tensor], target: Target, folder: Path) -> None:
+    """Write weights (`state`), config, generation config, tokenizer and chat template into an existing folder.
 
     Weights go through the model's own `save_pretrained`, which knows how its names differ from those on disk. Its
     config does not: the base's `config.json` is taken over as it is, so that nothing that training set slips in.
     """
-    dtype = cast(torch.dtype, vars(torch)[target.dtype])
     foreign = cast(Any, model)
     own = foreign.generation_config
     stop.check()
     foreign.generation_config = GenerationConfig()  # a base may bring one that save_pretrained refuses to write
     try:
-        foreign.save_pretrained(folder, state_dict=_cast_state(model, dtype))
+        foreign.save_pretrained(folder, state_dict=dict(state))
     finally:
         foreign.generation_config = own
     stop.check()
@@ -77,16 +76,10 @@ def write(model: nn.Module, target: Target, folder: Path) -> None:
         shutil.copytree(target.base / _NAMED_TEMPLATES, folder / _NAMED_TEMPLATES)
 
 
-def _cast_state(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The state with each tied weight once, floating numbers in the wanted format, on the host."""
-    seen: set[int] = set()
-    state: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            host = value.detach().cpu()
-            state[name] = (host.to(dtype) if host.is_floating_point() else host).contiguous()
-    return state
+def state_for(target: Target, weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What is to be written: each weight once, floating numbers in the wanted format, on the host."""
+    dtype = cast(torch.dtype, vars(torch)[target.dtype])
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights}
 
 
 def _config(target: Target) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,24 +22,37 @@ _TOLERANCE = 1e-6
 """Of the largest logit (at least 1): the same weights through the same code, so nothing but the last bit may differ."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a folder was written from."""
+
+    state: Mapping[str, Tensor]
+    """As `targets.state_for` made it."""
+    model: nn.Module
+    """It computes as the trained model does, from whatever weights it is given; its own are not looked at."""
+    buffers: Mapping[str, Tensor]
+    """Of the trained model."""
+    device: str
+    code: Mapping[str, Any]
+    """What transformers is told of the model's own Python."""
+
+
 @torch.no_grad()
-def verify(
-    folder: Path, model: nn.Module, target: Target, ids: Tensor, tokenizer: Any, *, code: Mapping[str, Any]
-) -> float:
+def verify(folder: Path, written: Written, target: Target, ids: Tensor, tokenizer: Any) -> float:
     """Largest difference of logits between the folder, loaded anew, and the model that it was written from.
 
     `ids` [1, tokens]. Every weight must be the model's, rounded to the target's number format, to the bit; then both
-    compute logits from those weights, which shows whether config and buffers came back too. `code`: what
-    transformers is told of the model's own Python. DataError if weights, logits, chat template or tokens differ.
+    compute logits from those weights, which shows whether config and buffers came back too. DataError if weights,
+    logits, chat template or tokens differ.
     """
     dtype = cast(torch.dtype, vars(torch)[target.dtype])
-    device = next(model.parameters()).device
+    model, code, device = written.model, written.code, written.device
     attention = cast(Any, model).config._attn_implementation
     reloaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, **code
     ).to(device)
     stop.check()
-    _verify_weights(folder, model, reloaded, dtype)
+    _verify_weights(folder, written.state, reloaded)
     stop.check()
     ids = ids.to(device)
     training = model.training
@@ -48,7 +62,7 @@ def verify(
         # One set of weights for both: a second float32 copy of a large model would not fit beside its optimizer.
         inputs = {"input_ids": ids, "use_cache": False}
         kinds = {name: buffer.dtype for name, buffer in reloaded.named_buffers()}
-        buffers = {name: buffer.to(kinds.get(name, buffer.dtype)) for name, buffer in model.named_buffers()}
+        buffers = {name: buffer.to(kinds.get(name, buffer.dtype)) for name, buffer in written.buffers.items()}
         expected = functional_call(model, {**buffers, **dict(reloaded.named_parameters())}, (), inputs).logits.float()
     model.train(training)
     difference = float((expected - found).abs().max())
@@ -58,10 +72,11 @@ def verify(
     return difference
 
 
-def _verify_weights(folder: Path, model: nn.Module, reloaded: nn.Module, dtype: torch.dtype) -> None:
-    own, found = dict(model.named_parameters()), dict(reloaded.named_parameters())
-    differing = sorted(own.keys() ^ found.keys())
-    differing += [name for name in own if name in found and not torch.equal(own[name].to(dtype), found[name])]
+def _verify_weights(folder: Path, state: Mapping[str, Tensor], reloaded: nn.Module) -> None:
+    found = {name: value.cpu() for name, value in reloaded.named_parameters()}
+    named = found.keys() | {name for name, _ in reloaded.named_buffers()}
+    differing = sorted(found.keys() - state.keys()) + sorted(state.keys() - named)
+    differing += [name for name in found if name in state and not torch.equal(state[name], found[name])]
     if differing:
         raise _refused(f"{len(differing)} of its weights differ, such as {differing[0]}", folder)
 

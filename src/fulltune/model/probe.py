@@ -50,6 +50,17 @@ def head_agrees(model: nn.Module, head: Head, vocab: int) -> bool:
         return _close(model, _logits(model, ids), logits)
 
 
+def leaves_unused(model: nn.Module, vocab: int) -> bool:
+    """Whether some trained weight has no part in some token's logits, as the experts that a router does not choose."""
+    before = {parameter: parameter.grad for parameter in model.parameters()}
+    with _mode(model, True), torch.enable_grad(), arithmetic(model):
+        _logits(model, _ids(1, vocab, 5)).sum().backward()
+    found = any(parameter.requires_grad and parameter.grad is None for parameter in before)
+    for parameter, gradient in before.items():
+        parameter.grad = gradient
+    return found
+
+
 def _ids(length: int, vocab: int, seed: int) -> Tensor:
     """[1, length] of arbitrary tokens, always the same."""
     return torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(seed))

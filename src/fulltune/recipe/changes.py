@@ -18,6 +18,7 @@ HONOURED = (
     "train.spike_window",
     "train.spike_score",
     "memory",
+    "engine",
     "evaluate",
     "checkpoint",
     "export",

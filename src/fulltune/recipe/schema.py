@@ -140,6 +140,37 @@ class MemorySection(Section):
     """Gradient checkpointing: `full` computes every block again in the backward pass in place of keeping it."""
 
 
+class EngineSection(Section):
+    """How the processes of a run share the model."""
+
+    name: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    """`ddp`: the whole model in each process. `fsdp2`: a part of every weight, gradient and moment in each. `auto`: one
+    process is `single`; several are `ddp` where weights, gradients and moments leave room, else `fsdp2`.
+    """
+    processes: Count | None = None
+    """How many processes train on this machine; by default as many as it has GPUs, or one. Under a launcher (torchrun,
+    accelerate, srun) that one says how many.
+    """
+    reshard: bool = True
+    """Of `fsdp2`: whether a block's weights are given back between its forward and its backward pass (ZeRO stage 3).
+    `false` keeps them (stage 2): more memory, fewer exchanges.
+    """
+    replicas: Count = 1
+    """Of `fsdp2`: in so many groups of processes each has the whole model between them (hybrid sharding)."""
+    offload: bool = False
+    """Of `fsdp2`: whether weights, gradients and moments wait on the host while they are not needed."""
+    timeout: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    """Seconds that a process waits for another before the run ends with exit code 8."""
+
+    @model_validator(mode="after")
+    def _only_where_it_acts(self) -> Self:
+        given = sorted(self.model_fields_set & {"reshard", "replicas", "offload"})
+        if given and self.name != "fsdp2":
+            named = " and ".join(f"engine.{name}" for name in given)
+            raise ValueError(f"{named}: only the engine fsdp2 does this; add engine.name: fsdp2")
+        return self
+
+
 class EvaluateSection(Section):
     """When to measure, and what to show."""
 
@@ -185,6 +216,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     memory: MemorySection = MemorySection()
+    engine: EngineSection = EngineSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
     export: ExportSection = ExportSection()

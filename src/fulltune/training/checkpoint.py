@@ -1,19 +1,23 @@
 """Checkpoints: written in the background, whole or absent, verified before they are believed; some are kept."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fulltune.base.errors import CheckpointError, FulltuneError
+import torch
+
+from fulltune.base.errors import CheckpointError, FulltuneError, Interrupted
 from fulltune.base.files import discard, read_record, require_room, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, Progress
 from fulltune.engine.capture import Capture
 from fulltune.engine.contract import Engine, Extra
+from fulltune.engine.crew import Alone, Crew
+from fulltune.training import parts
 from fulltune.training.manifest import Manifest, damaged, facts, read_manifest, step_name, verify, write_manifest
 
 _PROGRESS = "progress.json"
@@ -35,12 +39,17 @@ class Checkpoints:
 
     A folder gets its name when everything in it is on the disk. One is written at a time, by a thread of its own; what
     fails there is raised by the next call. Used as a context, the last one is waited for at its end.
+
+    Of several processes each writes what it holds; the first publishes, judges, thins, and tells the others. All of
+    them call every method, in the same order.
     """
 
-    def __init__(self, folder: Path, *, keep: int, belonging: Belonging) -> None:
+    def __init__(self, folder: Path, *, keep: int, belonging: Belonging, crew: Crew | None = None) -> None:
         self._folder, self._keep, self._belonging = folder, keep, belonging
+        self._crew: Crew = Alone() if crew is None else crew
         self._writer: ThreadPoolExecutor | None = None
-        self._begun: Future[CheckpointInfo] | None = None
+        self._begun: Future[CheckpointInfo | None] | None = None
+        self._failed = False
 
     def save(self, capture: Capture, progress: Progress, *, journal: int) -> None:
         """Begin to write a state; `wait` for the one before it first. DiskError if the disk has no room for it.
@@ -48,13 +57,24 @@ class Checkpoints:
         Returns at once: the engine itself waits until what it is about to move has been copied.
         """
         assert self._begun is None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        require_room(self._folder, capture.bytes + _BESIDE, f"the checkpoint after {progress.update} updates")
+        size = int(self._crew.sum(torch.tensor(capture.bytes))) + _BESIDE
+        what = f"the checkpoint after {progress.update} updates"
+        self._crew.told(lambda: self._require_room(size, what))
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._begun = self._writer.submit(self._write, capture, progress, journal)
-        if capture.held:
+        if self._crew.rank == 0:
+            self._begun = self._writer.submit(self._write, capture, progress, journal)
+        elif self._crew.rank < capture.writers:
+            self._begun = self._writer.submit(self._leave, capture, progress)
+        if capture.held and self._begun is not None:
             self._begun.exception()  # waits; it is raised where it is asked for
+
+    def _require_room(self, size: int, what: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        require_room(self._folder, size, what)
+
+    def _leave(self, capture: Capture, progress: Progress) -> None:
+        parts.leave(self._folder, progress.update, self._crew.rank, capture)
 
     def settled(self) -> CheckpointInfo | None:
         """The one that was begun, once it stands: told once. Raises what it failed of."""
@@ -70,6 +90,8 @@ class Checkpoints:
         place = self._place(progress.update)
         with whole_folder(place) as draft:
             digests = capture.write(draft)
+            for rank in range(1, capture.writers):
+                digests |= parts.fetch(self._folder, progress.update, rank, draft, lambda: self._failed)
             write_record(draft / _PROGRESS, progress)
             manifest = Manifest(
                 step=progress.update,
@@ -92,6 +114,9 @@ class Checkpoints:
         Damaged ones that are newer are named and moved into the run's `quarantine/`. CheckpointError if there are
         checkpoints and none of them is whole: a run never starts anew in silence.
         """
+        return self._crew.told(self._newest)
+
+    def _newest(self) -> int | None:
         faults: dict[int, CheckpointError] = {}
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -114,6 +139,9 @@ class Checkpoints:
 
     def healthy(self) -> int:
         """The update of the newest whole checkpoint that a run may go back to."""
+        return self._crew.told(self._healthy)
+
+    def _healthy(self) -> int:
         for step in sorted(self.steps(), reverse=True):
             try:
                 if verify(self._place(step)).healthy:
@@ -126,6 +154,14 @@ class Checkpoints:
 
     def load(self, step: int, engine: Engine, *, weights_only: bool = False) -> tuple[Progress, Manifest, Extra]:
         """Verify and read one. CheckpointError names what is damaged."""
+        self._crew.told(lambda: self._require(step, engine))
+        place = self._place(step)
+        manifest = read_manifest(place)
+        extra = engine.load(place, weights_only=weights_only)
+        return read_record(place / _PROGRESS, Progress), manifest, extra
+
+    def _require(self, step: int, engine: Engine) -> None:
+        """A whole checkpoint of what the engine has to load."""
         place = self._place(step)
         if not place.is_dir():
             raise CheckpointError(
@@ -133,11 +169,8 @@ class Checkpoints:
                 where=str(self._folder),
                 mend=f"those there are: {', '.join(map(str, sorted(self.steps()))) or 'none'}",
             )
-        manifest = verify(place)
-        if missing := engine.files - manifest.files.keys():
+        if missing := engine.files - verify(place).files.keys():
             raise damaged(place / min(missing), "it is missing")
-        extra = engine.load(place, weights_only=weights_only)
-        return read_record(place / _PROGRESS, Progress), manifest, extra
 
     def manifest(self, step: int) -> Manifest:
         """What a state says of itself."""
@@ -145,14 +178,16 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the state in which nothing was learned yet."""
-        if self._place(0).exists():
-            discard(self._place(0))
+        self._crew.told(lambda: self._discard([0]))
 
     def forget(self, step: int) -> None:
         """Remove what is newer than a state that the run went back to: nobody may go on from there any more."""
-        for newer in self.steps():
-            if newer > step:
-                discard(self._place(newer))
+        self._crew.told(lambda: self._discard([newer for newer in self.steps() if newer > step]))
+
+    def _discard(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            if self._place(step).exists():
+                discard(self._place(step))
 
     def steps(self) -> list[int]:
         """The updates after which the states that stand here were written, whole or not."""
@@ -198,6 +233,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         """Waits for what is being written. If the run fails already, a failure of the writing comes second."""
+        self._failed = value is not None and not isinstance(value, Interrupted)
         try:
             self.wait()
         except Exception as fault:

@@ -19,15 +19,20 @@ class Sink(Protocol):
 
 
 class Journal:
-    """`journal.jsonl` of a run: one JSON object a line, `kind` first; others can read it when `write` returns."""
+    """`journal.jsonl` of a run: one JSON object a line, `kind` first; others can read it when `write` returns.
 
-    def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
+    Of several processes the first writes it; with `mute` the others have one that hears all and says nothing.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[Sink] = (), *, mute: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._sinks = path, tuple(sinks)
-        self._file = path.open("a", encoding="utf-8")
+        self.path, self._sinks, self._mute = path, tuple(sinks), mute
+        self._file = Path(os.devnull if mute else path).open("a", encoding="utf-8")
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite are to be given by name (base/files.to_json does so)."""
+        if self._mute:
+            return
         values = masked_tree(values)
         self._file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
@@ -37,11 +42,15 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes so far: what a checkpoint remembers, to cut back to. They are on the disk when this returns."""
+        if self._mute:
+            return 0
         os.fsync(self._file.fileno())  # a checkpoint must not outlive a power cut that its journal does not
         return self.path.stat().st_size
 
     def cut(self, size: int) -> None:
         """Forget what was written after a checkpoint, so that no update stands there twice."""
+        if self._mute:
+            return
         if self.size < size or not self._ends_a_line(size):
             raise CheckpointError(
                 f"the journal has {self.size} bytes, the checkpoint remembers {size}, and no line ends there",

@@ -36,7 +36,9 @@ class Outcome:
     """The loss scale was lowered: the same update is to be made again."""
     why: Why = ""
     suspects: tuple[int, ...] = ()
+    """Of this rank."""
     tokens: int = 0
+    """Of all ranks, as all but the suspects is."""
     supervised: int = 0
 
 
@@ -54,7 +56,7 @@ def step(
     Nothing is applied if loss or gradient are not finite, if the loss is `refused`, or if nothing is supervised. A
     Shortage if memory ran out before the weights moved, MachineError if it did while they moved.
     """
-    counts = _counts(batches, engine, objective)
+    counts, tokens, supervised = _counts(batches, engine, objective)
     if not any(counts.values()):
         return Outcome(grad_norm=0.0, why="nothing supervised", suspects=_examples(batches))
     own = _shares(batches, counts, engine=engine, objective=objective, stopped=stopped)
@@ -70,14 +72,19 @@ def step(
         return Outcome(loss=loss, why="loss spike", suspects=_examples(batches))
     with unrepeatable("while the weights moved"):
         update = engine.update(rates)
-    return _outcome(loss, update, batches)
+    if update.again:
+        return Outcome(loss=loss, grad_norm=update.grad_norm, again=True)
+    if not update.applied:
+        why: Why = "loss or gradient not finite"
+        return Outcome(loss=loss, grad_norm=update.grad_norm, why=why, suspects=_examples(batches))
+    return Outcome(loss=loss, grad_norm=update.grad_norm, applied=True, tokens=tokens, supervised=supervised)
 
 
 def trial(
     batches: Sequence[Batch], *, engine: Engine, objective: Objective, stopped: Callable[[], bool] = _never
 ) -> Shortage | None:
     """Every pass that `step` would make, for its memory alone: nothing moves."""
-    counts = _counts(batches, engine, objective)
+    counts, *_ = _counts(batches, engine, objective)
     if not any(counts.values()):
         return None
     own = _shares(batches, counts, engine=engine, objective=objective, stopped=stopped)
@@ -115,26 +122,12 @@ def _share(batch: Batch, counts: Mapping[str, float], *, last: bool, engine: Eng
     return share.detach()
 
 
-def _outcome(loss: float, update: Update, batches: Sequence[Batch]) -> Outcome:
-    if update.again:
-        return Outcome(loss=loss, grad_norm=update.grad_norm, again=True)
-    if not update.applied:
-        why: Why = "loss or gradient not finite"
-        return Outcome(loss=loss, grad_norm=update.grad_norm, why=why, suspects=_examples(batches))
-    return Outcome(
-        loss=loss,
-        grad_norm=update.grad_norm,
-        applied=True,
-        tokens=sum(batch.tokens for batch in batches),
-        supervised=sum(batch.supervised for batch in batches),
-    )
-
-
-def _counts(batches: Sequence[Batch], engine: Engine, objective: Objective) -> Mapping[str, float]:
-    """The denominators of all terms, over all micro-batches of all ranks."""
-    each = [objective.counts(batch) for batch in batches]
-    own = torch.tensor([[count[term] for term in objective.weights] for count in each], dtype=torch.float64).sum(0)
-    return dict(zip(objective.weights, engine.sum(own).tolist(), strict=True))
+def _counts(batches: Sequence[Batch], engine: Engine, objective: Objective) -> tuple[Mapping[str, float], int, int]:
+    """Over all micro-batches of all ranks: the denominators of all terms, tokens, and supervised tokens."""
+    each = [(objective.counts(batch), batch) for batch in batches]
+    rows = [[*(count[term] for term in objective.weights), one.tokens, one.supervised] for count, one in each]
+    *counts, tokens, supervised = engine.sum(torch.tensor(rows, dtype=torch.float64).sum(0)).tolist()
+    return dict(zip(objective.weights, counts, strict=True)), int(tokens), int(supervised)
 
 
 def _examples(batches: Sequence[Batch]) -> tuple[int, ...]:

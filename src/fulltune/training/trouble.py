@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from fulltune.base import stop
-from fulltune.base.errors import Interrupted, MachineError
+from fulltune.base.errors import MachineError
 from fulltune.engine.contract import Engine
 
 T = TypeVar("T")
@@ -53,8 +53,7 @@ def agreed(own: Shortage | None, engine: Engine, stopped: Callable[[], bool]) ->
         return None
     engine.clear()
     if engine.any(asked):
-        stop.check()
-        raise Interrupted("another process was asked to stop", mend="the same command goes on")
+        stop.check_all(lambda _: True)
     alone = engine.any(own is not None and own.alone)
     return Shortage("on another rank" if own is None else own.said, alone)
 

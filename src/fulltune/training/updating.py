@@ -1,9 +1,11 @@
 """One update: the next examples learned from, or skipped, or the run taken back; with its lines in the journal."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import torch
 
 from fulltune.base.errors import DivergedError, MachineError
 from fulltune.base.files import to_json
@@ -62,7 +64,9 @@ class Updating:
         members = self.feed.take(progress.position)
         rates = self.rates(progress.update)
         outcome, progress = self._made(members, rates, progress)
-        seconds = time.perf_counter() - begun
+        # The same on all ranks, which ask it when to save: the mean.
+        seconds = float(self.engine.sum(torch.tensor(time.perf_counter() - begun, dtype=torch.float64)))
+        seconds /= self.engine.world.size
         after = replace(
             progress,
             position=progress.position + len(members),
@@ -70,7 +74,7 @@ class Updating:
             begun=Mark(progress.position, progress.update, progress.seconds),
         )
         if not outcome.applied:
-            return self._refused(after, outcome)
+            return self._refused(after, replace(outcome, suspects=self._of_all(outcome.suspects, members)))
         spike = self.spikes.found(outcome.loss, progress.losses)
         after = replace(
             after,
@@ -201,6 +205,11 @@ class Updating:
             halvings=now.halvings,
             seconds=now.seconds,
         )
+
+    def _of_all(self, own: Collection[int], members: Sequence[int]) -> tuple[int, ...]:
+        """The examples of an update that any rank suspects."""
+        flags = self.engine.sum(torch.tensor([float(member in own) for member in members]))
+        return tuple(member for member, flag in zip(members, flags.tolist(), strict=True) if flag)
 
     def _warn(self, what: str, progress: Progress, outcome: Outcome, members: Sequence[int]) -> dict[str, Any]:
         line = self._line(what, progress, outcome, members)

@@ -180,6 +180,7 @@ def test_bf16_keeps_float32_weights_moments_and_losses(tmp_path: Path) -> None:
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.world().size == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match="one of 2 processes"):
         launch.world()
 

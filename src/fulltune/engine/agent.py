@@ -1,0 +1,64 @@
+"""Starts processes on this machine, and ends them together: torchrun's elastic agent, as a library."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+from fulltune.base.errors import Interrupted, RankError
+
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+_LINES = 30
+"""Of what a process said last, to be shown where it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The process that failed first: its number, its exit code (less than 0: the signal that ended it), its words."""
+
+    rank: int
+    code: int
+    said: str
+
+
+def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: float) -> Failure | None:
+    """Run a command in so many processes, and wait; None if all went well.
+
+    What the first says to stderr is seen at once, all else lies in `logs`. If one fails, the others are asked to end;
+    so they are by a signal to this process, which is passed on, and have `patience` seconds for it.
+    """
+    name = f"pid{os.getpid()}"
+    others = {rank: Std.ALL for rank in range(1, processes)}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        signals_to_handle=_SIGNALS,
+        shutdown_timeout=int(patience),
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects={0: Std.OUT, **others}),
+    )
+    try:
+        launch_agent(config, command[0], list(command[1:]))
+    except ChildFailedError as fault:
+        failed = {rank: int(one.exitcode) for rank, one in fault.failures.items()}
+        # Who lost the others is never the first, whatever the order in which they were found.
+        rank = min(failed, key=lambda rank: (failed[rank] == RankError.exit_code, rank))
+        return Failure(rank, failed[rank], _said(logs, name, rank))
+    except SignalException:
+        return Failure(0, Interrupted.exit_code, "")
+    return None
+
+
+def _said(logs: Path, name: str, rank: int) -> str:
+    """The last lines of a process that did not speak to the terminal."""
+    found = sorted(logs.glob(f"{name}_*/attempt_0/{rank}/stderr.log"))
+    return "\n".join(found[-1].read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]) if found else ""

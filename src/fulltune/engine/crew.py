@@ -1,0 +1,158 @@
+"""The processes that train one model together, on the host: what they tell each other besides gradients.
+
+Small numbers go through a gloo group of their own, whatever the device; they wait for nobody's graphics card. What one
+process does alone for all (reading rows, writing a folder) is told through the store, which knows no time limit: data
+may take hours to prepare, a collective may not.
+"""
+
+import faulthandler
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fulltune.base import errors, stop
+from fulltune.base.errors import Fault, FulltuneError, Interrupted, RankError
+
+T = TypeVar("T")
+
+_ASK_EVERY = 0.05
+"""Seconds between two looks at the store."""
+_LATE = 2.0
+"""Seconds after the others have given up at which a process that hangs is ended."""
+_GRACE = 10.0
+"""Seconds for which a process that is asked to stop still waits for the first: it is asked too, and says so."""
+
+
+class Crew(Protocol):
+    """The processes of one run. Every method but the properties is called by all of them, in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all, on the host, the same to the bit on each."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on any."""
+
+    def told(self, act: Callable[[], T]) -> T:
+        """What `act` gives on the first, which alone does it; JSON values. What it fails of fails on all."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def told(self, act: Callable[[], T]) -> T:
+        return act()
+
+
+class Several:
+    """Processes that met through torch.distributed."""
+
+    def __init__(self, control: dist.ProcessGroup, store: dist.Store, timeout: float) -> None:
+        """`timeout`: seconds after which a process that has not come here writes its stack to stderr, and ends."""
+        self.rank, self.size = dist.get_rank(control), dist.get_world_size(control)
+        self._control, self._store, self._timeout = control, store, timeout
+        self._told = 0
+        self._beat()
+
+    def _beat(self) -> None:
+        """It lives. A timer in C, so that it also ends a process that hangs in C."""
+        faulthandler.dump_traceback_later(self._timeout + _LATE, exit=True)
+
+    @staticmethod
+    def rest() -> None:
+        """From here on it may take as long as it likes."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def sum(self, value: Tensor) -> Tensor:
+        host = value.detach().to("cpu", copy=True)
+        self._reduced(host, dist.ReduceOp.SUM)
+        return host
+
+    def any(self, flag: bool) -> bool:
+        host = torch.tensor(int(flag))
+        self._reduced(host, dist.ReduceOp.MAX)
+        return bool(host)
+
+    def _reduced(self, host: Tensor, way: dist.ReduceOp.RedOpType) -> None:
+        try:
+            dist.all_reduce(host, way, group=self._control)
+        except RuntimeError as fault:
+            faulthandler.dump_traceback()
+            raise lost(fault) from fault
+        self._beat()
+
+    def told(self, act: Callable[[], T]) -> T:
+        self._told += 1
+        key = f"fulltune/told/{self._told}"
+        self.rest()
+        try:
+            if self.rank == 0:
+                return self._tell(key, act)
+            answer = self._heard(key)
+        finally:
+            self._beat()
+        if "fault" in answer:
+            raise _again(answer)
+        return cast(T, answer["value"])
+
+    def _tell(self, key: str, act: Callable[[], T]) -> T:
+        try:
+            value = act()
+        except FulltuneError as fault:
+            faults = [[one.what, one.where, one.mend, one.code] for one in fault.faults]
+            said = {"fault": type(fault).__name__, "faults": faults, "note": fault.note}
+            self._store.set(key, json.dumps(said))
+            raise
+        except BaseException as fault:  # whatever it is, nobody is to wait for an answer that never comes
+            self._store.set(key, json.dumps({"fault": "RankError", "faults": [[f"process 0: {fault!r}", "", "", ""]]}))
+            raise
+        self._store.set(key, json.dumps({"value": value}))
+        return value
+
+    def _heard(self, key: str) -> dict[str, Any]:
+        """What the first process said, however long it takes; a wish to stop is its to agree to, or we leave at last."""
+        asked: float | None = None
+        while not self._store.check([key]):
+            if stop.asked() is not None:
+                asked = asked or time.monotonic()
+                if time.monotonic() - asked > _GRACE:
+                    raise Interrupted("stopped while another process worked for all", mend="the same command goes on")
+            time.sleep(_ASK_EVERY)
+        answer: dict[str, Any] = json.loads(self._store.get(key))
+        return answer
+
+
+def lost(fault: RuntimeError) -> RankError:
+    """What a collective that failed means: a process that ended, or one that does not come."""
+    return RankError(
+        f"another process ended, or did not answer in time: {str(fault).splitlines()[0]}",
+        where="the processes of this run",
+        mend="its own message says why (logs/ in the run folder); the same command goes on from the last checkpoint",
+    )
+
+
+def _again(answer: dict[str, Any]) -> FulltuneError:
+    """The first process's fault, as one of ours."""
+    kind: type[FulltuneError] = vars(errors)[answer["fault"]]
+    faults = [Fault(*parts) for parts in answer["faults"]]
+    return kind(faults=faults, note=answer.get("note", ""))

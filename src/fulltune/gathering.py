@@ -1,0 +1,92 @@
+"""Several processes for one run: started here, or met where a launcher started them."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fulltune.base.errors import (
+    CheckpointError,
+    DataError,
+    DiskError,
+    DivergedError,
+    FulltuneError,
+    Interrupted,
+    LockedError,
+    MachineError,
+    RankError,
+    RecipeError,
+)
+from fulltune.base.log import LOGGER
+from fulltune.engine.agent import run_agent
+from fulltune.engine.launch import Meeting, alone, joined, place
+from fulltune.recipe.load import Asked
+from fulltune.recipe.schema import EngineSection
+from fulltune.runs import RunFolder, recipe_of
+
+_KINDS: Mapping[int, type[FulltuneError]] = {
+    kind.exit_code: kind
+    for kind in (
+        RecipeError,
+        DataError,
+        MachineError,
+        DivergedError,
+        CheckpointError,
+        DiskError,
+        RankError,
+        LockedError,
+        Interrupted,
+    )
+}
+
+
+@contextmanager
+def together(recipe: Asked, overrides: Mapping[str, Any]) -> Iterator[Meeting]:
+    """The processes that a launcher started for a recipe; this one alone if none did."""
+    section = recipe_of(recipe, overrides).engine
+    if wanted(section):
+        yield alone()
+        return
+    with joined(section.timeout, sharded=section.name == "fsdp2") as meeting:
+        yield meeting
+
+
+def wanted(section: EngineSection) -> int:
+    """How many processes are to be started from here: none (0) where a launcher has, or where one is enough.
+
+    RecipeError where the recipe says another number than the launcher.
+    """
+    here = place()
+    if here.size > 1 or here.launched:
+        if section.processes not in (None, here.here):
+            raise RecipeError(
+                f"engine.processes is {section.processes}, but {here.here} were started on this machine",
+                where="engine.processes",
+                mend="leave it out under a launcher",
+            )
+        return 0
+    if section.name == "single":
+        return 0
+    count = section.processes or (torch.cuda.device_count() if torch.cuda.is_available() else 1)
+    return count if count > 1 else 0
+
+
+def start(processes: int, run: RunFolder, accept: Sequence[str]) -> None:
+    """Train a run in so many processes of this machine, under torchrun's agent; returns when they are done.
+
+    What one of them failed of is raised: it has printed it by then.
+    """
+    accepted = [word for name in accept for word in ("--accept-change", name)]
+    command = [sys.executable, "-m", "fulltune", "train", str(run.path), *accepted]
+    LOGGER.info(f"starting {processes} processes")
+    failed = run_agent(processes, command, run.path / "logs", patience=run.recipe.engine.timeout)
+    if failed is None:
+        return
+    if failed.said:
+        LOGGER.error(f"process {failed.rank} said:\n{failed.said}\n")
+    kind = _KINDS.get(failed.code, RankError)
+    how = f"ended with exit code {failed.code}" if failed.code > 0 else f"was ended by signal {-failed.code}"
+    mend = "the same command goes on" if kind in (Interrupted, RankError) else "as its message says"
+    raise kind(f"process {failed.rank} of {processes} {how}", where=str(run.path / "logs"), mend=mend)

@@ -1,0 +1,1 @@
+"""Several real processes that meet over gloo and train one model."""

@@ -1,0 +1,134 @@
+"""What each rank runs for the contract: every case with one meeting, its figures on disk at the end.
+
+`python -m tests.distributed.ranks FOLDER CASE...`, started by `together` in the environment of a launcher.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fulltune.engine.contract import World
+from fulltune.engine.crew import Crew
+from fulltune.engine.launch import joined
+from fulltune.engine.layout import Layout
+from fulltune.engine.replicated import Replicated
+from fulltune.engine.sharded import Sharded
+from fulltune.engine.single import Single
+from fulltune.model import facts
+from fulltune.training.step import Outcome, step
+from tests import tiny
+from tests.conftest import ROOT
+from tests.contract.ground import Ground
+
+UPDATES = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, the layout it is laid out by, and what is odd about the data."""
+
+    layout: str
+    kind: str = "llama"
+    micro: int = 2
+    precision: str = "float32"
+
+    def __str__(self) -> str:
+        return "-".join(map(str, (self.layout, self.kind, self.micro, self.precision)))
+
+    @classmethod
+    def of(cls, text: str) -> "Case":
+        layout, *kind, micro, precision = text.split("-")
+        return cls(layout, "-".join(kind), int(micro), precision)
+
+    def lay(self, model: Any, world: World, crew: Crew) -> Layout:
+        shard = partial(Sharded, world, crew, facts.blocks(model))
+        made: dict[str, Any] = {
+            "single": lambda: Single(world),
+            "ddp": lambda: Replicated(world, crew),
+            "fsdp2": lambda: shard(reshard=True),
+            "fsdp2keep": lambda: shard(reshard=False),
+            "fsdp2offload": lambda: shard(offload=True),
+            "hsdp": lambda: shard(replicas=2),
+        }
+        return made[self.layout]()  # type: ignore[no-any-return]
+
+
+def ground(folder: Path, case: Case, world: World, crew: Crew, *, pulls: Sequence[Any] = ()) -> Ground:
+    model = tiny.model(case.kind)
+    return Ground(
+        folder, model, count=40, micro=case.micro, lay=case.lay(model, world, crew), clip=1.0, rank=world.rank,
+        size=world.size, pulls=pulls,
+    )
+
+
+def curve(made: Ground, updates: range) -> list[tuple[float, float]]:
+    """Loss and gradient norm of updates of 7 examples, the last of an epoch shorter."""
+    found = []
+    for number in updates:
+        begin = number * 7 % 40
+        batches = made.batches(range(begin, min(begin + 7, 40)))
+        outcome = step(batches, [1e-3, 1e-3], engine=made.engine, objective=made.objective)
+        assert isinstance(outcome, Outcome) and outcome.applied
+        found.append((outcome.loss, outcome.grad_norm))
+    return found
+
+
+def weights(made: Ground) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in made.engine.full_weights()}
+
+
+def main(folder: Path, cases: Sequence[str]) -> None:
+    with joined(60) as meeting:
+        world, crew = meeting.world, meeting.crew
+        for text in cases:
+            case = Case.of(text)
+            here = folder / f"{world.size}" / str(case)
+            made = ground(here / f"rank-{world.rank}", case, world, crew)
+            found = curve(made, range(UPDATES))
+            whole = weights(made)
+            if world.rank == 0:
+                (here / "curve.json").write_text(json.dumps(found))
+                from safetensors.torch import save_file
+
+                save_file(whole, here / "weights.safetensors")
+
+
+def together(size: int, module: str, *words: str, timeout: float = 240) -> None:
+    """Run a module in so many processes that can meet; AssertionError with what they said if one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * size, "\n".join(said)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that ends in order
