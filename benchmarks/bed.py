@@ -12,6 +12,7 @@ from fulltune.base.records import Precision
 from fulltune.batch import Batch
 from fulltune.engine.contract import World
 from fulltune.engine.native import NativeEngine
+from fulltune.engine.single import Single
 from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.objectives import NextToken
 from fulltune.optim.groups import groups
@@ -71,7 +72,7 @@ class Bed:
 
         world = World(rank=0, size=1, device=device)
         plan = precision_plan(precision, OptimSection(), several=False)
-        self.engine = NativeEngine(self.model, objective, optimizer, world, clip=1.0, precision=plan)
+        self.engine = NativeEngine(self.model, objective, optimizer, Single(world), clip=1.0, precision=plan)
         self.optimizer = made[0]
 
     @property

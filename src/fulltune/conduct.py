@@ -66,7 +66,8 @@ def conduct(
 
     All processes of the meeting run it, in step.
     """
-    meeting.crew.told(lambda: [sweep(folder) for folder in (run.path, run.path / "checkpoints")])
+    for folder in (run.path, run.path / "checkpoints"):
+        meeting.crew.told(partial(sweep, folder))
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
     with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:

@@ -83,9 +83,7 @@ class Outcome:
         )
         return [str(self.tokenizer.decode(answer)) for answer in made]
 
-    def record(
-        self, plan: Plan, progress: Progress, chosen: int, difference: float, after: Sequence[str]
-    ) -> RunRecord:
+    def record(self, plan: Plan, progress: Progress, chosen: int, difference: float, after: Sequence[str]) -> RunRecord:
         """The paper that explains the run, from its journal and cards.
 
         `chosen`: the update that the result is of; `after`: what it answers.

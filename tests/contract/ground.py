@@ -91,7 +91,10 @@ class Ground:
     def batches(self, members: Sequence[int] | None = None) -> list[Batch]:
         members = list(range(len(self.store))) if members is None else list(members)
         lengths = [int(self.store.lengths[i]) for i in members]
-        return [collate(self.store, [members[i] for i in part], self.budget) for part in cut(lengths, self.budget, **self.place)]
+        return [
+            collate(self.store, [members[i] for i in part], self.budget)
+            for part in cut(lengths, self.budget, **self.place)
+        ]
 
     def rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Ids and labels of each example alone."""

@@ -65,8 +65,15 @@ class Case:
 def ground(folder: Path, case: Case, world: World, crew: Crew, *, pulls: Sequence[Any] = ()) -> Ground:
     model = tiny.model(case.kind)
     return Ground(
-        folder, model, count=40, micro=case.micro, lay=case.lay(model, world, crew), clip=1.0, rank=world.rank,
-        size=world.size, pulls=pulls,
+        folder,
+        model,
+        count=40,
+        micro=case.micro,
+        lay=case.lay(model, world, crew),
+        clip=1.0,
+        rank=world.rank,
+        size=world.size,
+        pulls=pulls,
     )
 
 

@@ -1,6 +1,7 @@
 """Starts processes on this machine, and ends them together: torchrun's elastic agent, as a library."""
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
     so they are by a signal to this process, which is passed on, and have `patience` seconds for it.
     """
     name = f"pid{os.getpid()}"
-    others = {rank: Std.ALL for rank in range(1, processes)}
+    others = dict.fromkeys(range(1, processes), Std.ALL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -50,8 +51,9 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
         launch_agent(config, command[0], list(command[1:]))
     except ChildFailedError as fault:
         failed = {rank: int(one.exitcode) for rank, one in fault.failures.items()}
-        # Who lost the others is never the first, whatever the order in which they were found.
-        rank = min(failed, key=lambda rank: (failed[rank] == RankError.exit_code, rank))
+        # Who was asked to end, or lost the others, is never the first, in whatever order they were found.
+        after = (-signal.SIGTERM, RankError.exit_code)
+        rank = min(failed, key=lambda rank: (failed[rank] in after, rank))
         return Failure(rank, failed[rank], _said(logs, name, rank))
     except SignalException:
         return Failure(0, Interrupted.exit_code, "")

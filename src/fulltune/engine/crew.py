@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from fulltune.base import errors, stop
 from fulltune.base.errors import Fault, FulltuneError, Interrupted, RankError
@@ -67,7 +68,7 @@ class Alone:
 class Several:
     """Processes that met through torch.distributed."""
 
-    def __init__(self, control: dist.ProcessGroup, store: dist.Store, timeout: float) -> None:
+    def __init__(self, control: dist.ProcessGroup, store: Store, timeout: float) -> None:
         """`timeout`: seconds after which a process that has not come here writes its stack to stderr, and ends."""
         self.rank, self.size = dist.get_rank(control), dist.get_world_size(control)
         self._control, self._store, self._timeout = control, store, timeout
@@ -130,7 +131,7 @@ class Several:
         return value
 
     def _heard(self, key: str) -> dict[str, Any]:
-        """What the first process said, however long it takes; a wish to stop is its to agree to, or we leave at last."""
+        """What the first process said, however long it takes. A wish to stop is its to agree to, but not for ever."""
         asked: float | None = None
         while not self._store.check([key]):
             if stop.asked() is not None:

@@ -10,6 +10,8 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.processors import cores
@@ -35,9 +37,8 @@ def place() -> Place:
     """As the launcher says: torchrun and accelerate by RANK, srun by SLURM_PROCID. Alone without one."""
     said = os.environ
     if "RANK" in said and "WORLD_SIZE" in said:
-        size = said["WORLD_SIZE"]
-        local, here = said.get("LOCAL_RANK", "0"), said.get("LOCAL_WORLD_SIZE", size)
-        return Place(int(said["RANK"]), int(size), int(local), int(here), launched=True)
+        size, local = int(said["WORLD_SIZE"]), int(said.get("LOCAL_RANK", "0"))
+        return Place(int(said["RANK"]), size, local, int(said.get("LOCAL_WORLD_SIZE", size)), launched=True)
     if "SLURM_PROCID" in said and int(said.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         size = int(said["SLURM_STEP_NUM_TASKS"])
         here = size // int(said.get("SLURM_STEP_NUM_NODES", "1"))
@@ -81,7 +82,7 @@ def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
     if here.size == 1:
         if sharded:
             backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         try:
             yield alone()
         finally:
@@ -93,17 +94,17 @@ def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
     limit = timedelta(seconds=timeout)
     _meet_by_slurm()
     try:
-        store, rank, size = next(dist.rendezvous("env://", here.rank, here.size, timeout=limit))
+        store, rank, size = next(rendezvous("env://", here.rank, here.size, timeout=limit))
         if device != "cpu":
             torch.cuda.set_device(device)
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        meeting = dist.PrefixStore("fulltune", store)
+        meeting = PrefixStore("fulltune", store)
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as fault:
         raise lost(RuntimeError(fault)) from fault
     assert control is not None
-    crew = Several(cast(dist.ProcessGroup, control), dist.PrefixStore("told", store), timeout)
+    crew = Several(cast(dist.ProcessGroup, control), PrefixStore("told", store), timeout)
     try:
         yield Meeting(World(rank=rank, size=size, device=device), crew)
         crew.any(False)  # nobody leaves before all are done: what is left of a collective would fail

@@ -16,7 +16,7 @@ from fulltune.base.errors import CheckpointError
 from fulltune.base.records import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
-from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor, World
+from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor
 from fulltune.engine.layout import Layout
 from fulltune.engine.pieces import Piece, Pieces, file_of
 from fulltune.engine.precision import LossScale, autocast
@@ -215,7 +215,10 @@ class NativeEngine:
 
     def _read_all(self, folder: Path, stem: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         saved = Pieces(folder, stem)
-        return {key: self._read(saved, key, own[_parameter(key)]) if _parameter(key) in own else saved.read(key) for key in saved}
+        return {
+            key: self._read(saved, key, own[_parameter(key)]) if _parameter(key) in own else saved.read(key)
+            for key in saved
+        }
 
     def _numbers(self) -> dict[str, Any]:
         """What the engine itself remembers from update to update."""

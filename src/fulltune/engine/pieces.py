@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -48,9 +48,9 @@ class Pieces:
         """By name: first row, and what reads from there."""
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob(f"{stem}.safetensors")) + sorted(folder.glob(f"{stem}-*.safetensors")):
-            file = safe_open(path, "pt")
+            file: Any = safe_open(path, "pt")
             said = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
                 rows = file.get_slice(name)
                 shape = tuple(rows.get_shape())
                 start, total = said.get(name, (0, shape[0] if shape else 1))
@@ -69,7 +69,7 @@ class Pieces:
     def read(self, name: str, piece: Piece | None = None, rows: int = 0) -> Tensor:
         """The whole tensor, or so many rows of it from where the piece begins; CheckpointError if some are missing."""
         if not self._shapes[name]:
-            return self._places[name][0][1][...]  # type: ignore[no-any-return]
+            return cast(Tensor, self._places[name][0][1][...])
         start, stop = (0, self._shapes[name][0]) if piece is None else (piece.start, piece.start + rows)
         found = []
         at = start
@@ -85,5 +85,5 @@ class Pieces:
                 mend="copy all files of the checkpoint, those of every rank",
             )
         if len(found) == 1:
-            return found[0]  # type: ignore[no-any-return]
-        return torch.cat(found) if found else self._places[name][0][1][0:0]  # type: ignore[no-any-return]
+            return cast(Tensor, found[0])
+        return torch.cat(found) if found else cast(Tensor, self._places[name][0][1][0:0])

@@ -1,8 +1,9 @@
 """DDP: the whole model in each process, gradients exchanged while the last micro-batch's backward pass runs."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,9 +28,12 @@ class Replicated:
 
     def lay(self, objective: nn.Module) -> nn.Module:
         # Buffers are the same everywhere and nobody writes into them: sending them at each pass would cost for nothing.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.13
+        quiet: dict[str, Any] = {buffers: False}
         self._wrapped = DistributedDataParallel(
             objective,
-            broadcast_buffers=False,
+            **quiet,
             gradient_as_bucket_view=True,
             find_unused_parameters=self._some_unused,
         )
@@ -46,7 +50,7 @@ class Replicated:
     def norm(self, own: float) -> float:
         return own
 
-    def piece(self, weight: Tensor) -> Piece | None:
+    def piece(self, weight: Tensor) -> Piece | None:  # noqa: ARG002
         return None
 
     @property

@@ -76,9 +76,7 @@ class Sharded:
         """Gradients are added up over ranks in float32, in whatever format they were made."""
         if self._compute == torch.float32:
             return MixedPrecisionPolicy()
-        return MixedPrecisionPolicy(
-            param_dtype=self._compute, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        return MixedPrecisionPolicy(param_dtype=self._compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def exchanging(self, *, last: bool) -> AbstractContextManager[None]:
         # Gradients that wait for the last micro-batch wait whole: that is the memory which resharding is to save.

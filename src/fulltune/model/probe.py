@@ -54,7 +54,7 @@ def leaves_unused(model: nn.Module, vocab: int) -> bool:
     """Whether some trained weight has no part in some token's logits, as the experts that a router does not choose."""
     before = {parameter: parameter.grad for parameter in model.parameters()}
     with _mode(model, True), torch.enable_grad(), arithmetic(model):
-        _logits(model, _ids(1, vocab, 5)).sum().backward()
+        torch.autograd.backward(_logits(model, _ids(1, vocab, 5)).sum())
     found = any(parameter.requires_grad and parameter.grad is None for parameter in before)
     for parameter, gradient in before.items():
         parameter.grad = gradient

@@ -12,6 +12,9 @@ from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
 
+SHARDED = ("reshard", "replicas", "offload")
+"""Fields of the engine section that act where the model is sharded alone."""
+
 
 class ModelSection(Section):
     """Which model to start from."""
@@ -164,7 +167,8 @@ class EngineSection(Section):
 
     @model_validator(mode="after")
     def _only_where_it_acts(self) -> Self:
-        given = sorted(self.model_fields_set & {"reshard", "replicas", "offload"})
+        fields = type(self).model_fields
+        given = [name for name in SHARDED if vars(self)[name] != fields[name].default]
         if given and self.name != "fsdp2":
             named = " and ".join(f"engine.{name}" for name in given)
             raise ValueError(f"{named}: only the engine fsdp2 does this; add engine.name: fsdp2")

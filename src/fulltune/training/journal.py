@@ -27,7 +27,7 @@ class Journal:
     def __init__(self, path: Path, sinks: Sequence[Sink] = (), *, mute: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._sinks, self._mute = path, tuple(sinks), mute
-        self._file = Path(os.devnull if mute else path).open("a", encoding="utf-8")
+        self._file = (Path(os.devnull) if mute else path).open("a", encoding="utf-8")
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite are to be given by name (base/files.to_json does so)."""

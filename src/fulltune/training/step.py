@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fulltune.batch import Batch
-from fulltune.engine.contract import Engine, Update
+from fulltune.engine.contract import Engine
 from fulltune.objectives import Objective
 from fulltune.training.trouble import Shortage, agreed, attempted, unrepeatable
 
