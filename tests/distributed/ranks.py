@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,16 +110,26 @@ def main(folder: Path, cases: Sequence[str]) -> None:
                 save_file(whole, here / "weights.safetensors")
 
 
-def together(size: int, module: str, *words: str, timeout: float = 240) -> None:
-    """Run a module in so many processes that can meet; AssertionError with what they said if one fails."""
+@dataclass(frozen=True)
+class Ended:
+    """How processes that were started together ended, by rank, and after how many seconds the last did."""
+
+    codes: list[int]
+    said: list[str]
+    seconds: float
+
+
+def run_together(size: int, module: str, *words: str, timeout: float = 240, **variables: str) -> Ended:
+    """Run a module in so many processes that can meet, as a launcher would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    begun = time.monotonic()
     running = [
         subprocess.Popen(
             [sys.executable, "-m", module, *words],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -131,7 +142,13 @@ def together(size: int, module: str, *words: str, timeout: float = 240) -> None:
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0] * size, "\n".join(said)
+    return Ended([process.returncode for process in running], said, time.monotonic() - begun)
+
+
+def together(size: int, module: str, *words: str) -> None:
+    """As `run_together`; AssertionError with what they said if one fails."""
+    ended = run_together(size, module, *words)
+    assert ended.codes == [0] * size, "\n".join(ended.said)
 
 
 if __name__ == "__main__":

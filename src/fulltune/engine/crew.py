@@ -25,6 +25,8 @@ _ASK_EVERY = 0.05
 """Seconds between two looks at the store."""
 _LATE = 2.0
 """Seconds after the others have given up at which a process that hangs is ended."""
+_FAREWELL = 3.0
+"""Seconds that the first waits for the others to leave."""
 _GRACE = 10.0
 """Seconds for which a process that is asked to stop still waits for the first: it is asked too, and says so."""
 
@@ -95,11 +97,7 @@ class Several:
         return bool(host)
 
     def _reduced(self, host: Tensor, way: dist.ReduceOp.RedOpType) -> None:
-        try:
-            dist.all_reduce(host, way, group=self._control)
-        except RuntimeError as fault:
-            faulthandler.dump_traceback()
-            raise lost(fault) from fault
+        dist.all_reduce(host, way, group=self._control)
         self._beat()
 
     def told(self, act: Callable[[], T]) -> T:
@@ -115,6 +113,18 @@ class Several:
         if "fault" in answer:
             raise _again(answer)
         return cast(T, answer["value"])
+
+    def leave(self) -> None:
+        """The last word, however it came to it. The first stays a while: what it told lies with it, and may be unread."""
+        self.rest()
+        try:
+            self._store.set(f"fulltune/left/{self.rank}", "")
+            until = time.monotonic() + _FAREWELL
+            keys = [f"fulltune/left/{rank}" for rank in range(self.size)]
+            while self.rank == 0 and time.monotonic() < until and not self._store.check(keys):
+                time.sleep(_ASK_EVERY)
+        except RuntimeError:  # the store has ended with its process, which was told of the fault that brought us here
+            return
 
     def _tell(self, key: str, act: Callable[[], T]) -> T:
         try:
@@ -141,6 +151,11 @@ class Several:
             time.sleep(_ASK_EVERY)
         answer: dict[str, Any] = json.loads(self._store.get(key))
         return answer
+
+
+def parted(fault: RuntimeError) -> bool:
+    """Whether an error says that processes lost each other; gloo has only words for it."""
+    return isinstance(fault, dist.DistError) or "gloo/transport" in str(fault)
 
 
 def lost(fault: RuntimeError) -> RankError:

@@ -1,5 +1,6 @@
 """Which process this is, among which others, on which machine."""
 
+import faulthandler
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.base.processors import cores
 from fulltune.base.records import Machine
 from fulltune.engine.contract import World
-from fulltune.engine.crew import Alone, Crew, Several, lost
+from fulltune.engine.crew import Alone, Crew, Several, lost, parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,13 @@ def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
     try:
         yield Meeting(World(rank=rank, size=size, device=device), crew)
         crew.any(False)  # nobody leaves before all are done: what is left of a collective would fail
+    except RuntimeError as fault:
+        if not parted(fault):
+            raise
+        faulthandler.dump_traceback()
+        raise lost(fault) from fault
     finally:
-        crew.rest()
+        crew.leave()
         dist.destroy_process_group()
 
 

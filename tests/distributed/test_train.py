@@ -1,0 +1,184 @@
+"""`fulltune train` in several processes: the run of one, whoever starts them, and whatever befalls one of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import fulltune
+from fulltune.base.errors import RecipeError
+from fulltune.training.journal import read
+from tests import tiny
+from tests.conftest import ROOT
+from tests.distributed.ranks import run_together
+
+WORKER = "tests.distributed.worker"
+FORWARD = "fulltune.engine.native:NativeEngine.forward"
+UPDATE = "fulltune.engine.native:NativeEngine.update"
+LIMIT = 6
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", tiny.rows(40))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Path:
+    """Eight updates, of four examples each, saved after every second."""
+    folder = tmp_path_factory.mktemp("recipe")
+    values = tiny.recipe(
+        tiny.folder(folder / "model"),
+        rows,
+        data={"heldout": 0.2},
+        train={"steps": 8, "batch_examples": 5, "micro_examples": 1, "precision": "float32"},
+        optim={"lr": 1e-3},
+        checkpoint={"every": 2, "keep": 9},
+        evaluate={"every": 4, "samples": 1, "sample_tokens": 4},
+        engine={"timeout": LIMIT},
+    )
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    fulltune.train(recipe, out=folder)
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read(run / "journal.jsonl", "step")]
+
+
+def same_curve(run: Path, reference: Path) -> None:
+    steps = [line["step"] for line in read(run / "journal.jsonl", "step")]
+    assert steps == list(range(1, 9)), "no update is missing, none stands there twice"
+    assert losses(run) == pytest.approx(losses(reference), abs=1e-5)
+    ours, theirs = (list(read(one / "journal.jsonl", "evaluation")) for one in (run, reference))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], rel=1e-5), "every held-out example counts once"
+        assert one["counts"] == other["counts"]
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def differ(one: Path, other: Path) -> float:
+    found, wanted = weights(one), weights(other)
+    assert found.keys() == wanted.keys()
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+
+
+def train(recipe: Path, out: Path, *words: str, size: int = 2, befall: str | None = None) -> Any:
+    variables = {} if befall is None else {"BEFALL": befall}
+    return run_together(size, WORKER, "train", str(recipe), *words, "--out", str(out), **variables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_the_command_starts_its_own_processes(tmp_path: Path, recipe: Path, reference: Path, engine: str) -> None:
+    words = ["train", str(recipe), "--out", str(tmp_path / "run"), f"engine.name={engine}", "engine.processes=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fulltune", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("heldout.loss") == 1, "told once, by whom the user started"
+    assert f"engine: {engine}" in done.stderr
+    same_curve(tmp_path / "run", reference)
+    assert differ(tmp_path / "run", reference) <= 1e-4
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["largest_logit_difference"] <= 1e-6
+    assert list((tmp_path / "run" / "logs").glob("*/attempt_0/1/stderr.log"))
+
+
+@pytest.mark.slow
+def test_what_one_engine_saved_another_goes_on_with(tmp_path: Path, recipe: Path, reference: Path) -> None:
+    """Saved by two processes that share the model, gone on with by 3, 1, 4 and 2, each time after one more update."""
+    run = tmp_path / "run"
+    plans = [(2, "fsdp2"), (3, "fsdp2"), (1, "auto"), (4, "ddp"), (2, "fsdp2")]
+    for number, (size, engine) in enumerate(plans):
+        words = ["checkpoint.every=1", f"engine.name={engine}"]
+        last = number == len(plans) - 1
+        ended = train(recipe, run, *words, size=size, befall=None if last else f"{size - 1},{UPDATE},2,TERM")
+        assert ended.codes == [0 if last else 75] * size, "\n".join(ended.said)
+    same_curve(run, reference)
+    assert differ(run, reference) <= 1e-4
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, recipe: Path, engine: str) -> Path:
+    folder = tmp_path_factory.mktemp(f"undisturbed-{engine}") / "run"
+    ended = train(recipe, folder, f"engine.name={engine}")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    return folder
+
+
+def goes_on(recipe: Path, run: Path, engine: str, undisturbed: Path) -> None:
+    """The same command gives the same bits."""
+    ended = train(recipe, run, f"engine.name={engine}")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    assert losses(run) == losses(undisturbed)
+    assert differ(run, undisturbed) == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_stops_all(tmp_path: Path, recipe: Path, engine: str, undisturbed: Path, rank: int) -> None:
+    """F4."""
+    run = tmp_path / "run"
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"{rank},{FORWARD},22,TERM")
+    assert ended.codes == [75, 75], "\n".join(ended.said)
+    saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert int(saved[-1][5:]) == len(losses(run)) > 0, "what was done is saved"
+    goes_on(recipe, run, engine, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("what", ["KILL", "HANG", "RAISE"])
+def test_one_that_ends_or_hangs_ends_all(
+    tmp_path: Path, recipe: Path, engine: str, undisturbed: Path, what: str
+) -> None:
+    """F15, F16."""
+    run = tmp_path / "run"
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{FORWARD},22,{what}")
+    own = {"KILL": -9, "HANG": 1, "RAISE": 1}[what]
+    assert ended.codes == [8, own], "\n".join(ended.said)
+    assert "another process ended, or did not answer in time" in ended.said[0]
+    if what == "HANG":
+        assert "in _do" in ended.said[1], "its stack tells where it hung"
+    goes_on(recipe, run, engine, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_full_disk_of_one_is_everybodys(tmp_path: Path, recipe: Path, engine: str, undisturbed: Path) -> None:
+    run = tmp_path / "run"
+    rank = 1 if engine == "fsdp2" else 0  # with ddp the first alone writes
+    befall = f"{rank},fulltune.engine.capture:Capture.write,3,ENOSPC"
+    ended = train(recipe, run, f"engine.name={engine}", befall=befall)
+    assert 7 in ended.codes and 0 not in ended.codes, "\n".join(ended.said)
+    assert all((path / "MANIFEST.json").exists() for path in (run / "checkpoints").glob("step-*"))
+    goes_on(recipe, run, engine, undisturbed)
+
+
+def test_a_launcher_and_a_recipe_that_disagree(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="engine.processes is 2, but 1 were started"):
+        fulltune.train(recipe, out=tmp_path / "run", engine={"processes": 2})

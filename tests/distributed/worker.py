@@ -1,0 +1,53 @@
+"""One rank of `fulltune train`, which something may befall: `BEFALL=rank,module:Class.name,call,what`.
+
+`what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, ENOSPC a full disk.
+"""
+
+import errno
+import functools
+import importlib
+import itertools
+import os
+import signal
+import time
+from typing import Any
+
+from fulltune.cli import main
+
+
+def befall(target: str, call: int, what: str) -> None:
+    module, _, path = target.partition(":")
+    *outer, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in outer:
+        owner = vars(owner)[part]
+    real, count = vars(owner)[name], itertools.count(1)
+
+    @functools.wraps(real)
+    def instead(*arguments: Any, **named: Any) -> Any:
+        if next(count) == call:
+            _do(what)
+        return real(*arguments, **named)
+
+    setattr(owner, name, instead)
+
+
+def _do(what: str) -> None:
+    match what:
+        case "TERM" | "KILL":
+            os.kill(os.getpid(), signal.Signals[f"SIG{what}"])
+        case "HANG":
+            while True:  # a signal ends a sleep
+                time.sleep(60)
+        case "RAISE":
+            raise ValueError("something is wrong here")
+        case "ENOSPC":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+if __name__ == "__main__":
+    if "BEFALL" in os.environ:
+        rank, where, number, act = os.environ["BEFALL"].split(",")
+        if os.environ["RANK"] == rank:
+            befall(where, int(number), act)
+    raise SystemExit(main())
