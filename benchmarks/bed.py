@@ -1,7 +1,7 @@
 """A model that is being trained: what the benchmark of saving saves, and the updates that go on beside it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fulltune.base.records import Precision
 from fulltune.batch import Batch
 from fulltune.engine.contract import World
+from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.model.facts import head, keeps_logits, undecayed
@@ -28,6 +29,14 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
+    },
+    "300m": {
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
     },
     "tiny": {
         "vocab_size": 256,
@@ -58,7 +67,17 @@ class Took:
 class Bed:
     """Model, optimizer and engine, and one batch that is learned again and again."""
 
-    def __init__(self, shape: str, device: str, precision: Precision, *, rows: int, tokens: int) -> None:
+    def __init__(
+        self,
+        shape: str,
+        device: str,
+        precision: Precision,
+        *,
+        rows: int,
+        tokens: int,
+        lay: Callable[[Any], Layout] | None = None,
+    ) -> None:
+        """`lay`: how the model lies over several processes."""
         torch.manual_seed(0)
         self.model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
         self._device, self._batch = device, _batch(rows, tokens, SHAPES[shape]["vocab_size"])
@@ -72,7 +91,8 @@ class Bed:
 
         world = World(rank=0, size=1, device=device)
         plan = precision_plan(precision, OptimSection(), several=False)
-        self.engine = NativeEngine(self.model, objective, optimizer, Single(world), clip=1.0, precision=plan)
+        layout = Single(world) if lay is None else lay(self.model)
+        self.engine = NativeEngine(self.model, objective, optimizer, layout, clip=1.0, precision=plan)
         self.optimizer = made[0]
 
     @property
@@ -83,12 +103,21 @@ class Bed:
     def update(self) -> Took:
         """Learn the batch once more."""
         begun = self.now()
-        loss = self.engine.forward(self._batch)["next_token"] / self._batch.weight
-        self.engine.backward(loss)
+        self.passes()
         turned = self.now()
+        self.step()
+        return Took(turned - begun, self.now() - turned)
+
+    def passes(self) -> None:
+        """Forward and backward; of several processes each has an equal part in the loss."""
+        with self.engine.micro(last=True):
+            loss = self.engine.forward(self._batch)["next_token"] / self._batch.weight
+            self.engine.backward(loss / self.engine.world.size)
+
+    def step(self) -> None:
+        """The optimizer's."""
         if not self.engine.update([_RATE] * len(self.optimizer.param_groups)).applied:
             raise ArithmeticError("the gradient is not finite")
-        return Took(turned - begun, self.now() - turned)
 
     def now(self) -> float:
         """Seconds, once the device has done what it was told."""

@@ -148,7 +148,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         feed=Feed(
             data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
-        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, _even(model)),
         engine=engine,
         objective=objective,
         rates=_rates(recipe.optim, plan, model),
@@ -183,6 +183,11 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),
     )
+
+
+def _even(model: nn.Module) -> float:
+    width: int = cast(Any, model).get_input_embeddings().weight.shape[1]
+    return 6.0 * width
 
 
 def _spikes(section: TrainSection) -> Spikes:

@@ -5,6 +5,7 @@ each other; a *packed* micro-batch is one row of several examples. On every rank
 micro-batches, since ranks wait for each other; a rank with less work gets empty ones.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,10 @@ class Budget:
     layout: Layout
     context: int | None = None
     """Rows may not be wider than the model has positions."""
+    even: float = math.inf
+    """Length at which attention costs as much as all else, by which work is dealt to ranks: about 6 times the hidden
+    size, since attention takes 4 * length * hidden operations a token, and the rest of a block 24 * hidden ** 2.
+    """
 
     def fits(self, count: int, longest: int) -> bool:
         """Whether `count` padded rows, the longest of so many tokens, fit."""
@@ -46,7 +51,7 @@ class Budget:
 
 def lay(lengths: Sequence[int], budget: Budget, *, rank: int = 0, size: int = 1) -> list[list[int]]:
     """This rank's micro-batches: lists of indices into `lengths`."""
-    mine = _deal(lengths, size)
+    mine = _deal(lengths, size, budget.even)
     laid = [_micros([(lengths[i], i) for i in part], budget) for part in mine]
     most = max(len(micros) for micros in laid)
     return laid[rank] + [[] for _ in range(most - len(laid[rank]))]
@@ -70,14 +75,14 @@ def fullest(lengths: NDArray[np.int32], budget: Budget, most: Callable[[int], in
     return order[begin : begin + count(begin)]
 
 
-def _deal(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Examples to ranks, longest first, each to the rank with the fewest tokens so far."""
-    loads = [0] * size
+def _deal(lengths: Sequence[int], size: int, even: float) -> list[list[int]]:
+    """Examples to ranks, longest first, each to the rank with the least work so far."""
+    loads = [0.0] * size
     dealt: list[list[int]] = [[] for _ in range(size)]
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         rank = loads.index(min(loads))
         dealt[rank].append(index)
-        loads[rank] += lengths[index]
+        loads[rank] += lengths[index] * (1 + lengths[index] / even)
     return dealt
 
 

@@ -115,7 +115,7 @@ class Several:
         return cast(T, answer["value"])
 
     def leave(self) -> None:
-        """The last word, however it came to it. The first stays a while: what it told lies with it, and may be unread."""
+        """The last word, however it came to it. The first stays a while: what it told lies with it, maybe unread."""
         self.rest()
         try:
             self._store.set(f"fulltune/left/{self.rank}", "")

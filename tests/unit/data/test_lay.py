@@ -115,3 +115,15 @@ def test_the_fullest_is_not_the_longest() -> None:
     assert fullest(lengths, Budget(9, 4096, "padded"), lambda tokens: 9).tolist() == [0, 2, 3, 4]
     assert fullest(lengths, Budget(9, 4096, "padded"), lambda tokens: 3000 // tokens).tolist() == [0, 2, 3]
     assert fullest(lengths, Budget(1, 4096, "packed"), lambda tokens: 9).tolist() == [1]
+
+
+def test_long_examples_count_for_more_than_their_tokens() -> None:
+    """One of 2,000 tokens is more work than two of 1,000 where attention is half of it all at 1,000 tokens."""
+    lengths = [2000, 1000, 1000, 500, 500]
+
+    def dealt(even: float) -> list[list[int]]:
+        budget = Budget(1, 4000, "padded", even=even)
+        return [sorted(lengths[i] for micro in lay(lengths, budget, rank=r, size=2) for i in micro) for r in range(2)]
+
+    assert dealt(float("inf")) == [[500, 2000], [500, 1000, 1000]]
+    assert dealt(1000) == [[2000], [500, 500, 1000, 1000]]

@@ -1,0 +1,90 @@
+"""Memory of each process of several, by engine: what a model's state takes where all have it, and where they share it.
+
+Every engine trains the same random model in fresh processes of this machine.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks import options, report
+from benchmarks.bed import SHAPES
+from benchmarks.contestants.sharing import LAYOUTS
+from benchmarks.machine import Occasion, occasion
+from fulltune.engine.agent import run_agent
+
+Measured = Mapping[str, Sequence[Mapping[str, int]]]
+"""By engine, what each rank says."""
+
+_STATE = 12
+"""Bytes of float32 weights and two moments for each parameter."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, show, write. Exit code 1 if a process failed."""
+    words = sys.argv[1:] if words is None else words
+    asked = _asked(words)
+    when = occasion("benchmarks.sharing", words)
+    measured: dict[str, list[dict[str, int]]] = {}
+    for engine in LAYOUTS:
+        with tempfile.TemporaryDirectory(prefix="fulltune-bench-") as scratch:
+            command = [sys.executable, "-m", "benchmarks.contestants.sharing", engine, asked.shape, scratch]
+            failed = run_agent(asked.processes, command, Path(scratch) / "logs", patience=30)
+            if failed is not None:
+                print(f"{engine}: {failed}", file=sys.stderr)
+                return 1
+            ranks = [Path(scratch) / f"rank-{rank}.json" for rank in range(asked.processes)]
+            measured[engine] = [json.loads(path.read_text()) for path in ranks]
+        print(f"{engine}: {measured[engine]}", file=sys.stderr, flush=True)
+    shown = page(asked, when, measured)
+    print(shown)
+    record = {"benchmark": "sharing", "occasion": when, "asked": vars(asked), "measured": measured}
+    places = report.write(asked.results, "sharing", shown, record)
+    print(f"written: {', '.join(place.name for place in places)} in {asked.results.name}/", file=sys.stderr)
+    return 0
+
+
+def _asked(words: Sequence[str]) -> argparse.Namespace:
+    about = __doc__.partition("\n")[0] if __doc__ else None
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--shape", choices=SHAPES, default="300m", help="of the random model")
+    made.add_argument("--processes", type=options.positive, default=2)
+    made.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the results")
+    return made.parse_args(words)
+
+
+def page(asked: argparse.Namespace, when: Occasion, measured: Measured) -> str:
+    """The result as Markdown."""
+    parameters = next(iter(measured.values()))[0]["parameters"]
+    whole = max(rank["after_update"] for rank in measured["ddp"])
+    lines = []
+    for engine, ranks in measured.items():
+        most = max(rank["after_update"] for rank in ranks)
+        with_gradients = max(rank["with_gradients"] for rank in ranks)
+        each = f"{most / parameters:.1f}"
+        lines.append([engine, report.size(most), each, f"{most / whole:.2f}", report.size(with_gradients)])
+    facts = dict(report.heading(when)) | {
+        "model": f"random Llama, {parameters:,} parameters, tied, AdamW, float32: {_STATE} bytes of weights and "
+        f"moments for each, {report.size(_STATE * parameters)}",
+        "processes": f"{asked.processes}, over gloo; of each engine the process that holds most",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    head = ["engine", "held after an update", "bytes a parameter", "times ddp's", "with gradients, before its step"]
+    return "\n\n".join(
+        [
+            "# Memory of each process, by engine",
+            report.facts(facts),
+            report.table(head, lines),
+            "What is measured and how: [the benchmarks' README](../README.md).",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
