@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+# A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 .PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision
 

@@ -50,6 +50,7 @@ def test_the_embedded_data_is_what_its_script_makes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_it_runs_offline_and_tells_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of it; any attempt to reach the network fails."""
 

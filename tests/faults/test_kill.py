@@ -39,7 +39,7 @@ def test_F1_killed_at_a_random_step(seeds: range, ground: Ground, server: ForkSe
     assert server.drive(map(course, seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=AT_LENGTH)])
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=AT_LENGTH)])
 def test_F2_killed_at_every_write_boundary(every: int, short: Ground, server: ForkServer, tmp_path: Path) -> None:
     """From the first folder to the last fsync of the record: before each change, and in the middle of each writing."""
     ground = short

@@ -17,6 +17,8 @@ from fulltune.data.store import Store
 from fulltune.recipe.load import load_recipe
 from tests.conftest import ROOT, SHARED
 
+pytestmark = pytest.mark.slow
+
 RECIPE = ROOT / "recipes/gsm8k-stories260k.yaml"
 
 
