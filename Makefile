@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision
+.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -17,7 +17,7 @@ slow: setup  ## the slow tests alone
 	$(PYTEST) -m slow
 
 faults: setup  ## fault injection at length: killed at every write, full disks, damage (docs/reliability.md)
-	$(PYTEST) -m faults tests/faults
+	$(PYTEST) -m faults tests/faults tests/distributed
 
 soak: setup  ## one run and 200 faults (ARGS: --seed 1 --write puts the result into docs/reliability.md)
 	$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -57,3 +57,6 @@ bench-saving: setup  ## time that saving takes away from training, beside a plai
 
 bench-precision: setup  ## every precision against float32 on a real run
 	$(BIN)/python -m benchmarks.precision $(ARGS)
+
+bench-sharing: setup  ## memory of each process of several, by engine
+	$(BIN)/python -m benchmarks.sharing $(ARGS)

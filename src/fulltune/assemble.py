@@ -1,14 +1,12 @@
-"""The only place where a Recipe becomes objects. Components never see a Recipe; stages never build."""
+"""With engines.py the only place where a Recipe becomes objects. Components never see a Recipe; stages never build."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
@@ -21,24 +19,19 @@ from fulltune.data.names import by_source
 from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
-from fulltune.engine.contract import Engine, MakeOptimizer
+from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
-from fulltune.engine.layout import Layout
-from fulltune.engine.native import NativeEngine
-from fulltune.engine.replicated import Replicated
-from fulltune.engine.sharded import Sharded
-from fulltune.engine.single import Single
+from fulltune.engines import embedding, engine_for
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
-from fulltune.model.facts import blocks, checkpoint_blocks, head, keeps_logits, set_dropout, undecayed
+from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.model.load import base_folder
-from fulltune.model.probe import head_agrees, leaves_unused, packing_isolates
+from fulltune.model.probe import head_agrees, packing_isolates
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
-from fulltune.optim.optimizers import make
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.recipe.data import DataSection
-from fulltune.recipe.schema import EngineSection, ExportSection, ModelSection, OptimSection, Recipe, TrainSection
+from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
@@ -148,14 +141,16 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         feed=Feed(
             data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
-        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, _even(model)),
+        budget=Budget(
+            plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * embedding(model).shape[1]
+        ),
         engine=engine,
         objective=objective,
         rates=_rates(recipe.optim, plan, model),
         seed=recipe.train.seed,
         on_nonfinite=recipe.train.on_nonfinite,
         max_skipped=recipe.train.max_skipped,
-        spikes=_spikes(recipe.train),
+        spikes=Spikes(policy=recipe.train.on_spike, window=recipe.train.spike_window, limit=recipe.train.spike_score),
         max_rollbacks=recipe.train.max_rollbacks,
         back=saving.back,
         stopped=lambda: stop.asked() is not None,
@@ -185,58 +180,14 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     )
 
 
-def _even(model: nn.Module) -> float:
-    width: int = cast(Any, model).get_input_embeddings().weight.shape[1]
-    return 6.0 * width
-
-
-def _spikes(section: TrainSection) -> Spikes:
-    return Spikes(policy=section.on_spike, window=section.spike_window, limit=section.spike_score)
-
-
 def objective_for(section: TrainSection, model: nn.Module) -> Objective:
     """The objective around the model; our own cut of its head is used only if a probe shows that it is exact."""
     cut = head(model)
-    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
-    if cut is not None and not head_agrees(model, cut, rows):
+    if cut is not None and not head_agrees(model, cut, embedding(model).shape[0]):
         cut = None
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
-
-
-def engine_for(
-    recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, name: EngineName
-) -> Engine:
-    """The model on its engine."""
-    if recipe.model.dropout is not None:
-        set_dropout(model, recipe.model.dropout)
-    if recipe.memory.checkpointing == "full":
-        checkpoint_blocks(model)
-    make_optimizer = _optimizer(recipe.optim, undecayed(model))
-    layout = _layout(recipe.engine, plan, model, meeting, name)
-    return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
-
-
-def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, name: EngineName) -> Layout:
-    """The one branch over engines in the package."""
-    world, crew = meeting.world, meeting.crew
-    match name:
-        case "single":
-            return Single(world)
-        case "ddp":
-            rows = cast(Any, model).get_input_embeddings().weight.shape[0]
-            return Replicated(world, crew, some_unused=leaves_unused(model, rows))
-        case "fsdp2":
-            return Sharded(
-                world,
-                crew,
-                blocks(model),
-                reshard=section.reshard,
-                replicas=section.replicas,
-                compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
-                offload=section.offload,
-            )
 
 
 def measuring(
@@ -259,8 +210,7 @@ def measuring(
 
 def require_layout(plan: Plan, model: nn.Module) -> None:
     """RecipeError if examples packed into one row would see each other in this model."""
-    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
-    if plan.layout == "packed" and not packing_isolates(model, rows):
+    if plan.layout == "packed" and not packing_isolates(model, embedding(model).shape[0]):
         raise RecipeError(
             f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
             where="train.layout",
@@ -277,21 +227,6 @@ def target(model: ModelSection, section: ExportSection, facts: DataFacts, shippe
         template=None if own else shipped.exported,
         stop_ids=facts.stop_ids,
     )
-
-
-def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
-    """A maker, since an engine must shape the parameters first."""
-
-    def build(named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        return make(
-            section.name,
-            groups(named, spared),
-            lr=section.lr,
-            weight_decay=section.weight_decay,
-            options=section.options,
-        )
-
-    return build
 
 
 def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int], Sequence[float]]:

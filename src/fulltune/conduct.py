@@ -13,7 +13,6 @@ from fulltune.assemble import (
     Prepared,
     Site,
     Training,
-    engine_for,
     measuring,
     objective_for,
     require_layout,
@@ -24,6 +23,7 @@ from fulltune.base.files import require_room, sweep, to_json, whole_folder, writ
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic, machine
+from fulltune.engines import engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.planning.engine import choose_engine

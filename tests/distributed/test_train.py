@@ -20,7 +20,7 @@ from tests.distributed.ranks import run_together
 WORKER = "tests.distributed.worker"
 FORWARD = "fulltune.engine.native:NativeEngine.forward"
 UPDATE = "fulltune.engine.native:NativeEngine.update"
-LIMIT = 6
+LIMIT = 15
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,8 @@ def same_curve(run: Path, reference: Path) -> None:
     steps = [line["step"] for line in read(run / "journal.jsonl", "step")]
     assert steps == list(range(1, 9)), "no update is missing, none stands there twice"
     assert losses(run) == pytest.approx(losses(reference), abs=1e-5)
+    rates, wanted = ([line["lr"] for line in read(one / "journal.jsonl", "step")] for one in (run, reference))
+    assert rates == wanted
     ours, theirs = (list(read(one / "journal.jsonl", "evaluation")) for one in (run, reference))
     for one, other in zip(ours, theirs, strict=True):
         assert one["scores"] == pytest.approx(other["scores"], rel=1e-5), "every held-out example counts once"
@@ -115,6 +117,13 @@ def test_what_one_engine_saved_another_goes_on_with(tmp_path: Path, recipe: Path
         assert ended.codes == [0 if last else 75] * size, "\n".join(ended.said)
     same_curve(run, reference)
     assert differ(run, reference) <= 1e-4
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_the_first_as_long_as_it_takes(tmp_path: Path, recipe: Path) -> None:
+    ended = train(recipe, tmp_path / "run", "engine.timeout=10", befall="0,fulltune.stages:_made_ready,1,SLEEP")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    assert ended.seconds > 25
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])

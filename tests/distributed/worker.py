@@ -39,6 +39,8 @@ def _do(what: str) -> None:
         case "HANG":
             while True:  # a signal ends a sleep
                 time.sleep(60)
+        case "SLEEP":
+            time.sleep(25)
         case "RAISE":
             raise ValueError("something is wrong here")
         case "ENOSPC":

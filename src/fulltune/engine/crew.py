@@ -71,11 +71,10 @@ class Several:
     """Processes that met through torch.distributed."""
 
     def __init__(self, control: dist.ProcessGroup, store: Store, timeout: float) -> None:
-        """`timeout`: seconds after which a process that has not come here writes its stack to stderr, and ends."""
+        """`timeout`: seconds from one sum to the next after which a process writes its stack to stderr, and ends."""
         self.rank, self.size = dist.get_rank(control), dist.get_world_size(control)
         self._control, self._store, self._timeout = control, store, timeout
         self._told = 0
-        self._beat()
 
     def _beat(self) -> None:
         """It lives. A timer in C, so that it also ends a process that hangs in C."""
@@ -103,13 +102,10 @@ class Several:
     def told(self, act: Callable[[], T]) -> T:
         self._told += 1
         key = f"fulltune/told/{self._told}"
-        self.rest()
-        try:
-            if self.rank == 0:
-                return self._tell(key, act)
-            answer = self._heard(key)
-        finally:
-            self._beat()
+        self.rest()  # until the next sum: what comes of it, such as loading a model, may take long too
+        if self.rank == 0:
+            return self._tell(key, act)
+        answer = self._heard(key)
         if "fault" in answer:
             raise _again(answer)
         return cast(T, answer["value"])

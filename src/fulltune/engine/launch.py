@@ -20,6 +20,9 @@ from fulltune.base.records import Machine
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Alone, Crew, Several, lost, parted
 
+_START = 300.0
+"""Seconds that processes have at least to meet: imports from a slow disk take their time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -95,7 +98,8 @@ def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
     limit = timedelta(seconds=timeout)
     _meet_by_slurm()
     try:
-        store, rank, size = next(rendezvous("env://", here.rank, here.size, timeout=limit))
+        start = timedelta(seconds=max(timeout, _START))
+        store, rank, size = next(rendezvous("env://", here.rank, here.size, timeout=start))
         if device != "cpu":
             torch.cuda.set_device(device)
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"

@@ -160,7 +160,7 @@ class NativeEngine:
         self._release()
         tensors, numbers = flatten(self._optimizer, self._names)
         buffers = {name for name, _ in self._model.named_buffers()}  # a forward pass may write into them: copied now
-        weights = {n: v.clone() if n in buffers else v for n, v in _unique_state(self._model).items()}
+        weights = {n: v.clone() if n in buffers else v for n, v in unique_state(self._model).items()}
         rows = {name: self._layout.piece(value) for name, value in weights.items()}
         held = {"weights": weights, "optimizer": tensors, "extra": dict(extra)}
         places = {
@@ -193,7 +193,7 @@ class NativeEngine:
     def load(self, folder: Path, *, weights_only: bool = False) -> Extra:
         self._release()
         saved = Pieces(folder, "weights")
-        own = _unique_state(self._model)
+        own = unique_state(self._model)
         if set(saved) != own.keys():
             raise CheckpointError(
                 f"the checkpoint's weights are not the model's: {sorted(set(saved) ^ own.keys())[:5]}",
@@ -230,7 +230,7 @@ class NativeEngine:
             self._scale.restore(numbers.pop(_LOSS_SCALE))
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in _unique_state(self._model).items():
+        for name, value in unique_state(self._model).items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             if self.world.rank == 0:
                 yield name, whole.detach().cpu().contiguous()
@@ -241,7 +241,7 @@ def _parameter(key: str) -> str:
     return key.rpartition(SEPARATOR)[0]
 
 
-def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, each once: tied weights stand under the first of their names."""
     seen: set[int] = set()
     unique: dict[str, Tensor] = {}

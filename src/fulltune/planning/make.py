@@ -183,8 +183,9 @@ def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequ
         notes.append(f"the longest example has {longest:,} tokens: alone it exceeds train.micro_tokens")
     if recipe.train.layout == "auto":
         notes.append("layout: padded, examples of similar length beside each other")
-    if machine.devices > 1:
-        notes.append(f"1 of {machine.devices} devices is used: this version trains on one")
+    used = 1 if recipe.engine.name == "single" else recipe.engine.processes or machine.devices
+    if machine.devices > used:
+        notes.append(f"{used} of {machine.devices} devices are used, as the recipe's engine section says")
     if recipe.optim.floor == 0 and recipe.optim.schedule != "constant" and updates > 1:
         notes.append("optim.floor is 0: the last update has rate 0 and moves nothing")
     return notes

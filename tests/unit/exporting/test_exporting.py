@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from fulltune.assemble import target, template
 from fulltune.base.errors import DataError
 from fulltune.base.records import DataFacts
-from fulltune.exporting.targets import Target, write
-from fulltune.exporting.verify import verify
+from fulltune.engine.native import unique_state
+from fulltune.exporting.targets import Target, state_for, write
+from fulltune.exporting.verify import Written, verify
 from fulltune.model.load import load_tokenizer
 from fulltune.recipe.schema import ExportSection, ModelSection
 from tests import tiny
@@ -26,12 +27,14 @@ IDS = torch.arange(10, 40)[None]
 def exported(tmp_path: Path, base: Path, model: Any, **changes: Any) -> tuple[Path, Target]:
     goal = Target(base=base, **{"dtype": "float32", "template": None, "stop_ids": (2,), **changes})
     (tmp_path / "out").mkdir()
-    write(model, goal, tmp_path / "out")
+    write(model, state_for(goal, unique_state(model).items()), goal, tmp_path / "out")
     return tmp_path / "out", goal
 
 
 def check(folder: Path, model: Any, target: Target, tokens: Any = None) -> float:
-    return verify(folder, model, target, IDS, tokens or tiny.tokenizer(), code={"trust_remote_code": False})
+    state, buffers = state_for(target, unique_state(model).items()), dict(model.named_buffers())
+    written = Written(state, model, buffers, "cpu", {"trust_remote_code": False})
+    return verify(folder, written, target, IDS, tokens or tiny.tokenizer())
 
 
 @pytest.mark.parametrize("kind", sorted(set(tiny.KINDS)))

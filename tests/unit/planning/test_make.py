@@ -176,8 +176,16 @@ def test_a_precision_that_does_not_suit_the_models_file_is_mentioned() -> None:
     assert not any("rounded" in note for note in precision_notes(load_recipe(MINIMAL), "bf16-sr", half, CPU))
 
 
-def test_more_devices_than_are_used_are_mentioned() -> None:
-    assert any("1 of 4 devices" in note for note in plan(machine=GPUS).notes)
+def test_devices_that_are_not_used_are_mentioned() -> None:
+    def told(**engine: Any) -> bool:
+        return any("of 4 devices" in note for note in plan(machine=GPUS, engine=engine).notes)
+
+    assert (told(), told(processes=4)) == (False, False), "all are used"
+    assert told(name="single")
+    assert told(processes=2)
+
+
+def test_a_last_update_without_a_rate_is_mentioned() -> None:
     assert any("moves nothing" in note for note in plan(optim={"floor": 0.0}).notes)
 
 

@@ -74,17 +74,11 @@ def test_a_rollback_returns_to_the_healthy_state_and_goes_on_behind_the_examples
     assert after.seconds > now.seconds > healthy.seconds, "but took its time"
     [line] = updates.lines("rollback")
     assert (line["step"], line["to"], line["position"], line["loss"]) == (4, 2, 5 * BATCH, "NaN")
-    assert line["rows"] == [f"rows.jsonl:{i + 1}" for i in line_members(updates, 4)]
+    assert line["rows"] == [f"rows.jsonl:{i + 1}" for i in updates.members(4)]
     updates.make(2, replace(after, halvings=0))
     reference.make(2, replace(reference.make(2), position=5 * BATCH))
     assert updates.losses()[-2:] == reference.losses()[-2:]
     assert same(updates.state(), reference.state())
-
-
-def line_members(updates: Updates, update: int) -> list[int]:
-    """In the order of their micro-batches, longest first."""
-    lengths = updates.ground.store.lengths
-    return sorted(updates.members(update), key=lambda i: -lengths[i])
 
 
 def test_rollbacks_are_numbered_and_the_next_one_stops(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""The one branch over engines in the package: a model on the engine that was chosen for it."""
+
+from collections.abc import Collection, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fulltune.base.records import EngineName, Plan
+from fulltune.engine.contract import Engine, MakeOptimizer
+from fulltune.engine.launch import Meeting
+from fulltune.engine.layout import Layout
+from fulltune.engine.native import NativeEngine
+from fulltune.engine.replicated import Replicated
+from fulltune.engine.sharded import Sharded
+from fulltune.engine.single import Single
+from fulltune.model.facts import blocks, checkpoint_blocks, set_dropout, undecayed
+from fulltune.model.probe import leaves_unused
+from fulltune.objectives import Objective
+from fulltune.optim.groups import groups
+from fulltune.optim.optimizers import make
+from fulltune.recipe.schema import EngineSection, OptimSection, Recipe
+
+
+def engine_for(
+    recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, name: EngineName
+) -> Engine:
+    """The model on its engine."""
+    if recipe.model.dropout is not None:
+        set_dropout(model, recipe.model.dropout)
+    if recipe.memory.checkpointing == "full":
+        checkpoint_blocks(model)
+    make_optimizer = _optimizer(recipe.optim, undecayed(model))
+    layout = _layout(recipe.engine, plan, model, meeting, name)
+    return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
+
+
+def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, name: EngineName) -> Layout:
+    world, crew = meeting.world, meeting.crew
+    match name:
+        case "single":
+            return Single(world)
+        case "ddp":
+            return Replicated(world, crew, some_unused=leaves_unused(model, embedding(model).shape[0]))
+        case "fsdp2":
+            return Sharded(
+                world,
+                crew,
+                blocks(model),
+                reshard=section.reshard,
+                replicas=section.replicas,
+                compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
+                offload=section.offload,
+            )
+
+
+def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
+    """A maker, since an engine must shape the parameters first."""
+
+    def build(named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        return make(
+            section.name,
+            groups(named, spared),
+            lr=section.lr,
+            weight_decay=section.weight_decay,
+            options=section.options,
+        )
+
+    return build
+
+
+def embedding(model: nn.Module) -> Tensor:
+    """The input embedding [rows, hidden]."""
+    return cast(Tensor, cast(Any, model).get_input_embeddings().weight)
