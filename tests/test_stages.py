@@ -611,13 +611,13 @@ def test_a_signal_ends_an_export_and_leaves_no_half_of_it(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fulltune.train(recipe, out=tmp_path / "run")
-    real = targets._cast_state
+    real = targets._config
 
     def stopped(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(targets, "_cast_state", stopped)
+    monkeypatch.setattr(targets, "_config", stopped)
     with pytest.raises(Interrupted, match="SIGINT"):
         fulltune.export(tmp_path / "run", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "run"}

@@ -56,8 +56,8 @@ def test_landmine_E5_the_save_is_rehearsed_before_the_first_update(
 
     written = outcome.write
 
-    def spoiled(model: Any, target: Any, folder: Path) -> None:
-        written(model, target, folder)
+    def spoiled(model: Any, state: Any, target: Any, folder: Path) -> None:
+        written(model, state, target, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
 

@@ -47,6 +47,7 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
         shutdown_timeout=int(patience),
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects={0: Std.OUT, **others}),
     )
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, _SIGNALS.split(","))}
     try:
         launch_agent(config, command[0], list(command[1:]))
     except ChildFailedError as fault:
@@ -57,6 +58,10 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
         return Failure(rank, failed[rank], _said(logs, name, rank))
     except SignalException:
         return Failure(0, Interrupted.exit_code, "")
+    finally:  # the agent leaves its own
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
     return None
 
 

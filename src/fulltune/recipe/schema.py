@@ -170,7 +170,7 @@ class EngineSection(Section):
         fields = type(self).model_fields
         given = [name for name in SHARDED if vars(self)[name] != fields[name].default]
         if given and self.name != "fsdp2":
-            named = " and ".join(f"engine.{name}" for name in given)
+            named = " and ".join(f"`engine.{name}`" for name in given)
             raise ValueError(f"{named}: only the engine fsdp2 does this; add engine.name: fsdp2")
         return self
 

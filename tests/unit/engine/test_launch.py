@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def test_the_agent_names_who_failed_first(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its logs open
 def test_the_agent_says_nothing_of_success(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     code = "import json, os; print(json.dumps([os.environ['RANK'], os.environ['WORLD_SIZE']]))"
     assert agent.run_agent(2, [sys.executable, "-c", code], tmp_path / "logs", patience=5) is None
     said = sorted(json.loads(path.read_text()) for path in tmp_path.rglob("stdout.log"))
     assert said == [["0", "2"], ["1", "2"]]
+    assert signal.getsignal(signal.SIGTERM) is before, "it leaves no handlers behind"
