@@ -21,7 +21,7 @@ from fulltune.assemble import (
 from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
-from fulltune.base.records import CheckpointInfo, EvalReport, ModelFacts, Plan, Progress, RunRecord
+from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic, machine
 from fulltune.engines import engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
@@ -41,6 +41,9 @@ _AT_ONCE = 2
 
 _MOMENTS = 8
 """Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
+
+
+SINGLE: EngineName = "single"
 
 
 @contextmanager
@@ -85,7 +88,7 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
     with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
-            work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal, alone()))
+            work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal))
             with work.built.checkpoints:
                 loop = work.built.loop(work.start())
                 progress = loop.save(loop.update(loop.progress))
@@ -112,7 +115,7 @@ def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> 
         model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
         objective = objective_for(recipe.train, model)
-        engine = engine_for(recipe, plan, model, objective, alone(), "single")
+        engine = engine_for(recipe, plan, model, objective, alone(), SINGLE)
         splits = [split for split in data.stores if split != "train"]
         report = measuring(data, splits, plan, engine, objective)(0)
     if report is None:
@@ -126,7 +129,7 @@ def write_checkpoint(
 ) -> None:
     """Export one checkpoint of a run: that of `step`, else the best, else the last."""
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal.jsonl") as journal:
-        work = _Work.begin(run, run.plan(), data, model, Workplace(run.path, journal, alone()))
+        work = _Work.begin(run, run.plan(), data, model, Workplace(run.path, journal))
         newest = work.built.checkpoints.newest()
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
@@ -138,11 +141,14 @@ def write_checkpoint(
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Where a run is worked on: the folder of its checkpoints, its journal, and who works on it."""
+    """Where a run is worked on: the folder of its checkpoints, its journal, and who works on it.
+
+    Without a meeting one process has all of it, whatever engine the run trains by.
+    """
 
     folder: Path
     journal: Journal
-    meeting: Meeting
+    meeting: Meeting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +167,19 @@ class _Work:
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        chosen = choose_engine(run.recipe, place.meeting.crew.size, plan, model, machine())
-        LOGGER.info(f"engine: {chosen}")
-        loaded = load_model(section).to(place.meeting.world.device)
+        meeting, name = place.meeting or alone(), SINGLE
+        if place.meeting is not None:
+            chosen = choose_engine(run.recipe, meeting.crew.size, plan, model, machine())
+            LOGGER.info(f"engine: {chosen}")
+            name = chosen.name
+        loaded = load_model(section).to(meeting.world.device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
         identity = {"recipe": run.described, "depends": data.depends}
-        belonging = Belonging(identity, versions(), place.meeting.crew.size)
-        site = Site(place.folder, place.journal, place.meeting, belonging, chosen.name)
+        belonging = Belonging(identity, versions(), meeting.crew.size)
+        site = Site(place.folder, place.journal, meeting, belonging, name)
         built = training(run.recipe, plan, loaded, data, site)
-        outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, place.meeting.crew)
+        outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
         return cls(run, plan, data, place.journal, built, outcome)
 
     def go_on(self) -> Progress | None:

@@ -49,7 +49,7 @@ def together(recipe: Asked, overrides: Mapping[str, Any]) -> Iterator[Meeting]:
     if wanted(section):
         yield alone()
         return
-    with joined(section.timeout, sharded=section.name == "fsdp2") as meeting:
+    with joined(section.timeout, grouped=section.name in ("ddp", "fsdp2")) as meeting:
         yield meeting
 
 

@@ -29,7 +29,7 @@ from fulltune.model.load import (
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
-from fulltune.runs import RunFolder, open_run
+from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
@@ -167,8 +167,17 @@ def train(
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
     """All of `train` up to one update and a trial save, neither of which is kept. Returns seconds, loss and bytes.
 
+    It is of one process: RecipeError if the recipe asks for more than one, or for an engine that shares.
+
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
+    section = recipe_of(recipe, overrides).engine
+    if wanted(section) or section.name in ("ddp", "fsdp2"):
+        raise RecipeError(
+            "a dry run is of one process",
+            where="engine",
+            mend="engine.name=single; or leave --dry-run out: before its first update training tries all of it too",
+        )
     with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run, locked(run.path):
         model = facts_of(run.recipe.model)
         data = prepared(run)

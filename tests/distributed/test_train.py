@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,49 @@ def test_a_full_disk_of_one_is_everybodys(tmp_path: Path, recipe: Path, engine: 
     assert 7 in ended.codes and 0 not in ended.codes, "\n".join(ended.said)
     assert all((path / "MANIFEST.json").exists() for path in (run / "checkpoints").glob("step-*"))
     goes_on(recipe, run, engine, undisturbed)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_one_process_is_a_group_too(tmp_path: Path, recipe: Path, reference: Path, engine: str) -> None:
+    """On one GPU too weights may wait on the host. What was trained so is exported without a group."""
+    run = tmp_path / "run"
+    fulltune.train(recipe, out=run, engine={"name": engine})
+    same_curve(run, reference)
+    assert differ(run, reference) <= 1e-6
+    folder = fulltune.export(run, tmp_path / "again")
+    assert (folder / "model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    assert fulltune.evaluate(run)["result"].scores["heldout.loss"] == pytest.approx(losses_held(run), abs=1e-5)
+
+
+def losses_held(run: Path) -> float:
+    last = list(read(run / "journal.jsonl", "evaluation"))[-1]
+    return float(last["scores"]["heldout.loss"])
+
+
+def test_a_dry_run_is_of_one_process(tmp_path: Path, recipe: Path) -> None:
+    for engine in ({"processes": 2}, {"name": "fsdp2"}):
+        with pytest.raises(RecipeError, match="a dry run is of one process"):
+            fulltune.dry_run(recipe, out=tmp_path / "run", engine=engine)
+
+
+@pytest.mark.faults
+def test_a_signal_to_who_started_them_stops_all(tmp_path: Path, recipe: Path, reference: Path) -> None:
+    """The command passes it on, waits until all have saved, and ends as they did."""
+    run = tmp_path / "run"
+    words = ["train", str(recipe), "--out", str(run), "engine.name=ddp", "engine.processes=2", "train.steps=400"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen([sys.executable, "-m", "fulltune", *words], cwd=ROOT, env=environment)
+    journal = run / "journal.jsonl"
+    while started.poll() is None and not (journal.exists() and list(read_lines(journal))):
+        time.sleep(0.1)
+    started.terminate()
+    assert started.wait(60) == 75
+    assert len(losses(run)) == int(max((run / "checkpoints").glob("step-*")).name[5:]) > 0
+    assert not (run / ".lock").exists()
+
+
+def read_lines(journal: Path) -> list[str]:
+    return [line for line in journal.read_text().splitlines() if '"kind": "step"' in line]
 
 
 def test_a_launcher_and_a_recipe_that_disagree(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

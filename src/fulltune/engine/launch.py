@@ -76,21 +76,21 @@ def alone() -> Meeting:
 
 
 @contextmanager
-def joined(timeout: float, *, sharded: bool = False) -> Iterator[Meeting]:
+def joined(timeout: float, *, grouped: bool = False) -> Iterator[Meeting]:
     """In here the processes that the launcher started can talk.
 
-    `timeout`: seconds that one waits for another in a collective. `sharded`: torch's own layer is wanted also for one
-    process. RankError if they do not meet.
+    `timeout`: seconds that one waits for another in a collective. `grouped`: also one process is to be a group, as DDP
+    and FSDP2 ask for. RankError if they do not meet.
     """
     here = place()
     if here.size == 1:
-        if sharded:
+        if grouped:
             backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         try:
             yield alone()
         finally:
-            if sharded:
+            if grouped:
                 dist.destroy_process_group()
         return
     device = f"cuda:{here.local}" if torch.cuda.is_available() else "cpu"

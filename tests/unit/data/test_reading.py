@@ -91,7 +91,7 @@ def test_tabs_keep_quotes_and_a_header_can_be_given(tmp_path: Path) -> None:
         ("t.json", b'{"data": []}', "no rows"),
         ("t.jsonl", zstandard.compress(b'{"a": 1}\n' * 999)[:-9], "damaged zstd"),
         ("t.jsonl", zstandard.compress(b'{"a": 1}\n')[:9] + b"xxxx", "damaged zstd"),
-        ("t.jsonl", gzip.compress(gzip.compress(b'{"a": 1}\n')), "gzip data"),
+        ("t.jsonl", gzip.compress(gzip.compress(b'{"a": 1}\n', mtime=0), mtime=0), "gzip data"),
         ("t.parquet", b"PAR1" + b"x" * 99 + b"PAR1", "not a whole Parquet"),
         ("t.arrow", b"ARROW1\0\0" + b"x" * 99, "not a whole Parquet or Arrow"),
         ("t.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "not a whole Parquet or Arrow"),

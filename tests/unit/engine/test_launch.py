@@ -127,7 +127,7 @@ def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not dist.is_initialized()
         value = torch.ones(2)
         assert meeting.crew.sum(value) is value
-    with launch.joined(5, sharded=True):
+    with launch.joined(5, grouped=True):
         assert dist.get_world_size() == 1, "fully_shard needs a group, be it of one"
     assert not dist.is_initialized()
 
