@@ -238,7 +238,7 @@ def _progress() -> Iterator["ProgressLine"]:
 
     from fulltune.training.progress import ProgressLine
 
-    sink = ProgressLine(Console(stderr=True))
+    sink = ProgressLine(Console(stderr=True, quiet="FULLTUNE_FOLLOWED" in os.environ))
     try:
         yield sink
     finally:

@@ -1,11 +1,13 @@
 """Conducts a training run: load, ask, rehearse the save, begin or go on, loop, write the result, keep the record."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -161,6 +163,7 @@ class _Work:
     journal: Journal
     built: Training
     outcome: Outcome
+    engine: EngineName
 
     @classmethod
     def begin(cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, place: Workplace) -> "_Work":
@@ -180,7 +183,7 @@ class _Work:
         site = Site(place.folder, place.journal, meeting, belonging, name)
         built = training(run.recipe, plan, loaded, data, site)
         outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
-        return cls(run, plan, data, place.journal, built, outcome)
+        return cls(run, plan, data, place.journal, built, outcome, name)
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -193,7 +196,7 @@ class _Work:
         progress, manifest, _ = checkpoints.load(newest, self.built.engine)
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
-        self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **versions()})
+        self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})
         for change in self._differs(manifest):
             self.journal.write("change", {"step": newest, **to_json(change)})
             LOGGER.info(f"changed: {change}")
@@ -221,7 +224,7 @@ class _Work:
             "data": self.data.facts.fingerprint,
             "updates": self.plan.updates,
         }
-        self.journal.write("start", {**facts, **versions()})
+        self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
         self.outcome.write_model(self._scratch, self.run.recipe.export)
         report = self.built.evaluating.measure(0)
@@ -231,6 +234,10 @@ class _Work:
         progress = self.built.saving(self.built.updating.rehearse(Progress()))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
+
+    def _who(self) -> dict[str, Any]:
+        """Who trains, by what."""
+        return {"pid": os.getpid(), "processes": self.outcome.crew.size, "engine": self.engine, **versions()}
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:

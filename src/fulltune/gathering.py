@@ -25,6 +25,10 @@ from fulltune.engine.launch import Meeting, alone, joined, place
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import EngineSection
 from fulltune.runs import RunFolder, recipe_of
+from fulltune.training.journal import Sink, followed
+
+FOLLOWED = "FULLTUNE_FOLLOWED"
+"""Set for processes whose journal is shown by the one that started them."""
 
 _KINDS: Mapping[int, type[FulltuneError]] = {
     kind.exit_code: kind
@@ -73,15 +77,18 @@ def wanted(section: EngineSection) -> int:
     return count if count > 1 else 0
 
 
-def start(processes: int, run: RunFolder, accept: Sequence[str]) -> None:
+def start(processes: int, run: RunFolder, accept: Sequence[str], sinks: Sequence[Sink]) -> None:
     """Train a run in so many processes of this machine, under torchrun's agent; returns when they are done.
 
-    What one of them failed of is raised: it has printed it by then.
+    `sinks` hear the run's journal. What one of the processes failed of is raised, after its words were shown.
     """
     accepted = [word for name in accept for word in ("--accept-change", name)]
     command = [sys.executable, "-m", "fulltune", "train", str(run.path), *accepted]
     LOGGER.info(f"starting {processes} processes")
-    failed = run_agent(processes, command, run.path / "logs", patience=run.recipe.engine.timeout)
+    with followed(run.journal, sinks):
+        failed = run_agent(
+            processes, command, run.path / "logs", patience=run.recipe.engine.timeout, variables={FOLLOWED: "1"}
+        )
     if failed is None:
         return
     if failed.said:

@@ -155,7 +155,7 @@ def train(
             if processes > 1:
                 with locked(run.path):
                     planned(run, prepared(run), facts_of(run.recipe.model), trains=True)
-                start(processes, run, accept)
+                start(processes, run, accept, sinks)
                 return run.finished()
             with locked(run.path) if crew.rank == 0 else nullcontext():
                 model = facts_of(run.recipe.model)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,7 @@ def test_landmine_D13_a_run_may_go_back_and_on_behind_the_examples(tmp_path: Pat
 def test_landmine_D14_what_a_person_sees_says_nan_too() -> None:
     said = io.StringIO()
     line = ProgressLine(Console(file=said, width=200))
-    line.hear("start", {"updates": 9})
+    line.hear("start", {"updates": 9, "pid": os.getpid()})
     line.hear("step", {"step": 1, "loss": "NaN", "lr": 1e-3, "tokens": 8, "seconds": 0.5})
     line.hear("evaluation", {"step": 1, "scores": {"heldout.loss": "NaN"}})
     rows = [f"rows.jsonl:{n}" for n in range(1, 9)]

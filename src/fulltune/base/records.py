@@ -297,4 +297,4 @@ class RunRecord:
     """Between the exported folder, loaded anew, and the weights it was written from, on a held-out batch."""
     samples: tuple[Sample, ...]
     peak_bytes: int
-    """Most memory that the process held: on the device if there is one, else on the host."""
+    """Most memory that the process, of several the first, held: on the device if there is one, else on the host."""

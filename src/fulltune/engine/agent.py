@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,10 @@ class Failure:
     said: str
 
 
-def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: float) -> Failure | None:
-    """Run a command in so many processes, and wait; None if all went well.
+def run_agent(
+    processes: int, command: Sequence[str], logs: Path, *, patience: float, variables: Mapping[str, str] | None = None
+) -> Failure | None:
+    """Run a command in so many processes with these environment variables more, and wait; None if all went well.
 
     What the first says to stderr is seen at once, all else lies in `logs`. If one fails, the others are asked to end;
     so they are by a signal to this process, which is passed on, and have `patience` seconds for it.
@@ -47,6 +49,7 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
         shutdown_timeout=int(patience),
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects={0: Std.OUT, **others}),
     )
+    os.environ.update(variables or {})  # which the processes inherit
     before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, _SIGNALS.split(","))}
     try:
         launch_agent(config, command[0], list(command[1:]))
@@ -59,6 +62,8 @@ def run_agent(processes: int, command: Sequence[str], logs: Path, *, patience: f
     except SignalException:
         return Failure(0, Interrupted.exit_code, "")
     finally:  # the agent leaves its own
+        for name in variables or {}:
+            del os.environ[name]
         for number, handler in before.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)

@@ -7,6 +7,7 @@ may take hours to prepare, a collective may not.
 
 import faulthandler
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
@@ -42,6 +43,10 @@ class Crew(Protocol):
     def size(self) -> int:
         """How many there are."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds that one waits for another."""
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all, on the host, the same to the bit on each."""
 
@@ -55,7 +60,7 @@ class Crew(Protocol):
 class Alone:
     """One process."""
 
-    rank, size = 0, 1
+    rank, size, patience = 0, 1, math.inf
 
     def sum(self, value: Tensor) -> Tensor:
         return value
@@ -73,12 +78,12 @@ class Several:
     def __init__(self, control: dist.ProcessGroup, store: Store, timeout: float) -> None:
         """`timeout`: seconds from one sum to the next after which a process writes its stack to stderr, and ends."""
         self.rank, self.size = dist.get_rank(control), dist.get_world_size(control)
-        self._control, self._store, self._timeout = control, store, timeout
+        self._control, self._store, self.patience = control, store, timeout
         self._told = 0
 
     def _beat(self) -> None:
         """It lives. A timer in C, so that it also ends a process that hangs in C."""
-        faulthandler.dump_traceback_later(self._timeout + _LATE, exit=True)
+        faulthandler.dump_traceback_later(self.patience + _LATE, exit=True)
 
     @staticmethod
     def rest() -> None:

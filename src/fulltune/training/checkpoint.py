@@ -91,7 +91,8 @@ class Checkpoints:
         with whole_folder(place) as draft:
             digests = capture.write(draft)
             for rank in range(1, capture.writers):
-                digests |= parts.fetch(self._folder, progress.update, rank, draft, lambda: self._failed)
+                failed, patience = lambda: self._failed, self._crew.patience
+                digests |= parts.fetch(self._folder, progress.update, rank, draft, failed, patience)
             write_record(draft / _PROGRESS, progress)
             manifest = Manifest(
                 step=progress.update,

@@ -2,13 +2,18 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fulltune.base.errors import CheckpointError
 from fulltune.base.secrets import masked_tree
+
+_LOOK_EVERY = 0.2
+"""Seconds."""
 
 
 class Sink(Protocol):
@@ -70,6 +75,38 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+
+
+@contextmanager
+def followed(path: Path, sinks: Sequence[Sink]) -> Iterator[None]:
+    """In here sinks hear what another process writes into a journal, a moment later."""
+    done, at = threading.Event(), path.stat().st_size if path.exists() else 0
+    follower = threading.Thread(target=_follow, args=(path, at, sinks, done), name="journal", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+
+
+def _follow(path: Path, at: int, sinks: Sequence[Sink], done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(_LOOK_EVERY)
+        if not path.exists():
+            continue
+        at = min(at, path.stat().st_size)  # a run that goes on cuts off what its checkpoint does not know
+        with path.open("rb") as file:
+            file.seek(at)
+            for line in file:
+                if not line.endswith(b"\n"):  # the rest of it comes
+                    break
+                at += len(line)
+                values = json.loads(line)
+                kind = values.pop("kind")
+                for sink in sinks:
+                    sink.hear(kind, values)
 
 
 def read(path: Path, kind: str) -> Iterator[dict[str, Any]]:

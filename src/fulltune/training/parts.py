@@ -28,14 +28,17 @@ def leave(checkpoints: Path, step: int, rank: int, capture: Capture) -> None:
         (draft / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
 
-def fetch(checkpoints: Path, step: int, rank: int, draft: Path, given_up: Callable[[], bool]) -> dict[str, str]:
+def fetch(
+    checkpoints: Path, step: int, rank: int, draft: Path, given_up: Callable[[], bool], patience: float
+) -> dict[str, str]:
     """Move another process's part into the draft, when it stands; the digest of each of its files.
 
-    RankError if it was given up: that process has failed.
+    RankError if it was given up, since that process has failed, or if it does not come for so many seconds.
     """
     place = _place(checkpoints, step, rank)
+    until = time.monotonic() + patience
     while not place.exists():
-        if given_up():
+        if given_up() or time.monotonic() > until:
             raise RankError(f"process {rank} did not write its part of {step_name(step)}", where=str(checkpoints))
         time.sleep(_ASK_EVERY)
     digests: dict[str, str] = json.loads((place / _DIGESTS).read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live line on a terminal, now and then a plain line elsewhere."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ class ProgressLine:
         self._console = console
         self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._updates = 0
+        self._here = False
+        """Whether the run is trained by this process, whose memory can be told."""
         self._spoken = -_PLAIN_SECONDS
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -34,6 +37,7 @@ class ProgressLine:
         match kind:
             case "start":
                 self._updates = int(values["updates"])
+                self._here = values["pid"] == os.getpid()
                 self._begin(int(values.get("resumed_at", 0)))
             case "step":
                 self._step(values)
@@ -64,7 +68,8 @@ class ProgressLine:
     def _step(self, values: Mapping[str, Any]) -> None:
         self._recent.append((int(values["tokens"]), float(values["seconds"])))
         tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
-        text = f"loss {float(values['loss']):.4f}  lr {values['lr']:.2e}  {tokens / seconds:,.0f} tokens/s  {_memory()}"
+        text = f"loss {float(values['loss']):.4f}  lr {values['lr']:.2e}  {tokens / seconds:,.0f} tokens/s"
+        text += f"  {_memory()}" if self._here else ""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=values["step"], description=text)
             return

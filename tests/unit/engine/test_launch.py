@@ -73,7 +73,7 @@ class Listener(Several):
 
     def __init__(self, rank: int, store: HashStore) -> None:
         self.rank, self.size = rank, 2
-        self._store, self._told, self._timeout = store, 0, 3600.0
+        self._store, self._told, self.patience = store, 0, 3600.0
 
 
 def test_what_the_first_finds_or_fails_of_all_hear() -> None:
