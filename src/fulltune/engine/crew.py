@@ -33,7 +33,7 @@ _GRACE = 10.0
 
 
 class Crew(Protocol):
-    """The processes of one run. Every method but the properties is called by all of them, in the same order."""
+    """The processes of one run. Sums, questions and what is told are called by all of them, in the same order."""
 
     @property
     def rank(self) -> int:
@@ -46,6 +46,9 @@ class Crew(Protocol):
     @property
     def patience(self) -> float:
         """Seconds that one waits for another."""
+
+    def rest(self) -> None:
+        """This process alone: until the next sum it may take as long as it likes, the others need not worry."""
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all, on the host, the same to the bit on each."""
@@ -61,6 +64,9 @@ class Alone:
     """One process."""
 
     rank, size, patience = 0, 1, math.inf
+
+    def rest(self) -> None:
+        """Nobody waits."""
 
     def sum(self, value: Tensor) -> Tensor:
         return value
@@ -85,9 +91,7 @@ class Several:
         """It lives. A timer in C, so that it also ends a process that hangs in C."""
         faulthandler.dump_traceback_later(self.patience + _LATE, exit=True)
 
-    @staticmethod
-    def rest() -> None:
-        """From here on it may take as long as it likes."""
+    def rest(self) -> None:
         faulthandler.cancel_dump_traceback_later()
 
     def sum(self, value: Tensor) -> Tensor:

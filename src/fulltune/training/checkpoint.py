@@ -83,6 +83,7 @@ class Checkpoints:
     def wait(self) -> CheckpointInfo | None:
         """As `settled`, but waits for it."""
         begun, self._begun = self._begun, None
+        self._crew.rest()  # a disk may be slow
         return None if begun is None else begun.result()
 
     def _write(self, capture: Capture, progress: Progress, journal: int) -> CheckpointInfo:
