@@ -177,6 +177,19 @@ def test_one_that_ends_or_hangs_ends_all(
 
 
 @pytest.mark.faults
+def test_a_loss_that_is_none_on_one_is_skipped_by_all(tmp_path: Path, recipe: Path, engine: str) -> None:
+    """F11: the rows of the rank that had it are named, whichever that is; nothing moves on any."""
+    run = tmp_path / "run"
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{FORWARD},22,NAN")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    [line] = read(run / "journal.jsonl", "warning")
+    assert line["what"] == "update skipped: loss or gradient not finite"
+    assert len(line["rows"]) == 1, "a micro-batch has one row here"
+    steps = [line["step"] for line in read(run / "journal.jsonl", "step")]
+    assert steps == list(range(1, 9)), "updates are counted, not tries"
+
+
+@pytest.mark.faults
 def test_a_full_disk_of_one_is_everybodys(tmp_path: Path, recipe: Path, engine: str, undisturbed: Path) -> None:
     run = tmp_path / "run"
     rank = 1 if engine == "fsdp2" else 0  # with ddp the first alone writes
@@ -208,6 +221,20 @@ def test_a_dry_run_is_of_one_process(tmp_path: Path, recipe: Path) -> None:
     for engine in ({"processes": 2}, {"name": "fsdp2"}):
         with pytest.raises(RecipeError, match="a dry run is of one process"):
             fulltune.dry_run(recipe, out=tmp_path / "run", engine=engine)
+
+
+@pytest.mark.faults
+def test_where_memory_runs_out_on_one_all_take_smaller_micro_batches(
+    tmp_path: Path, recipe: Path, reference: Path
+) -> None:
+    """F14, in a pass after which gradients are not exchanged yet: the same updates."""
+    run = tmp_path / "run"
+    words = ["engine.name=ddp", "train.micro_examples=2"]
+    ended = train(recipe, run, *words, befall=f"1,{FORWARD},8,MEMORY")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    [line] = read(run / "journal.jsonl", "warning")
+    assert "out of memory" in line["what"] and line["micro_examples"] == 1
+    same_curve(run, reference)
 
 
 @pytest.mark.faults

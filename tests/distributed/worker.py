@@ -1,6 +1,7 @@
 """One rank of `fulltune train`, which something may befall: `BEFALL=rank,module:Class.name,call,what`.
 
-`what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, ENOSPC a full disk.
+`what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, ENOSPC a full disk, MEMORY one
+without room; NAN makes the losses of that pass none.
 """
 
 import errno
@@ -11,6 +12,8 @@ import os
 import signal
 import time
 from typing import Any
+
+import torch
 
 from fulltune.cli import main
 
@@ -25,9 +28,11 @@ def befall(target: str, call: int, what: str) -> None:
 
     @functools.wraps(real)
     def instead(*arguments: Any, **named: Any) -> Any:
-        if next(count) == call:
+        now = next(count) == call
+        if now and what != "NAN":
             _do(what)
-        return real(*arguments, **named)
+        found = real(*arguments, **named)
+        return {term: value * float("nan") for term, value in found.items()} if now and what == "NAN" else found
 
     setattr(owner, name, instead)
 
@@ -41,6 +46,8 @@ def _do(what: str) -> None:
                 time.sleep(60)
         case "SLEEP":
             time.sleep(25)
+        case "MEMORY":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         case "RAISE":
             raise ValueError("something is wrong here")
         case "ENOSPC":
