@@ -59,7 +59,7 @@ def test_F2_killed_at_every_write_boundary(every: int, short: Ground, server: Fo
     assert server.drive(map(course, numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(5, marks=AT_LENGTH)])
+@pytest.mark.parametrize("every", [197, pytest.param(5, marks=AT_LENGTH)])
 def test_F2_killed_while_going_on(every: int, ground: Ground, server: ForkServer, tmp_path: Path) -> None:
     """A second kill, at a boundary of what the first one made necessary: drafts swept, the journal cut, a damaged
     checkpoint put aside.

@@ -79,6 +79,7 @@ def test_an_update_is_cut_as_the_case_says(both: Pair) -> None:
     assert len({length for each in lengths for length in each}) > 20, "uneven, so a mean of means would be far off"
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_follows_too(tmp_path: Path, shared: Path) -> None:
     """Measured over 20 updates: losses 7.2e-7, norms of up to 12 9.5e-7, weights 1.7e-6, KL 2e-11."""
     found = pair(tmp_path, shared / "models/stories260K", (4, "packed"), 20, lr=3e-4)

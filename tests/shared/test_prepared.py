@@ -430,7 +430,7 @@ def prepared(kit: Kit, tmp_path: Path) -> Callable[[str, Any], Prepared]:
     return run
 
 
-LONG = {"gsm8k/train"}
+LONG = {"gsm8k/train", "tinyshakespeare", "tinystories/train", "wikitext2"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES])
