@@ -230,7 +230,7 @@ def test_where_memory_runs_out_on_one_all_take_smaller_micro_batches(
     """F14, in a pass after which gradients are not exchanged yet: the same updates."""
     run = tmp_path / "run"
     words = ["engine.name=ddp", "train.micro_examples=2"]
-    ended = train(recipe, run, *words, befall=f"1,{FORWARD},8,MEMORY")
+    ended = train(recipe, run, *words, befall=f"1,{FORWARD},7,MEMORY")
     assert ended.codes == [0, 0], "\n".join(ended.said)
     [line] = read(run / "journal.jsonl", "warning")
     assert "out of memory" in line["what"] and line["micro_examples"] == 1
