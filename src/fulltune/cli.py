@@ -12,6 +12,7 @@ import typer
 
 from fulltune import printing
 from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def train(
     with _progress() as sink:
         accept = accept_change or []
         record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **_given(overrides))
-    if _rank() == 0:
+    if place().rank == 0:
         _print(record, printing.outcome(record), as_json)
 
 
@@ -238,7 +239,7 @@ def _progress() -> Iterator["ProgressLine"]:
 
     from fulltune.training.progress import ProgressLine
 
-    sink = ProgressLine(Console(stderr=True, quiet="FULLTUNE_FOLLOWED" in os.environ))
+    sink = ProgressLine(Console(stderr=True, quiet=FOLLOWED in os.environ))
     try:
         yield sink
     finally:
@@ -254,7 +255,7 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
 def main() -> int:
     """Run a command; the exit codes are those of docs/architecture.md."""
     code = _run()
-    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    if place().launched:
         # What gloo leaves behind may abort a process that ends in order, and turn its exit code into a signal.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -265,7 +266,7 @@ def main() -> int:
 def _run() -> int:
     from fulltune.base.log import speak
 
-    speak(quiet=_rank() > 0)
+    speak(quiet=place().rank > 0)  # the first speaks for all
     try:
         if app(standalone_mode=False) == 130:  # typer keeps a KeyboardInterrupt to itself, and gives its exit code
             raise KeyboardInterrupt
@@ -285,11 +286,6 @@ def _run() -> int:
     except typer.TyperException as fault:  # a wrong option or a missing argument
         return _fail(f"error: {fault}\nmend:  fulltune --help", RecipeError.exit_code)
     return 0
-
-
-def _rank() -> int:
-    """Of several processes of a run, which a launcher started: the first speaks for all."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def _fail(text: str, code: int) -> int:

@@ -45,7 +45,7 @@ _MOMENTS = 8
 """Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
 
 
-SINGLE: EngineName = "single"
+_SINGLE: EngineName = "single"
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> 
         model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
         objective = objective_for(recipe.train, model)
-        engine = engine_for(recipe, plan, model, objective, alone(), SINGLE)
+        engine = engine_for(recipe, plan, model, objective, alone(), _SINGLE)
         splits = [split for split in data.stores if split != "train"]
         report = measuring(data, splits, plan, engine, objective)(0)
     if report is None:
@@ -170,7 +170,7 @@ class _Work:
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        meeting, name = place.meeting or alone(), SINGLE
+        meeting, name = place.meeting or alone(), _SINGLE
         if place.meeting is not None:
             chosen = choose_engine(run.recipe, meeting.crew.size, plan, model, machine())
             LOGGER.info(f"engine: {chosen}")

@@ -7,43 +7,17 @@ from typing import Any
 
 import torch
 
-from fulltune.base.errors import (
-    CheckpointError,
-    DataError,
-    DiskError,
-    DivergedError,
-    FulltuneError,
-    Interrupted,
-    LockedError,
-    MachineError,
-    RankError,
-    RecipeError,
-)
+from fulltune.base.errors import FulltuneError, Interrupted, RankError, RecipeError
 from fulltune.base.log import LOGGER
+from fulltune.base.place import FOLLOWED, place
 from fulltune.engine.agent import run_agent
-from fulltune.engine.launch import Meeting, alone, joined, place
+from fulltune.engine.launch import Meeting, alone, joined
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import EngineSection
 from fulltune.runs import RunFolder, recipe_of
 from fulltune.training.journal import Sink, followed
 
-FOLLOWED = "FULLTUNE_FOLLOWED"
-"""Set for processes whose journal is shown by the one that started them."""
-
-_KINDS: Mapping[int, type[FulltuneError]] = {
-    kind.exit_code: kind
-    for kind in (
-        RecipeError,
-        DataError,
-        MachineError,
-        DivergedError,
-        CheckpointError,
-        DiskError,
-        RankError,
-        LockedError,
-        Interrupted,
-    )
-}
+_KINDS = {kind.exit_code: kind for kind in FulltuneError.__subclasses__()}
 
 
 @contextmanager
@@ -63,7 +37,7 @@ def wanted(section: EngineSection) -> int:
     RecipeError where the recipe says another number than the launcher.
     """
     here = place()
-    if here.size > 1 or here.launched:
+    if here.launched:
         if section.processes not in (None, here.here):
             raise RecipeError(
                 f"engine.processes is {section.processes}, but {here.here} were started on this machine",

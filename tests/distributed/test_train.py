@@ -1,5 +1,6 @@
 """`fulltune train` in several processes: the run of one, whoever starts them, and whatever befalls one of them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -104,6 +105,29 @@ def test_the_command_starts_its_own_processes(tmp_path: Path, recipe: Path, refe
     assert differ(tmp_path / "run", reference) <= 1e-4
     assert json.loads((tmp_path / "run" / "record.json").read_text())["largest_logit_difference"] <= 1e-6
     assert list((tmp_path / "run" / "logs").glob("*/attempt_0/1/stderr.log"))
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"],
+    # Its own --cpu starts one process whatever is asked for; this is torchrun, and needs no GPU.
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--module"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_starts_the_same_command(tmp_path: Path, recipe: Path, reference: Path, launcher: str) -> None:
+    if launcher == "accelerate" and importlib.util.find_spec("accelerate") is None:
+        pytest.skip("accelerate is not installed")
+    words = ["fulltune", "train", str(recipe), "--out", str(tmp_path / "run"), "engine.name=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *LAUNCHERS[launcher], *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("heldout.loss") == 1, "the first speaks for both"
+    same_curve(tmp_path / "run", reference)
+    [start] = read(tmp_path / "run" / "journal.jsonl", "start")
+    assert (start["processes"], start["engine"]) == (2, "ddp")
 
 
 @pytest.mark.slow

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from fulltune.base.formats import PrecisionPlan
+
 IGNORE = -100
 """The label of a token that carries no loss."""
 
 Layout = Literal["padded", "packed"]
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed", "bf16-sr"]
 EngineName = Literal["single", "ddp", "fsdp2"]
-NumberFormat = Literal["float32", "bfloat16", "float16"]
-BYTES: dict[NumberFormat, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 Unit = Literal["updates", "epochs", "minutes"]
 
 
@@ -129,43 +129,6 @@ class SourceMix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionPlan:
-    """In which number format everything is held and computed. An engine acts on these and knows no other setting."""
-
-    weights: NumberFormat
-    gradients: NumberFormat
-    """As the backward pass of one micro-batch makes them."""
-    moments: NumberFormat
-    """What the optimizer keeps for each weight."""
-    compute: NumberFormat
-    """Matrix products of the forward and backward pass; they add up in float32 inside, losses are float32 anyway."""
-    reduction: NumberFormat
-    """In which gradients of several micro-batches are added up, and losses and norms."""
-    bytes: dict[str, int]
-    """Per parameter, by `weights`, `gradients` and `moments`; no moments where only the user's own optimizer knows."""
-
-    def __str__(self) -> str:
-        told = "; ".join(f"{name} {value}" for name, value in self.rows().items())
-        return f"{told}; {sum(self.bytes.values())} bytes per parameter together"
-
-    def rows(self) -> dict[str, str]:
-        """The plan as a table: a number format for each name, and what it costs."""
-        held: dict[str, NumberFormat]
-        held = {"weights": self.weights, "gradients": self.gradients, "moments": self.moments}
-        shown = {name: f"{number}, {_cost(self.bytes.get(name))}" for name, number in held.items()}
-        if self.bytes["gradients"] > BYTES[self.gradients]:
-            total = f"added up in {self.reduction}, {_cost(self.bytes['gradients'])}"
-            shown["gradients"] = f"{self.gradients} of a micro-batch, {total}"
-        if self.weights != "float32":
-            shown["weights"] += ", rounded stochastically"
-        return {**shown, "compute": self.compute, "reduction": self.reduction}
-
-
-def _cost(size: int | None) -> str:
-    return "size unknown" if size is None else f"{size} bytes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every number derived from recipe, data, model and machine. Derived once, here (`plan.json`)."""
 
@@ -206,6 +169,7 @@ class Progress:
     update: int = 0
     """Optimizer updates made."""
     skipped: int = 0
+    """Updates that were not made, and left everything as it was."""
     rollbacks: int = 0
     """How often the run went back to a checkpoint."""
     halvings: int = 0

@@ -1,10 +1,12 @@
 """Starts processes on this machine, and ends them together: torchrun's elastic agent, as a library."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -36,6 +38,9 @@ def run_agent(
     """
     name = f"pid{os.getpid()}"
     others = dict.fromkeys(range(1, processes), Std.ALL)
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    # Before it had this option the agent killed after 30 seconds (torch 2.11 has it not).
+    ending: dict[str, Any] = {"shutdown_timeout": int(patience)} if "shutdown_timeout" in known else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -46,8 +51,8 @@ def run_agent(
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle=_SIGNALS,
-        shutdown_timeout=int(patience),
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects={0: Std.OUT, **others}),
+        **ending,
     )
     os.environ.update(variables or {})  # which the processes inherit
     before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, _SIGNALS.split(","))}
@@ -62,8 +67,8 @@ def run_agent(
     except SignalException:
         return Failure(0, Interrupted.exit_code, "")
     finally:  # the agent leaves its own
-        for name in variables or {}:
-            del os.environ[name]
+        for variable in variables or {}:
+            del os.environ[variable]
         for number, handler in before.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)

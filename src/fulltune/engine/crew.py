@@ -134,6 +134,7 @@ class Several:
     def _tell(self, key: str, act: Callable[[], T]) -> T:
         try:
             value = act()
+            self._store.set(key, json.dumps({"value": value}))
         except FulltuneError as fault:
             faults = [[one.what, one.where, one.mend, one.code] for one in fault.faults]
             said = {"fault": type(fault).__name__, "faults": faults, "note": fault.note}
@@ -142,7 +143,6 @@ class Several:
         except BaseException as fault:  # whatever it is, nobody is to wait for an answer that never comes
             self._store.set(key, json.dumps({"fault": "RankError", "faults": [[f"process 0: {fault!r}", "", "", ""]]}))
             raise
-        self._store.set(key, json.dumps({"value": value}))
         return value
 
     def _heard(self, key: str) -> dict[str, Any]:

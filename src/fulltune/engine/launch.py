@@ -1,4 +1,4 @@
-"""Which process this is, among which others, on which machine."""
+"""How processes meet, and what machine they are on."""
 
 import faulthandler
 import os
@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.place import Place, place
 from fulltune.base.processors import cores
 from fulltune.base.records import Machine
 from fulltune.engine.contract import World
@@ -22,32 +23,6 @@ from fulltune.engine.crew import Alone, Crew, Several, lost, parted
 
 _START = 300.0
 """Seconds that processes have at least to meet: imports from a slow disk take their time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which of how many processes this is, over all machines and on this one."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-    here: int = 1
-    """Processes on this machine."""
-    launched: bool = False
-    """Whether a launcher started it."""
-
-
-def place() -> Place:
-    """As the launcher says: torchrun and accelerate by RANK, srun by SLURM_PROCID. Alone without one."""
-    said = os.environ
-    if "RANK" in said and "WORLD_SIZE" in said:
-        size, local = int(said["WORLD_SIZE"]), int(said.get("LOCAL_RANK", "0"))
-        return Place(int(said["RANK"]), size, local, int(said.get("LOCAL_WORLD_SIZE", size)), launched=True)
-    if "SLURM_PROCID" in said and int(said.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        size = int(said["SLURM_STEP_NUM_TASKS"])
-        here = size // int(said.get("SLURM_STEP_NUM_NODES", "1"))
-        return Place(int(said["SLURM_PROCID"]), size, int(said["SLURM_LOCALID"]), here, launched=True)
-    return Place()
 
 
 def world() -> World:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fulltune.base.errors import CheckpointError
-from fulltune.base.records import PrecisionPlan
+from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
 from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fulltune.base.records import PrecisionPlan
+from fulltune.base.formats import PrecisionPlan
 
 _FIRST = 2.0**16
 _GROWS_AFTER = 2000

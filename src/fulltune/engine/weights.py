@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from fulltune.base.records import PrecisionPlan
+from fulltune.base.formats import PrecisionPlan
 from fulltune.engine.contract import MakeOptimizer, Pull, Visitor
 from fulltune.engine.rounding import generator_of_this_update, stochastic
 
@@ -23,10 +23,6 @@ class Weights(Protocol):
     @property
     def names(self) -> Mapping[nn.Parameter, str]:
         """The model's names of the optimizer's parameters."""
-
-    @property
-    def of(self) -> Mapping[nn.Parameter, nn.Parameter]:
-        """The model's own parameter of each of the optimizer's."""
 
     def begin(self, *, last: bool) -> None:
         """A micro-batch follows; `last` says whether it is the last of its update."""
@@ -74,8 +70,8 @@ class FullWeights:
     """
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
-        self.of = {_here(parameter): parameter for parameter in model.parameters()}
-        shards = {parameter: shard for shard, parameter in self.of.items()}
+        self._of = {_here(parameter): parameter for parameter in model.parameters()}
+        shards = {parameter: shard for shard, parameter in self._of.items()}
         self.names = {shards[parameter]: name for name, parameter in model.named_parameters()}
         self.optimizer = make_optimizer([(name, shard) for shard, name in self.names.items()])
 
@@ -83,7 +79,7 @@ class FullWeights:
         """Nothing to do: autograd adds up in float32."""
 
     def gather(self) -> None:
-        for shard, parameter in self.of.items():
+        for shard, parameter in self._of.items():
             if isinstance(parameter, DTensor):
                 shard.grad = None if parameter.grad is None else local(parameter.grad)
 
@@ -128,7 +124,7 @@ class FullWeights:
             act(name, parameter.data)
 
     def clear(self) -> None:
-        for shard, parameter in self.of.items():
+        for shard, parameter in self._of.items():
             shard.grad = parameter.grad = None
 
 
@@ -160,10 +156,6 @@ class RoundedWeights:
         self._sums: dict[Tensor, Tensor] = {}
         """By weight: gradients of micro-batches, added up in float32."""
         self._several = False
-
-    @property
-    def of(self) -> Mapping[nn.Parameter, nn.Parameter]:
-        return self._weights
 
     def begin(self, *, last: bool) -> None:
         self._several = self._several or not last

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import BYTES, Machine, ModelFacts, NumberFormat, Precision, PrecisionPlan
+from fulltune.base.formats import BYTES, NumberFormat, PrecisionPlan
+from fulltune.base.records import Machine, ModelFacts, Precision
 from fulltune.recipe.schema import OptimSection, Recipe
 
 _FORMATS: Mapping[Precision, tuple[NumberFormat, NumberFormat]] = {

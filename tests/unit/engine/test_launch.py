@@ -1,10 +1,12 @@
 """Which process this is, as launchers say it; who failed first; what one tells the others."""
 
+import dataclasses
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fulltune.base import stop
 from fulltune.base.errors import DataError, Fault, Interrupted, RankError, RecipeError
+from fulltune.base.place import Place, place
 from fulltune.engine import agent, crew, launch
 from fulltune.engine.crew import Several
 
@@ -31,16 +34,9 @@ SRUN = {
 def test_a_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    assert launch.place() == launch.Place(rank=5, size=8, local=1, here=4, launched=True)
+    assert place() == Place(rank=5, size=8, local=1, here=4, launched=True)
     with pytest.raises(RecipeError, match="one of 8 processes"):
         launch.world()
-
-
-def test_a_batch_script_of_slurm_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its variables stand in the script itself too, which is one process."""
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert launch.place() == launch.Place()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +126,32 @@ def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with launch.joined(5, grouped=True):
         assert dist.get_world_size() == 1, "fully_shard needs a group, be it of one"
     assert not dist.is_initialized()
+
+
+def test_what_cannot_be_told_is_a_fault_for_all() -> None:
+    """A value that is no JSON: nobody waits for an answer that never comes."""
+    store = HashStore()
+    first, second = Listener(0, store), Listener(1, store)
+    with pytest.raises(TypeError):
+        first.told(lambda: {1, 2})
+    with pytest.raises(RankError, match="not JSON serializable"):
+        second.told(lambda: None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its logs open
+def test_an_agent_without_an_end_to_its_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 has no such option."""
+    real = dataclasses.fields
+    less = [field for field in real(agent.LaunchConfig) if field.name != "shutdown_timeout"]
+    monkeypatch.setattr(agent.dataclasses, "fields", lambda kind: less if kind is agent.LaunchConfig else real(kind))
+    given: list[Any] = []
+    monkeypatch.setattr(agent, "launch_agent", lambda config, *_: given.append(config))
+    assert agent.run_agent(1, ["true"], tmp_path / "logs", patience=7) is None
+    assert given[0].shutdown_timeout == 30
+    monkeypatch.undo()
+    monkeypatch.setattr(agent, "launch_agent", lambda config, *_: given.append(config))
+    assert agent.run_agent(1, ["true"], tmp_path / "logs", patience=7) is None
+    assert given[1].shutdown_timeout == 7
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its logs open
