@@ -147,7 +147,7 @@ def train(
         opening = partial(open_run, recipe, overrides, accept=accept)
         folder = crew.told(lambda: os.fspath(opening(out=out, fresh=fresh).path))
         run = opening(out=folder)
-        if run.record.exists() and not run.changes:
+        if crew.told(lambda: run.record.exists() and not run.changes):
             LOGGER.info(f"this run is done: {run.model}")
             return run.finished()
         processes = wanted(run.recipe.engine)

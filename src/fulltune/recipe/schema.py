@@ -166,6 +166,12 @@ class EngineSection(Section):
     """Seconds that a process waits for another before the run ends with exit code 8."""
 
     @model_validator(mode="after")
+    def _one_is_single(self) -> Self:
+        if self.name == "single" and self.processes not in (None, 1):
+            raise ValueError(f"`engine.processes` is {self.processes}, and `engine.name` is single: give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _only_where_it_acts(self) -> Self:
         fields = type(self).model_fields
         given = [name for name in SHARDED if vars(self)[name] != fields[name].default]

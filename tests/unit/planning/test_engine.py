@@ -65,4 +65,6 @@ def test_a_setting_of_one_engine_is_no_setting_of_another() -> None:
         with pytest.raises(RecipeError, match="only the engine fsdp2"):
             chosen(2, engine={"name": "ddp", **given})
         assert chosen(2, engine={"name": "fsdp2", **given}) == "fsdp2"
+    with pytest.raises(RecipeError, match=r"`engine.processes` is 2, and `engine.name` is single"):
+        chosen(1, engine={"name": "single", "processes": 2})
     assert chosen(2, engine={"name": "ddp", "replicas": 1}) == "ddp", "a default changes nothing"
