@@ -138,10 +138,10 @@ with locked(folder):
 FORK = """
 import time
 with locked(folder):
-    if (pid := os.fork()) == 0:
-        os.close(0); os.close(1)
+    if os.fork() == 0:  # it speaks, since before it runs for the first time it has what its parent had
+        print(os.getpid(), flush=True); os.close(0); os.close(1)
         time.sleep(60); os._exit(0)
-    print(pid, flush=True); sys.stdin.read()
+    sys.stdin.read()
 """
 
 
