@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2.compiler import Frame
 from jinja2.defaults import DEFAULT_NAMESPACE
@@ -78,7 +78,18 @@ def guarded() -> Iterator[Guard]:
         _GUARD.reset(token)
 
 
-class Veiled(str):
+def _closed(*_: Any, **__: Any) -> Any:
+    raise Read
+
+
+_OPEN = {"__new__", "__getattribute__", "__doc__", "__sizeof__", "__getnewargs__"}
+if TYPE_CHECKING:
+    _Closed = str
+else:  # a text that answers nothing at all
+    _Closed = type("_Closed", (str,), dict.fromkeys(vars(str).keys() - _OPEN, _closed) | {"__slots__": ()})
+
+
+class Veiled(_Closed):
     """A text of which nothing is known, or one that the template made of such texts and its own."""
 
     __slots__ = ()
@@ -145,15 +156,6 @@ class Veiled(str):
             raise Read
         _GUARD.get().absent.add(needle)
         return self
-
-
-def _closed(*_: Any, **__: Any) -> Any:
-    raise Read
-
-
-_OPEN = {"__new__", "__getattribute__", "__doc__", "__sizeof__", "__getnewargs__", *vars(Veiled)}
-for _name in vars(str).keys() - _OPEN:
-    setattr(Veiled, _name, _closed)
 
 
 class _Watching(Ticking):
