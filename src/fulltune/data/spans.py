@@ -112,7 +112,7 @@ class Spans:
         trailer = self._ending.trailer
         end = len(added) - len(trailer) if trailer and added.endswith(trailer) else len(added)
         stop = 0
-        for start, close, number in reversed(list(self._speller.controls(added[:end]))):
+        for start, close, number in reversed(self._speller.controls(added[:end])):
             if added[close:end].strip():
                 break
             if not stop or number in self._known:
@@ -124,7 +124,7 @@ class Spans:
         """The next turn's role marker, if inference stops at it; what a turn without a stop token of its own needs."""
         if last and not turn.get("tool_calls"):
             behind = self._ending.marker
-        first = next(self._speller.controls(behind), None)
+        first = next(iter(self._speller.controls(behind)), None)
         if first is None or first[0] > 0 or first[2] not in self._known:
             raise RowFault(
                 "template_no_end",

@@ -87,11 +87,11 @@ class Speller:
         text = "\0".join(texts)
         return not _has_private(text) and (self._pattern is None or not self._pattern.search(text))
 
-    def controls(self, text: str) -> Iterator[tuple[int, int, int]]:
+    def controls(self, text: str) -> list[tuple[int, int, int]]:
         """The control tokens in a rendered text: where each begins and ends, and its id."""
-        if self._pattern is not None:
-            for found in self._pattern.finditer(text):
-                yield found.start(), found.end(), self._special[found[0]]
+        if self._pattern is None:
+            return []
+        return [(*found.span(), self._special[found[0]]) for found in self._pattern.finditer(text)]
 
     def hide(self, value: Any) -> Any:
         """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""
