@@ -1,6 +1,7 @@
 """Ways to save a state that is being trained. Between two updates `save` is called; `stands` says when it is done."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,10 @@ class Saver(Protocol):
 
     def save(self, number: int) -> None:
         """Save the state as it is now; what the caller waits for here is time that training does not have."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which updates since then stood still, because what they were to move was being copied."""
 
     def stands(self) -> bool:
         """Whether the last one is done: asked between updates, so it answers at once."""
@@ -35,6 +40,10 @@ class Plain:
         self._newest = self._folder / str(number)
         plain_save(self._bed.model, self._bed.optimizer, self._newest, flushed=self._flushed)
 
+    @property
+    def waited(self) -> float:
+        return 0.0
+
     def stands(self) -> bool:
         return True
 
@@ -52,12 +61,26 @@ class Ours:
         belonging = Belonging(identity={}, versions={}, world=1)
         self._checkpoints = Checkpoints(folder, keep=1, belonging=belonging)
         self._bed, self._background, self._open = bed, background, False
+        self._waited = 0.0
 
     def save(self, number: int) -> None:
-        self._checkpoints.save(self._bed.engine.capture({}), Progress(update=number, saved=number), journal=0)
+        capture = self._bed.engine.capture({})
+        wait, self._waited = capture.wait, 0.0
+
+        def timed() -> None:
+            begun = time.perf_counter()
+            wait()
+            self._waited += time.perf_counter() - begun
+
+        vars(capture)["wait"] = timed  # what the engine calls before it moves anything
+        self._checkpoints.save(capture, Progress(update=number, saved=number), journal=0)
         self._open = True
         if not self._background:
             self.wait()
+
+    @property
+    def waited(self) -> float:
+        return self._waited
 
     def stands(self) -> bool:
         if self._open and self._checkpoints.settled() is not None:

@@ -34,9 +34,7 @@ class Round:
     blocked: float
     """In which the call did not return."""
     waited: float
-    """By which the step of the first update after it was longer than one without a save: it waits for the copy. Noise
-    makes it negative at times; 0 where the checkpoint stood when the call returned.
-    """
+    """In which updates after it stood still, because what they were to move was still being copied."""
     stood: float
     """From the call until the checkpoint stood, as seen between updates."""
     updates: int
@@ -49,7 +47,7 @@ class Round:
     @property
     def away(self) -> float:
         """Taken from training: it was blocked, or waited for the copy."""
-        return self.blocked + max(0.0, self.waited)
+        return self.blocked + self.waited
 
     @property
     def pace(self) -> float:
@@ -129,14 +127,13 @@ def time_save(bed: Bed, saver: Saver, number: int, quiet: int) -> Round:
         if not stands:
             busy.append(bed.update())
     saver.wait()
-    step, whole = (statistics.median(values) for values in ([one.step for one in calm], [one.all for one in calm]))
-    waited = busy[0].step - step if stood > blocked else 0.0  # nothing is copied any more where all was done
+    whole = statistics.median(one.all for one in calm)
     return Round(
         blocked=blocked,
-        waited=waited,
+        waited=saver.waited,
         stood=stood,
         updates=len(busy),
-        slowed=sum(one.all for one in busy) - len(busy) * whole - waited,
+        slowed=sum(one.all for one in busy) - len(busy) * whole - saver.waited,
         quiet=whole,
     )
 

@@ -40,7 +40,7 @@ class Borders:
 
     def of(self, text: str, spans: Sequence[tuple[int, int]]) -> list[Border] | None:
         """For turns [start, end) of a text without stand-ins; None if they must be found by encoding prompts whole."""
-        controls = list(self._speller.controls(text))
+        controls = self._speller.controls(text)
         ends = [end for _, end, _ in controls]
         found = []
         for start, end in spans:

@@ -49,6 +49,8 @@ class Completeness:
 
 
 def _shape(turn: Any) -> tuple[Any, ...]:
+    if len(turn) == 2:  # role and content
+        return turn["role"], bool(turn["content"].strip())
     calls = tuple(len(call["function"]["arguments"]) for call in turn.get("tool_calls", ()))
     return turn["role"], bool(turn["content"].strip()), calls, tuple(bool(turn.get(key)) for key in _THOUGHTS)
 

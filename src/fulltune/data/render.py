@@ -17,9 +17,11 @@ from fulltune.data.borders import NOT_SERVED, Border, Borders
 from fulltune.data.complete import Completeness
 from fulltune.data.control import NOTES, ControlTokens, require_one_end, without
 from fulltune.data.example import Chat, Content, Message, RowFault, Text
+from fulltune.data.outlines import Outlines
 from fulltune.data.plain import encode
 from fulltune.data.spans import Found, Spans, closing
 from fulltune.data.spelling import Speller, Tokens
+from fulltune.data.strict import strings
 from fulltune.data.template import Template, Tokenizer
 
 Supervise = Literal["assistant", "last_turn", "completion", "all"]
@@ -105,6 +107,7 @@ class Renderer:
         self._control: ControlTokens = control_tokens
         self._known = known = {*stop_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
         self._speller = Speller(tokenizer, known | closing(template, tokenizer))
+        self._outlines = Outlines(template)
         self._spans = Spans(template, self._speller, known)
         self._borders = Borders(tokenizer, self._speller)
         self._begins = Beginning(tokenizer)
@@ -134,7 +137,7 @@ class Renderer:
     def spelled(self, content: Content) -> set[str]:
         """Control tokens that its texts spell."""
         if isinstance(content, Chat):
-            return self._speller.spelled([*([m.content, m.extra] for m in content.messages), content.tools])
+            return self._speller.spelled("\0".join(_texts(content)))
         # Who marks segments writes control tokens on purpose; in a document they are letters.
         return self._speller.spelled(content.text) if isinstance(content, Text) and content.taught is None else set()
 
@@ -163,12 +166,16 @@ class Renderer:
         if odd and self._supervise == "all":
             raise RowFault("type", f"a {odd[0]} turn has a weight", "only assistant turns can be weighted")
         said: tuple[Any, Any] = [message.turn() for message in content.messages], content.tools
-        hidden = self._speller.hide(said[0]), self._speller.hide(said[1])
+        hidden = (
+            said
+            if self._speller.harmless(_texts(content))
+            else (self._speller.hide(said[0]), self._speller.hide(said[1]))
+        )
         turns, tools = said if self._control == "keep" else hidden
         wanted = self._taught(content)
-        text, marks = self._template.marked(turns, tools)
-        self._complete.require(turns, tools, text)
-        found = self._spans.find(turns, tools, wanted, (text, marks))
+        shown = self._outlines.of(turns, tools, wanted)
+        self._complete.require(turns, tools, shown.text)
+        found = self._spans.find(turns, tools, wanted, shown)
         if self._control == "keep":
             require_one_end(content, found, self._speller, self._known)
         if self._supervise == "all" and any(content.messages[i].weight != 1 for i in wanted if i not in found.spans):
@@ -263,6 +270,12 @@ class Renderer:
                 what = f"the prompt alone fills all {self._max_length:,} tokens; {what}"
             raise RowFault("no_trained_tokens", what, "raise data.max_length, or shorten the prompt")
         return encoded
+
+
+def _texts(chat: Chat) -> list[str]:
+    """All that it says, names and arguments of tools too."""
+    further = [*(message.extra for message in chat.messages if message.extra), *chat.tools]
+    return [*(message.content for message in chat.messages), *(strings(further) if further else ())]
 
 
 def _shift(ids: NDArray[np.int32], weights: NDArray[np.float32], notes: frozenset[str] = frozenset()) -> Encoded:

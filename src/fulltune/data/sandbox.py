@@ -1,7 +1,7 @@
 """Jinja as transformers sets it up for chat templates, with limits to the time and the memory that they take."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from operator import attrgetter
 from types import BuiltinMethodType
@@ -70,13 +70,13 @@ class _Deadline(Context):
             raise Late(f"was not done after {SECONDS:g} s")
 
 
-class _Ticking(CodeGenerator):
+class Ticking(CodeGenerator):
     """Compiles templates that look at the clock in each turn of a loop and in each call of a macro.
 
     Unlike a signal this works in every thread, and unlike a thread that watches it leaves nothing behind.
     """
 
-    environment: "_Bounded"
+    environment: "Bounded"
 
     def enter_frame(self, frame: Frame) -> None:
         self.writeline("context.tick()")
@@ -96,7 +96,7 @@ class _Ticking(CodeGenerator):
             self.writeline("yield environment.edge")
 
     def visit_Getattr(self, node: Getattr, frame: Frame) -> None:  # noqa: N802 - Jinja's name
-        """As `_Bounded.getattr` for a JSON object under a name, without calling it."""
+        """As `Bounded.getattr` for a JSON object under a name, without calling it."""
         if not isinstance(node.node, Name) or node.attr in _OF_DICT:
             super().visit_Getattr(node, frame)
             return
@@ -111,14 +111,14 @@ class _Ticking(CodeGenerator):
         self.write(")")
 
 
-class _Bounded(ImmutableSandboxedEnvironment):
+class Bounded(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which keeps templates from Python, with limits to the time and the memory they take.
 
     What grows by loops, macros and operators is bounded; a filter that is asked for a billion spaces is not.
     """
 
     context_class = _Deadline
-    code_generator_class = _Ticking
+    code_generator_class = Ticking
     intercepted_binops = frozenset({"+", "*", "**"})
     edge = _EDGE
 
@@ -180,6 +180,10 @@ class _Bounded(ImmutableSandboxedEnvironment):
                 _require_room(len(many) * times)
         return self.binop_table[operator](left, right)
 
+    def watched(self, filters: Mapping[str, Any]) -> dict[str, Any]:
+        """The filters as templates are to have them."""
+        return dict(filters)
+
     @staticmethod
     def sized(made: Any) -> Any:
         """What was made, if it is not too long."""
@@ -215,17 +219,18 @@ class _Marking(Extension):
 
 
 @lru_cache
-def compiled(source: str, *, marking: bool = False) -> Template:
+def compiled(source: str, *, kind: type[Bounded] = Bounded, marking: bool = False) -> Template:
     """The template with the tags, filters and names of transformers, as the version at hand has them.
 
-    With `marking`, what its `{% generation %}` tags enclose stands between OPENS and CLOSES.
+    `kind`: the sandbox that it runs in. With `marking`, what its `{% generation %}` tags enclose stands between OPENS
+    and CLOSES.
     """
     theirs = chat_template_utils._compile_jinja_template("").environment
     extensions = [type(extension) for extension in theirs.extensions.values()]
     if marking:
         extensions = [_Marking if "generation" in extension.tags else extension for extension in extensions]
-    ours = _Bounded(trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks, extensions=extensions)
-    ours.filters = theirs.filters
+    ours = kind(trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks, extensions=extensions)
+    ours.filters = ours.watched(theirs.filters)
     # Random text cannot be learned, and `lipsum(10 ** 9)` would write it for hours.
     ours.globals = {name: value for name, value in theirs.globals.items() if name != "lipsum"}
     made = ours.from_string(source)
@@ -243,6 +248,6 @@ def write(template: Template, variables: dict[str, Any]) -> tuple[str, list[int]
     return _bounded(template).joined(template.root_render_func(template.new_context(variables)))
 
 
-def _bounded(template: Template) -> _Bounded:
-    assert isinstance(template.environment, _Bounded)
+def _bounded(template: Template) -> Bounded:
+    assert isinstance(template.environment, Bounded)
     return template.environment

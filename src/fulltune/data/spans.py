@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.data.example import RowFault
+from fulltune.data.outlines import Shown
 from fulltune.data.sandbox import OPENS
 from fulltune.data.spelling import Speller
-from fulltune.data.template import Template, Tokenizer
+from fulltune.data.template import Marks, Template, Tokenizer
 
 HISTORY = "history_rewritten"
 """Note: a turn looks otherwise once others follow, and is not taught in this example."""
 CONTEXT = "context_rewritten"
 """Note: a turn is taught, but what stands before it looked otherwise when it was to be produced."""
-
-Marks = Sequence[tuple[int, int]]
-"""What `{% generation %}` tags enclose, [start, end) in a text."""
 
 _ANSWER = "answer"
 _PLAIN: tuple[Mapping[str, str], ...] = (
@@ -64,20 +62,16 @@ class Spans:
         self._template, self._speller, self._known = template, speller, frozenset(known)
         self._ending = self._learn() if template.source is not None else Ending()
 
-    def find(
-        self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int], shown: tuple[str, Marks | None]
-    ) -> Found:
+    def find(self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int], shown: Shown) -> Found:
         """The turns named by `wanted`, which are the assistant's, in the text of all of them and its marks.
 
         RowFault if one cannot be taught as it stands.
         """
-        text, marks = shown
+        text, marks = shown.text, shown.marks
         spans: dict[int, tuple[int, int]] = {}
         notes: set[str] = set()
         for index in wanted:
-            head = self._template.render(turns[:index], tools, prompt=True)
-            last = index == len(turns) - 1
-            upto = text if last else self._template.render(turns[: index + 1], tools, prompt=False)
+            head, upto = self._around(turns, tools, index, shown)
             if not upto.startswith(head):
                 raise self._unlike(index, head, upto)
             own = self._own(upto[len(head) :])
@@ -91,7 +85,7 @@ class Spans:
             if marks is not None:
                 self._require_same(index, text, (start, end), marks)
             if not own:
-                marker = self._marker(turns[index], text[end:], last)
+                marker = self._marker(turns[index], text[end:], index == len(turns) - 1)
                 text, end = text[:end] + marker + text[end + len(marker) :], end + len(marker)
             spans[index] = start, end
         whole = HISTORY not in notes and all(i in spans for i, turn in enumerate(turns) if turn["role"] == "assistant")
@@ -99,6 +93,15 @@ class Spans:
             if not any(a < mark[1] and b > mark[0] for a, b in spans.values()) and self._letters(text[slice(*mark)]):
                 raise self._disagreement("what is no answer", [mark], "nothing there")
         return Found(text, spans, frozenset(notes))
+
+    def _around(self, turns: Sequence[Any], tools: Sequence[Any], index: int, shown: Shown) -> tuple[str, str]:
+        """The text of the prompt that calls for a turn, and of the conversation up to the turn's end."""
+        if index in shown.ends:
+            head, upto = shown.ends[index]
+            return shown.text[:head], shown.text[:upto]
+        last = index == len(turns) - 1
+        whole = shown.text if last else self._template.render(turns[: index + 1], tools, prompt=False)
+        return self._template.render(turns[:index], tools, prompt=True), whole
 
     def _own(self, added: str) -> str:
         """What a turn adds up to its stop token; empty if it has none.
@@ -109,7 +112,7 @@ class Spans:
         trailer = self._ending.trailer
         end = len(added) - len(trailer) if trailer and added.endswith(trailer) else len(added)
         stop = 0
-        for start, close, number in reversed(list(self._speller.controls(added[:end]))):
+        for start, close, number in reversed(self._speller.controls(added[:end])):
             if added[close:end].strip():
                 break
             if not stop or number in self._known:
@@ -121,7 +124,7 @@ class Spans:
         """The next turn's role marker, if inference stops at it; what a turn without a stop token of its own needs."""
         if last and not turn.get("tool_calls"):
             behind = self._ending.marker
-        first = next(self._speller.controls(behind), None)
+        first = next(iter(self._speller.controls(behind)), None)
         if first is None or first[0] > 0 or first[2] not in self._known:
             raise RowFault(
                 "template_no_end",

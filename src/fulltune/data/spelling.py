@@ -6,7 +6,7 @@ token in the rendered text is the template's own; then the text between those is
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -77,16 +77,21 @@ class Speller:
         self._words = words_of(tokenizer.backend_tokenizer) if self.direct else None
 
     def spelled(self, value: Any) -> set[str]:
-        """The control tokens whose spelling occurs in the texts of a row."""
+        """The control tokens whose spelling occurs in a text, or in a value's texts."""
         if self._pattern is None:
             return set()
-        return {found for text in strings(value) for found in self._pattern.findall(text)}
+        return set(self._pattern.findall(value if isinstance(value, str) else "\0".join(strings(value))))
 
-    def controls(self, text: str) -> Iterator[tuple[int, int, int]]:
+    def harmless(self, texts: Iterable[str]) -> bool:
+        """Whether `hide` would change none of them."""
+        text = "\0".join(texts)
+        return not _has_private(text) and (self._pattern is None or not self._pattern.search(text))
+
+    def controls(self, text: str) -> list[tuple[int, int, int]]:
         """The control tokens in a rendered text: where each begins and ends, and its id."""
-        if self._pattern is not None:
-            for found in self._pattern.finditer(text):
-                yield found.start(), found.end(), self._special[found[0]]
+        if self._pattern is None:
+            return []
+        return [(*found.span(), self._special[found[0]]) for found in self._pattern.finditer(text)]
 
     def hide(self, value: Any) -> Any:
         """The same value with each spelling replaced by its stand-in; RowFault if it holds a stand-in already."""

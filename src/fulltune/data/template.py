@@ -6,14 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import jinja2
 from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 
 from fulltune.base.errors import DataError, Fault
 from fulltune.data.example import RowFault
 from fulltune.data.sandbox import CLOSES, OPENS, Excess, Late, buried, compiled, write
+from fulltune.data.veil import Veiling
 
 Turn = Mapping[str, Any]
+Marks = Sequence[tuple[int, int]]
+"""What `{% generation %}` tags enclose, [start, end) in a text."""
 
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _EDGES = re.compile(f"[{OPENS}{CLOSES}]")
@@ -107,7 +111,16 @@ class Template:
         """The text of the turns; with `prompt`, up to where the assistant is to speak. RowFault if refused."""
         return self._bounded(turns, tools, prompt)[0]
 
-    def marked(self, turns: Sequence[Turn], tools: Sequence[Turn]) -> tuple[str, list[tuple[int, int]] | None]:
+    def veiled(self, turns: Sequence[Turn], *, prompt: bool) -> tuple[str, Marks | None]:
+        """As `marked`, of turns whose contents are veils. RowFault also if the template looks into one."""
+        source = self._source_for(())
+        made = compiled(source, kind=Veiling)
+        text, edges = self._bounded(turns, (), prompt, made)
+        if source in self._tagged and buried(made):
+            raise RowFault("template_refused", f"what the tags of {self.name} enclose is not written at once", "")
+        return text, list(zip(edges[::2], edges[1::2], strict=True)) if source in self._tagged else None
+
+    def marked(self, turns: Sequence[Turn], tools: Sequence[Turn]) -> tuple[str, Marks | None]:
         """The text of the turns, and where in it lies what `{% generation %}` tags enclose; None if there are none."""
         text, edges = self._bounded(turns, tools, False)
         source = self._source_for(tools)
@@ -115,7 +128,7 @@ class Template:
             return text, None
         if not buried(compiled(source)):
             return text, list(zip(edges[::2], edges[1::2], strict=True))
-        shown, _ = self._bounded(turns, tools, False, marking=True)
+        shown, _ = self._bounded(turns, tools, False, compiled(source, marking=True))
         if _EDGES.sub("", shown) != text:
             what = f"the generation tags of {self.name} change what it writes, so it cannot be told what they mark"
             raise RowFault("masks_disagree", what, "remove them: what is taught is found without them")
@@ -132,7 +145,7 @@ class Template:
         return self._sources["tool_use" if tools and "tool_use" in self._sources else "default"]
 
     def _bounded(
-        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, *, marking: bool = False
+        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, template: jinja2.Template | None = None
     ) -> tuple[str, list[int]]:
         """As `_text`, and whatever goes wrong is a fault of the row, or of the template."""
         if not self._sources:
@@ -142,7 +155,7 @@ class Template:
                 mend="name a Jinja file in model.chat_template, or start from an instruction-tuned model",
             )
         try:
-            return self._text(turns, tools, prompt, marking)
+            return self._text(turns, tools, prompt, template)
         except Excess as fault:
             raise self._excess(fault, len(turns)) from fault
         except UndefinedError as fault:
@@ -154,7 +167,7 @@ class Template:
             raise RowFault("template_refused", what, "change the row, or model.chat_template") from fault
 
     def _text(
-        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, marking: bool = False
+        self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, template: jinja2.Template | None = None
     ) -> tuple[str, list[int]]:
         """What `apply_chat_template` would write, which has no bounds, and where the edges of tags lie in it."""
         if not turns:
@@ -166,7 +179,7 @@ class Template:
             "add_generation_prompt": prompt,
             **self._tokenizer.special_tokens_map,
         }
-        return write(compiled(self._source_for(tools), marking=marking), variables)
+        return write(template or compiled(self._source_for(tools)), variables)
 
     def _excess(self, fault: Excess, turns: int) -> RowFault | DataError:
         """A row's fault, until so many rows ran out of time that it must be the template's."""

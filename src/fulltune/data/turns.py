@@ -8,6 +8,7 @@ from fulltune.data.fields import inner_json, optional_text, require, said, text_
 
 _HEAVIEST = 100
 """A larger weight is a slip: the loss is a weighted mean, so only ratios count."""
+_PLAIN = frozenset({"role", "content"})
 _OWN = frozenset({"role", "content", "weight", "train", "tool_calls"})
 """What a turn says in fields of its own; everything else is kept beside them."""
 
@@ -25,6 +26,8 @@ def message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict):
         raise RowFault("type", f"turn {number} is not an object", 'write {"role": ..., "content": ...}')
     role = role_of(text_of(turn, "role"), number)
+    if turn.keys() == _PLAIN:
+        return Message(role, text_of(turn, "content"))
     calls = turn.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise RowFault("tool_call", f"`tool_calls` of turn {number} is {said(calls)}", "write a list of calls")

@@ -10,13 +10,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from tokenizers import Tokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The expression that a ByteLevel pre-tokenizer has of its own."""
+_APART = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+"""The same between numbers that were cut out before."""
+_NUMBER = re.compile(r"(?:\\d|\\p\{N\}|\[0-9\])(\+|\{1,[1-9]\})?")
+"""Expressions for numbers and nothing else, with how many digits each may have."""
 _PROPERTIES = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
 """What of the Unicode properties is ASCII."""
 _ODD = re.compile(r"[^\t\n\r -~]")
@@ -73,11 +77,13 @@ class Words:
             words = self.cut.findall(plain)
             if sum(map(len, words)) != len(plain):
                 return None  # the expression leaves something out
-            for word in words:
-                found = known.get(word)
-                if found is None and (found := self._learn(word)) is None:
+            try:
+                ids += chain.from_iterable([known[word] for word in words])
+            except KeyError:
+                met = [known.get(word) or self._learn(word) for word in words]
+                if None in met:
                     return None
-                ids.extend(found)
+                ids += chain.from_iterable(filter(None, met))
             at += len(plain)
             if token:
                 marks[at] = len(ids), at + len(token)
@@ -157,12 +163,23 @@ def _expression(pre: dict[str, Any] | None) -> re.Pattern[str] | None:
         return None
     if len(steps) == 1:
         return _translated(_GPT2) if steps[0]["use_regex"] else None
-    if len(steps) > 2 or steps[0]["type"] != "Split" or steps[1]["use_regex"]:
+    first = _isolated(steps[0]) if len(steps) == 2 else None
+    if first is None:
         return None
-    split = steps[0]
-    if split["behavior"] != "Isolated" or split["invert"] or "Regex" not in split["pattern"]:
-        return None
-    return _translated(split["pattern"]["Regex"])
+    if not steps[1]["use_regex"]:
+        return _translated(first)
+    number = _NUMBER.fullmatch(first)
+    return None if number is None else _translated(rf"\p{{N}}{number[1] or ''}|{_APART}")
+
+
+def _isolated(step: dict[str, Any]) -> str | None:
+    """The expression for what a step makes words of, whatever lies between; None if it does something else."""
+    match step:
+        case {"type": "Digits", "individual_digits": alone}:
+            return r"\d" if alone else r"\d+"
+        case {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": str(expression)}}:
+            return expression
+    return None
 
 
 def _translated(pattern: str) -> re.Pattern[str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fulltune.data.spelling import Speller
@@ -37,8 +37,6 @@ def backend(split: str | None = None, **changes: Any) -> Tokenizer:
     if split is None:
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        from tokenizers import Regex
-
         steps = [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
         made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     for name, value in changes.items():
@@ -47,7 +45,16 @@ def backend(split: str | None = None, **changes: Any) -> Tokenizer:
     return made
 
 
+def after(first: Any) -> Tokenizer:
+    """A tokenizer that cuts out numbers before GPT-2's expression cuts the rest into words."""
+    return backend(pre_tokenizer=pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(False)]))
+
+
 KNOWN = {
+    "digits": after(pre_tokenizers.Digits(individual_digits=True)),
+    "numbers": after(pre_tokenizers.Digits(individual_digits=False)),
+    "pairs": after(pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated")),
+    "triples": after(pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")),
     "gpt2": backend(),
     "llama3": backend(LLAMA3),
     "qwen": backend(QWEN, normalizer=normalizers.NFC()),
