@@ -16,7 +16,6 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2.compiler import Frame
-from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.nodes import Operand
 from jinja2.runtime import Context
 
@@ -34,8 +33,8 @@ _FILTERS = frozenset(
 _TESTS = frozenset(
     "!= == boolean callable defined eq equalto false float integer mapping ne none number string true undefined".split()
 )
-_SAME = (*DEFAULT_NAMESPACE.values(),)
-"""Functions that answer alike each time."""
+_SAME = frozenset("cycler dict joiner namespace raise_exception range".split())
+"""Functions of Jinja and of transformers that answer alike each time."""
 _KINDS = {"iterable", "sequence"}
 
 
@@ -221,7 +220,7 @@ class Veiling(Bounded):
         return self.sized(_plain(left) + _plain(right))
 
     def call(self, context: Context, called: Any, /, *args: Any, **options: Any) -> Any:
-        if called in self.globals.values() and called not in _SAME:
+        if called in [value for name, value in self.globals.items() if name not in _SAME]:
             _GUARD.get().varies = True
         own = type(called) is BuiltinFunctionType and isinstance(called.__self__, str)
         given = (value for name, value in options.items() if name not in ("_loop_vars", "_block_vars"))  # Jinja's own

@@ -173,8 +173,9 @@ class Counting(Template):
         return super().marked(*args)
 
 
-def test_of_many_conversations_few_are_rendered() -> None:
-    template = Counting(tiny.tokenizer(), LOOP.replace("SAID", "{{ m.content }}") + PROMPT, "t")
+@pytest.mark.parametrize("name", ["as it is", "by a namespace", "with thoughts cut off", "with a tag"])
+def test_of_many_conversations_few_are_rendered(name: str) -> None:
+    template = Counting(tiny.tokenizer(), LOOP.replace("SAID", COPIES[name]) + PROMPT, "t")
     outlines = Outlines(template)
     for number in range(100):
         shown = outlines.of(asked := turns([f"{content} {number}" for content in CONTENTS]), (), [2, 4])
