@@ -77,13 +77,12 @@ class Words:
             words = self.cut.findall(plain)
             if sum(map(len, words)) != len(plain):
                 return None  # the expression leaves something out
-            try:
-                ids += chain.from_iterable([known[word] for word in words])
-            except KeyError:
-                met = [known.get(word) or self._learn(word) for word in words]
-                if None in met:
+            found = list(map(known.get, words))
+            if None in found:
+                found = [made or self._learn(word) for made, word in zip(found, words, strict=True)]
+                if None in found:
                     return None
-                ids += chain.from_iterable(filter(None, met))
+            ids += chain.from_iterable(filter(None, found))
             at += len(plain)
             if token:
                 marks[at] = len(ids), at + len(token)
