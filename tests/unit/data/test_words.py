@@ -73,7 +73,7 @@ def looked_up(made: Tokenizer) -> Words:
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=TEXTS)
 def test_the_tokens_are_the_librarys(name: str, text: str) -> None:
     words, made = looked_up(KNOWN[name]), KNOWN[name].encode(text, add_special_tokens=False)
