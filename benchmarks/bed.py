@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,19 +50,6 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
 _RATE = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
-    """Seconds of one update: forward and backward, then the step, which waits for a copy if one is being made."""
-
-    passes: float
-    step: float
-
-    @property
-    def all(self) -> float:
-        """Of the whole update."""
-        return self.passes + self.step
-
-
 class Bed:
     """Model, optimizer and engine, and one batch that is learned again and again."""
 
@@ -100,13 +86,12 @@ class Bed:
         """How many there are; a tied one counts once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def update(self) -> Took:
-        """Learn the batch once more."""
+    def update(self) -> float:
+        """Learn the batch once more; the seconds that it took."""
         begun = self.now()
         self.passes()
-        turned = self.now()
         self.step()
-        return Took(turned - begun, self.now() - turned)
+        return self.now() - begun
 
     def passes(self) -> None:
         """Forward and backward; of several processes each has an equal part in the loss."""

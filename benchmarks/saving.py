@@ -127,13 +127,13 @@ def time_save(bed: Bed, saver: Saver, number: int, quiet: int) -> Round:
         if not stands:
             busy.append(bed.update())
     saver.wait()
-    whole = statistics.median(one.all for one in calm)
+    whole = statistics.median(calm)
     return Round(
         blocked=blocked,
         waited=saver.waited,
         stood=stood,
         updates=len(busy),
-        slowed=sum(one.all for one in busy) - len(busy) * whole - saver.waited,
+        slowed=sum(busy) - len(busy) * whole - saver.waited,
         quiet=whole,
     )
 

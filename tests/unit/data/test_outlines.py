@@ -219,6 +219,38 @@ def test_one_conversation_of_its_roles_is_not_worth_an_outline() -> None:
     assert outlines.of(turns([*CONTENTS, "?"], [*ROLES, "user"]), (), [2, 4]).ends == {}
 
 
+def test_tags_whose_text_is_processed_are_rendered() -> None:
+    """Where in the text such a block lies, its edges do not tell."""
+    said = "{% macro say(x) %}{% generation %}{{ x }}{% endgeneration %}{% endmacro %}{{ say(m.content) }}"
+    assert counted(made(said), turns()) == {}
+
+
+def test_what_is_too_long_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template's own bound is to judge it."""
+    template = Counting(tiny.tokenizer(), LOOP.replace("SAID", "{{ m.content }}") + PROMPT, "t")
+    outlines = Outlines(template)
+    assert counted(template, turns(), outlines)
+    before = template.times
+    monkeypatch.setattr("fulltune.data.outlines.CHARACTERS", 20)
+    outlines.of(turns(), (), [2, 4])
+    assert template.times == before + 1
+
+
+def test_outlines_are_forgotten_and_not_gathered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fulltune.data.outlines._MOST", 1)
+    template = made("{{ m.content }}")
+    outlines = Outlines(template)
+    assert counted(template, turns(), outlines)
+    assert outlines.of(turns(CONTENTS[1:], ROLES[1:]), (), [1, 3]).ends == {}
+    assert len(outlines._known) == 1
+    assert outlines.of(turns(), (), [2, 4]).ends == {}
+
+
+def test_there_are_veils_for_so_many_turns() -> None:
+    with pytest.raises(Read):
+        veil(0x7000)
+
+
 def test_history_that_is_rewritten_is_rendered() -> None:
     """Only turns behind which nothing changed what stands before have ends."""
     template = made("{% if loop.last and m.role == 'assistant' %}{{ 'now: ' }}{% endif %}{{ m.content }}")
