@@ -127,9 +127,7 @@ class Training:
     """The loop's parts, from where the run stands."""
 
 
-def training(
-    recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site
-) -> Training:
+def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site) -> Training:
     """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
     objective = objective_for(recipe.train, model, answers)
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EngineName
 from fulltune.engine.contract import Engine, Read
-from fulltune.engine.crew import Crew
 from fulltune.engine.launch import Meeting
 from fulltune.engine.native import fill, unique_state
 from fulltune.engine.pieces import part
@@ -130,7 +129,9 @@ def _loaded(section: ModelSection, cut: Cut) -> tuple[nn.Module, Mapping[str, _K
 
 def _forget(model: nn.Module) -> None:
     """Take the memory of a model's parameters; tied ones stay tied."""
-    before = {parameter: nn.Parameter(parameter.to("meta"), parameter.requires_grad) for parameter in model.parameters()}
+    before = {
+        parameter: nn.Parameter(parameter.to("meta"), parameter.requires_grad) for parameter in model.parameters()
+    }
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             module.register_parameter(name, before[parameter])

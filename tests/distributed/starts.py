@@ -1,6 +1,6 @@
 """What each rank runs for the start of a run: the model as its processes share it, against the model loaded whole.
 
-`python -m tests.distributed.starts FOLDER`: for every model folder in there, what differs goes into `FOLDER/rank-N.json`.
+`python -m tests.distributed.starts FOLDER REPLICAS`: what differs of each model folder in there, in `rank-N.json`.
 """
 
 import json

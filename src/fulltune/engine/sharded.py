@@ -123,9 +123,11 @@ def _take_memory(objective: nn.Module, place: str, device: str) -> None:
             owner = first.setdefault(id(parameter), (module, name))
             if owner != (module, name):
                 tied.append((module, name, *owner))
-    buffers = [(m, name, value.to(device)) for m in objective.modules() for name, value in m.named_buffers(recurse=False)]
+    buffers = [
+        (m, name, value.to(device)) for m in objective.modules() for name, value in m.named_buffers(recurse=False)
+    ]
     objective.to_empty(device=place)  # each place of a parameter by itself, and buffers too
     for module, name, value in buffers:
         module._buffers[name] = value
-    for module, name, owner, own_name in tied:
-        module.register_parameter(name, owner.get_parameter(own_name))
+    for module, name, one, its_name in tied:
+        module.register_parameter(name, one.get_parameter(its_name))

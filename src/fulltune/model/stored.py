@@ -1,4 +1,4 @@
-"""Weights where they lie in a model's files, under the names that the model has for them: any rows, without the rest."""
+"""Weights where they lie in a model's files, by the names that the model has for them: any rows, without the rest."""
 
 import json
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ class Stored:
     """Every weight of a model, in its files or, of one that was loaded, what was kept of it."""
 
     def __init__(self, places: Mapping[str, Any], twins: Sequence[tuple[str, Any, Any]]) -> None:
-        """`places`: by its name, what gives rows of a weight. `twins`: those the config ties, and the files have twice."""
+        """`places`: by name, what gives rows of a weight. `twins`: those that are tied, and in the files twice."""
         self._places, self._twins = places, twins
         self.broken: Counter[str] = Counter()
         """By weight: how many of the numbers read so far are not finite."""
