@@ -115,19 +115,15 @@ class Sharded:
 
 
 def _take_memory(objective: nn.Module, place: str, device: str) -> None:
-    """Memory for the shards at `place`; buffers, which have theirs, go to the device. Tied weights stay tied."""
-    first: dict[int, tuple[nn.Module, str]] = {}
-    tied = []
-    for module in objective.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owner = first.setdefault(id(parameter), (module, name))
-            if owner != (module, name):
-                tied.append((module, name, *owner))
+    """Memory for the shards at `place`; buffers, which have theirs, go to the device.
+
+    A parameter that is sharded gets its memory in place (torch swaps it), so that tied ones stay one.
+    """
     buffers = [
-        (m, name, value.to(device)) for m in objective.modules() for name, value in m.named_buffers(recurse=False)
+        (module, name, value.to(device))
+        for module in objective.modules()
+        for name, value in module.named_buffers(recurse=False)
     ]
-    objective.to_empty(device=place)  # each place of a parameter by itself, and buffers too
+    objective.to_empty(device=place)  # of everything, buffers too
     for module, name, value in buffers:
         module._buffers[name] = value
-    for module, name, one, its_name in tied:
-        module.register_parameter(name, one.get_parameter(its_name))
