@@ -198,6 +198,7 @@ class _Work:
             self.journal.cut(0)
             return None
         progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        self.begun.forgo()
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
         self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})

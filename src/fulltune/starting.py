@@ -30,19 +30,23 @@ from fulltune.objectives import NextToken
 from fulltune.recipe.schema import ModelSection
 
 
-@dataclass(frozen=True, slots=True)
 class Start:
     """A model, what it answered, and how it comes by its weights."""
 
-    model: nn.Module
-    answers: Answers
-    read: Read | None = None
-    """Reads them, where the model is without; None if it has them."""
+    def __init__(self, model: nn.Module, answers: Answers, read: Read | None = None) -> None:
+        """`read`: reads the weights, where the model is without; None if it has them."""
+        self.model, self.answers = model, answers
+        self.read = read
 
     def fill(self, engine: Engine) -> None:
-        """Give the model its weights, if it has none yet. A run that goes on reads them from its checkpoint instead."""
+        """Give the model its weights, if it has none yet."""
         if self.read is not None:
             engine.fill(self.read)
+        self.forgo()
+
+    def forgo(self) -> None:
+        """No more is read: the model has its weights, maybe from a checkpoint. What was kept of them is let go."""
+        self.read = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class _Grid:
     """How many processes share a model, in how many groups that have it whole."""
 
     meeting: Meeting
@@ -77,7 +81,7 @@ def start(section: ModelSection, meeting: Meeting, engine: EngineName, *, replic
     if engine != "fsdp2":
         model = load_model(section).to(meeting.world.device)
         return Start(model, ask(model, packed=packed))
-    cut, crew = Cut(meeting, replicas), meeting.crew
+    grid, crew = _Grid(meeting, replicas), meeting.crew
     model = outline_model(section)
     stored = locate(section, model)
     if isinstance(stored, Stored):
@@ -86,24 +90,24 @@ def start(section: ModelSection, meeting: Meeting, engine: EngineName, *, replic
             stored = f"its config ties {apart}, and its files have two values for it"
     if isinstance(stored, str):
         LOGGER.info(f"the model is loaded whole, by one process of a machine after the other: {stored}")
-        model, rows = crew.in_turn(partial(_loaded, section, cut))
+        model, rows = crew.in_turn(partial(_loaded, section, grid))
         stored = Stored(rows, ())
-    answers = _asked(model, stored, cut, section.path, packed=packed)
+    answers = _asked(model, stored, grid, section.path, packed=packed)
     crew.rest()  # the weights are read once more, which may take long
     return Start(model, answers, stored.read)
 
 
-def _asked(model: nn.Module, stored: Stored, cut: Cut, where: str, *, packed: bool) -> Answers:
+def _asked(model: nn.Module, stored: Stored, grid: _Grid, where: str, *, packed: bool) -> Answers:
     """What the model answers, from a float32 copy of it in shards, which is gone afterwards.
 
     DataError, on all processes the same, if some weight is no number in the rows of any.
     """
-    copied, crew = copy.deepcopy(model), cut.meeting.crew
-    layout = Sharded(cut.meeting.world, crew, blocks(copied), replicas=cut.replicas)
+    copied, crew = copy.deepcopy(model), grid.meeting.crew
+    layout = Sharded(grid.meeting.world, crew, blocks(copied), replicas=grid.replicas)
     layout.lay(NextToken(copied, None, keeps_logits=False))
     fill(copied, layout, stored.read)
     names = sorted(dict(copied.named_parameters()))
-    counts = crew.sum(torch.tensor([stored.broken[name] for name in names])) // cut.replicas
+    counts = crew.sum(torch.tensor([stored.broken[name] for name in names])) // grid.replicas
     broken = [(name, count) for name, count in zip(names, counts.tolist(), strict=True) if count]
     if broken:
         raise unfit([f"{name}: {count} values are not finite" for name, count in broken], where)
@@ -115,12 +119,12 @@ def _asked(model: nn.Module, stored: Stored, cut: Cut, where: str, *, packed: bo
     return agreed
 
 
-def _loaded(section: ModelSection, cut: Cut) -> tuple[nn.Module, Mapping[str, _Kept]]:
+def _loaded(section: ModelSection, grid: _Grid) -> tuple[nn.Module, Mapping[str, _Kept]]:
     """The whole model, of which its outline is kept, and what this process holds of its weights."""
     model = load_model(section)
     parameters = dict(model.named_parameters())
     rows = {
-        name: _Kept(value[cut.rows(value.shape[0])].clone() if name in parameters else value)
+        name: _Kept(value[grid.rows(value.shape[0])].clone() if name in parameters else value)
         for name, value in unique_state(model).items()
     }
     _forget(model)

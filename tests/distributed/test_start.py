@@ -1,6 +1,8 @@
 """A model that no process has whole begins as one that was loaded whole, to the bit."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fulltune.engine.launch import joined
+from fulltune.engine.native import NativeEngine
+from fulltune.engine.sharded import Sharded
+from fulltune.model.facts import blocks
+from fulltune.model.load import load_model
+from fulltune.objectives import NextToken
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.schema import ModelSection, OptimSection
+from fulltune.starting import start
 from tests import tiny
 from tests.distributed.ranks import together
 
@@ -113,3 +124,34 @@ def test_so_does_every_family_in_uneven_shards_and_in_replicas(tmp_path: Path, s
             same(one, name)
             assert one["told"] == [] or name == "mixtral", "none of the others had to be loaded whole"
             assert one["isolates"] == (name != "mamba")
+
+
+def test_what_was_kept_of_a_model_that_was_loaded_whole_is_let_go(tmp_path: Path) -> None:
+    """Its rows would stay on the host beside the engine's for as long as the run lasts."""
+    shards(tmp_path / "model", "mixtral", torch.float32)
+    with joined(60, grouped=True) as meeting:
+        section = ModelSection(path=str(tmp_path / "model"))
+        for act in ("fill", "forgo"):
+            begun = start(section, meeting, "fsdp2", replicas=1, packed=False)
+            assert begun.read is not None
+            kept = weakref.ref(begun.read("lm_head.weight", None))
+            layout = Sharded(meeting.world, meeting.crew, blocks(begun.model))
+            objective = NextToken(begun.model, None, keeps_logits=False)
+            plan = precision_plan("float32", OptimSection(), several=True)
+            engine = NativeEngine(
+                begun.model,
+                objective,
+                lambda named: torch.optim.SGD(dict(named).values()),
+                layout,
+                clip=None,
+                precision=plan,
+            )
+            if act == "fill":
+                begun.fill(engine)
+            else:
+                begun.forgo()
+            gc.collect()
+            assert kept() is None
+            if act == "fill":
+                whole = load_model(section).state_dict()
+                assert all(torch.equal(value, whole[name]) for name, value in engine.full_weights())
