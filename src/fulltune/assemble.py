@@ -26,7 +26,7 @@ from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
 from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.model.load import base_folder
-from fulltune.model.probe import head_agrees, packing_isolates
+from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.schedules import SCHEDULES, factor
@@ -127,9 +127,9 @@ class Training:
     """The loop's parts, from where the run stands."""
 
 
-def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site: Site) -> Training:
-    """From a recipe and what the earlier stages left, everything the loop calls."""
-    objective = objective_for(recipe.train, model)
+def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site) -> Training:
+    """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
+    objective = objective_for(recipe.train, model, answers)
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
@@ -180,11 +180,9 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     )
 
 
-def objective_for(section: TrainSection, model: nn.Module) -> Objective:
-    """The objective around the model; our own cut of its head is used only if a probe shows that it is exact."""
-    cut = head(model)
-    if cut is not None and not head_agrees(model, cut, embedding(model).shape[0]):
-        cut = None
+def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> Objective:
+    """The objective around the model; our own cut of its head is used only if a probe showed that it is exact."""
+    cut = head(model) if answers.cut else None
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
@@ -208,9 +206,9 @@ def measuring(
     return lambda update: measure(batches, engine, objective, step=update) if batches else None
 
 
-def require_layout(plan: Plan, model: nn.Module) -> None:
+def require_layout(plan: Plan, model: nn.Module, answers: Answers) -> None:
     """RecipeError if examples packed into one row would see each other in this model."""
-    if plan.layout == "packed" and not packing_isolates(model, embedding(model).shape[0]):
+    if plan.layout == "packed" and not answers.isolates:
         raise RecipeError(
             f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
             where="train.layout",

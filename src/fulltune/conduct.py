@@ -27,11 +27,13 @@ from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelF
 from fulltune.engine.launch import Meeting, alone, deterministic, machine
 from fulltune.engines import engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
+from fulltune.model.probe import ask
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.planning.engine import choose_engine
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
+from fulltune.starting import Start, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal, Sink, read
@@ -116,7 +118,7 @@ def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> 
     with _fitting(plan):
         model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
-        objective = objective_for(recipe.train, model)
+        objective = objective_for(recipe.train, model, ask(model, packed=False))
         engine = engine_for(recipe, plan, model, objective, alone(), _SINGLE)
         splits = [split for split in data.stores if split != "train"]
         report = measuring(data, splits, plan, engine, objective)(0)
@@ -163,6 +165,7 @@ class _Work:
     journal: Journal
     built: Training
     outcome: Outcome
+    begun: Start
     engine: EngineName
 
     @classmethod
@@ -175,15 +178,16 @@ class _Work:
             chosen = choose_engine(run.recipe, meeting.crew.size, plan, model, machine())
             LOGGER.info(f"engine: {chosen}")
             name = chosen.name
-        loaded = load_model(section).to(meeting.world.device)
-        require_rows(loaded, tokenizer, section.path)
-        require_layout(plan, loaded)
+        replicas, packed = run.recipe.engine.replicas, plan.layout == "packed"
+        begun = start(section, meeting, name, replicas=replicas, packed=packed)
+        require_rows(begun.model, tokenizer, section.path)
+        require_layout(plan, begun.model, begun.answers)
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         site = Site(place.folder, place.journal, meeting, belonging, name)
-        built = training(run.recipe, plan, loaded, data, site)
-        outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
-        return cls(run, plan, data, place.journal, built, outcome, name)
+        built = training(run.recipe, plan, begun.model, begun.answers, data, site)
+        outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
+        return cls(run, plan, data, place.journal, built, outcome, begun, name)
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -194,6 +198,7 @@ class _Work:
             self.journal.cut(0)
             return None
         progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        self.begun.forgo()
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
         self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})
@@ -224,6 +229,7 @@ class _Work:
             "data": self.data.facts.fingerprint,
             "updates": self.plan.updates,
         }
+        self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
         self.outcome.write_model(self._scratch, self.run.recipe.export)

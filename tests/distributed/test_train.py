@@ -145,6 +145,58 @@ def test_what_one_engine_saved_another_goes_on_with(tmp_path: Path, recipe: Path
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_takes_no_weights_of_the_base(tmp_path: Path, recipe: Path, reference: Path) -> None:
+    """They would be overwritten by those of the checkpoint; the base is asked, not taken."""
+    run, fill = tmp_path / "run", "fulltune.engine.native:NativeEngine.fill,1,RAISE"
+    words = ["engine.name=fsdp2", "checkpoint.every=1"]
+    ended = train(recipe, run, *words, befall=f"1,{UPDATE},3,TERM")
+    assert ended.codes == [75, 75], "\n".join(ended.said)
+    ended = train(recipe, run, *words, befall=f"0,{fill}")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    same_curve(run, reference)
+    other = train(recipe, tmp_path / "other", *words, befall=f"0,{fill}")
+    assert other.codes[0] == 1, "one that begins takes them"
+
+
+def own_recipe(folder: Path, kind: str, rows: Path, **train: Any) -> Path:
+    """Two updates of a model of another kind."""
+    model = tiny.folder(folder / "model", kind)
+    asked = {"steps": 2, "batch_examples": 8, "micro_examples": 3, **train}
+    values = tiny.recipe(model, rows, train=asked, engine={"name": "fsdp2", "timeout": LIMIT})
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.slow
+def test_landmine_E12_a_model_whose_experts_are_converted_trains_in_shards_and_comes_back(
+    tmp_path: Path, rows: Path
+) -> None:
+    """Loaded by one process after the other. The result's files have the base's names, with other weights."""
+    asked = own_recipe(tmp_path, "mixtral", rows, precision="float32")
+    ended = train(asked, tmp_path / "run")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    assert "loaded whole, by one process of a machine after the other" in ended.said[0]
+    fulltune.train(asked, out=tmp_path / "alone", engine={"name": "single"})
+    assert differ(tmp_path / "run", tmp_path / "alone") <= 1e-4
+    base, found = load_file(tmp_path / "model" / "model.safetensors"), weights(tmp_path / "run")
+    assert found.keys() == base.keys() and any("experts.3." in name for name in base)
+    assert all(not (found[name] == base[name]).all() for name in base if "experts." in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("gemma2", 0), ("mamba", 2)])
+def test_what_is_asked_of_a_model_in_shards_is_asked_in_float32(
+    tmp_path: Path, rows: Path, kind: str, code: int
+) -> None:
+    """In bfloat16 a head that caps its logits would not agree to the last digit, nor an example with itself alone."""
+    asked = own_recipe(tmp_path, kind, rows, precision="bf16-mixed", layout="packed")
+    ended = train(asked, tmp_path / "run")
+    assert ended.codes == [code, code], "\n".join(ended.said)
+    assert "the model's head is unusual" not in ended.said[0]
+    assert ("see each other" in ended.said[0]) == (kind == "mamba")
+
+
+@pytest.mark.slow
 def test_the_others_wait_for_the_first_as_long_as_it_takes(tmp_path: Path, recipe: Path) -> None:
     ended = train(recipe, tmp_path / "run", "engine.timeout=10", befall="0,fulltune.stages:_made_ready,1,SLEEP")
     assert ended.codes == [0, 0], "\n".join(ended.said)

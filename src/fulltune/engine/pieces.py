@@ -29,6 +29,12 @@ class Piece:
     total: int
 
 
+def part(total: int, shards: int, number: int) -> slice:
+    """Which of so many rows the shard of this number has: fully_shard cuts as torch.chunk does."""
+    each = -(-total // shards)
+    return slice(min(number * each, total), min((number + 1) * each, total))
+
+
 def file_of(stem: str, number: int) -> str:
     """The name of a rank's file; the first has the plain one."""
     return f"{stem}.safetensors" if number == 0 else f"{stem}-{number:05d}.safetensors"

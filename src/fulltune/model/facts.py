@@ -152,3 +152,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
     # transformers 5.23 renamed it and warns of the old name; 5.17 knows only that.
     enable = getattr(foreign, "activation_checkpointing_enable", None) or foreign.gradient_checkpointing_enable
     enable()
+
+
+def may_lack(model: nn.Module) -> bool:
+    """Whether some weights may be missing in its files, for its own code makes them."""
+    return bool(getattr(model, "_keys_to_ignore_on_load_missing", None))
