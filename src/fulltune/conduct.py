@@ -164,6 +164,8 @@ class _Work:
     built: Training
     outcome: Outcome
     engine: EngineName
+    bytes: tuple[int, int]
+    """Of the weights, and of weights and moments: what the disk must have room for."""
 
     @classmethod
     def begin(cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, place: Workplace) -> "_Work":
@@ -178,12 +180,14 @@ class _Work:
         loaded = load_model(section).to(meeting.world.device)
         require_rows(loaded, tokenizer, section.path)
         require_layout(plan, loaded)
+        weights = sum(parameter.nbytes for parameter in loaded.parameters())
+        state = weights + _MOMENTS * sum(parameter.numel() for parameter in loaded.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         site = Site(place.folder, place.journal, meeting, belonging, name)
         built = training(run.recipe, plan, loaded, data, site)
         outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
-        return cls(run, plan, data, place.journal, built, outcome, name)
+        return cls(run, plan, data, place.journal, built, outcome, name, (weights, state))
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -247,8 +251,7 @@ class _Work:
     def _require_room(self) -> None:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
-        weights = sum(parameter.nbytes for parameter in self.built.model.parameters())
-        state = weights + _MOMENTS * sum(parameter.numel() for parameter in self.built.model.parameters())
+        weights, state = self.bytes
         require_room(self.run.path, kept * state + weights, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:

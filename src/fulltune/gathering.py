@@ -27,7 +27,7 @@ def together(recipe: Asked, overrides: Mapping[str, Any]) -> Iterator[Meeting]:
     if wanted(section):
         yield alone()
         return
-    with joined(section.timeout, grouped=section.name in ("ddp", "fsdp2")) as meeting:
+    with joined(section.timeout, grouped=section.name not in ("auto", "single")) as meeting:
         yield meeting
 
 

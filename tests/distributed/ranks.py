@@ -13,18 +13,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Crew
-from fulltune.engine.launch import joined
+from fulltune.engine.launch import Meeting, joined
 from fulltune.engine.layout import Layout
 from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
+from fulltune.engine.zero import ZeroEngine
 from fulltune.model import facts
+from fulltune.planning.deepspeed import configuration
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.load import load_recipe
 from fulltune.training.step import Outcome, step
 from tests import tiny
 from tests.conftest import ROOT
@@ -63,18 +68,32 @@ class Case:
         return made[self.layout]()  # type: ignore[no-any-return]
 
 
-def ground(folder: Path, case: Case, world: World, crew: Crew, *, pulls: Sequence[Any] = ()) -> Ground:
+    def zero(self, world: World, crew: Crew) -> Any:
+        """Makes an engine on DeepSpeed: `zero2` or `zero3offload`."""
+        stage = self.layout.removesuffix("offload")
+        engine = {"name": stage, "offload": stage != self.layout}
+        values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine}
+        recipe = load_recipe(values, {"train.precision": self.precision})
+        plan = SimpleNamespace(dtypes=precision_plan(self.precision, recipe.optim, several=True))
+        return lambda *made, precision: ZeroEngine(
+            *made, Meeting(world, crew), configuration(recipe, plan, 8), precision=precision
+        )
+
+
+def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
     model = tiny.model(case.kind)
+    zero = case.layout.startswith("zero")
     return Ground(
         folder,
         model,
         count=40,
         micro=case.micro,
-        lay=case.lay(model, world, crew),
+        lay=None if zero else case.lay(model, world, crew),
+        make_engine=case.zero(world, crew) if zero else None,
         clip=1.0,
         rank=world.rank,
         size=world.size,
-        pulls=pulls,
+        precision=case.precision,
     )
 
 

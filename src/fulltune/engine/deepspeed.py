@@ -1,0 +1,44 @@
+"""The library DeepSpeed: asked for only where its engine is, and begun so that its processes are ours."""
+
+import contextlib
+import copy
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fulltune.base.errors import RecipeError
+
+
+def library() -> Any:
+    """The package `deepspeed`; RecipeError where it is not installed."""
+    try:
+        return importlib.import_module("deepspeed")
+    except ModuleNotFoundError as fault:
+        if fault.name != "deepspeed":
+            raise
+        raise RecipeError(
+            "ZeRO is DeepSpeed's, which is not installed",
+            where="engine.name",
+            mend="pip install 'fulltune[deepspeed]', or engine.name=fsdp2, which divides as ZeRO 3 does",
+        ) from fault
+
+
+def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, Any], device: str) -> Any:
+    """DeepSpeed's engine around a module, over the processes that have met already."""
+    with contextlib.redirect_stdout(sys.stderr):  # results of ours go there
+        deepspeed = library()
+        for handler in deepspeed.utils.logger.handlers:
+            handler.setStream(sys.stderr)
+        # Between processes of one CPU it would exchange through shared memory, by a kernel that takes a compiler and a
+        # minute to make, and in which the others wait for ever for one that ended. gloo notices.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        os.environ.setdefault("LOCAL_RANK", device.partition(":")[2] or "0")  # which it reads, and srun does not set
+        engine, *_ = deepspeed.initialize(
+            model=entry, optimizer=optimizer, config=copy.deepcopy(dict(configuration)), dist_init_required=False
+        )
+    return engine
