@@ -3,6 +3,7 @@
 `python -m tests.distributed.ranks FOLDER CASE...`, started by `together` in the environment of a launcher.
 """
 
+import importlib.util
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from fulltune.engine.contract import World
@@ -36,6 +38,9 @@ from tests.conftest import ROOT
 from tests.contract.ground import Ground
 
 UPDATES = 20
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'"
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,12 @@ class Case:
     precision: str = "float32"
 
     def __str__(self) -> str:
-        return "-".join(map(str, (self.layout, self.kind, self.micro, self.precision)))
+        return ":".join(map(str, (self.layout, self.kind, self.micro, self.precision)))
 
     @classmethod
     def of(cls, text: str) -> "Case":
-        layout, *kind, micro, precision = text.split("-")
-        return cls(layout, "-".join(kind), int(micro), precision)
+        layout, kind, micro, precision = text.split(":")
+        return cls(layout, kind, int(micro), precision)
 
     def lay(self, model: Any, world: World, crew: Crew) -> Layout:
         shard = partial(Sharded, world, crew, facts.blocks(model))

@@ -17,12 +17,13 @@ from fulltune.base.errors import RecipeError
 from fulltune.training.journal import read
 from tests import tiny
 from tests.conftest import ROOT
-from tests.distributed.ranks import run_together
+from tests.distributed.ranks import NEEDS_DEEPSPEED, run_together
 
 WORKER = "tests.distributed.worker"
 FORWARD = "fulltune.engine.native:NativeEngine.forward"
 UPDATE = "fulltune.engine.native:NativeEngine.update"
 LIMIT = 15
+ZERO = [pytest.param(name, marks=NEEDS_DEEPSPEED) for name in ("zero1", "zero2", "zero3")]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def train(recipe: Path, out: Path, *words: str, size: int = 2, befall: str | Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", *ZERO])
 def test_the_command_starts_its_own_processes(tmp_path: Path, recipe: Path, reference: Path, engine: str) -> None:
     words = ["train", str(recipe), "--out", str(tmp_path / "run"), f"engine.name={engine}", "engine.processes=2"]
     done = subprocess.run(

@@ -5,6 +5,7 @@ import copy
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,10 @@ def library() -> Any:
 
 def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, Any], device: str) -> Any:
     """DeepSpeed's engine around a module, over the processes that have met already."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
+    # It calls collectives by names that torch is about to change; at every one of them torch would say so.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     with contextlib.redirect_stdout(sys.stderr):  # results of ours go there
         deepspeed = library()
         for handler in deepspeed.utils.logger.handlers:
