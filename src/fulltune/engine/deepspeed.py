@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -15,18 +15,20 @@ from torch.optim import Optimizer
 from fulltune.base.errors import RecipeError
 
 
-def library() -> Any:
-    """The package `deepspeed`; RecipeError where it is not installed."""
-    try:
-        return importlib.import_module("deepspeed")
-    except ModuleNotFoundError as fault:
-        if fault.name != "deepspeed":
-            raise
+def require_library() -> None:
+    """RecipeError where DeepSpeed is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
         raise RecipeError(
             "ZeRO is DeepSpeed's, which is not installed",
             where="engine.name",
             mend="pip install 'fulltune[deepspeed]', or engine.name=fsdp2, which divides as ZeRO 3 does",
-        ) from fault
+        )
+
+
+def library() -> Any:
+    """The package `deepspeed`."""
+    with contextlib.redirect_stdout(sys.stderr):  # results of ours go there
+        return importlib.import_module("deepspeed")
 
 
 def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, Any], device: str) -> Any:
@@ -35,8 +37,8 @@ def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, An
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
     # It calls collectives by names that torch is about to change; at every one of them torch would say so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-    with contextlib.redirect_stdout(sys.stderr):  # results of ours go there
-        deepspeed = library()
+    deepspeed = library()
+    with contextlib.redirect_stdout(sys.stderr):
         for handler in deepspeed.utils.logger.handlers:
             handler.setStream(sys.stderr)
         # Between processes of one CPU it would exchange through shared memory, by a kernel that takes a compiler and a

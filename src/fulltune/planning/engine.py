@@ -5,6 +5,7 @@ from typing import Literal
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import EngineName, Machine, ModelFacts, Plan
+from fulltune.planning.deepspeed import configuration
 from fulltune.recipe.schema import ZERO, Recipe
 
 _STATE = 0.6
@@ -57,6 +58,8 @@ def choose_engine(recipe: Recipe, processes: int, plan: Plan, model: ModelFacts,
             where="train.precision",
             mend="train.precision=bf16-mixed, or engine.name=fsdp2",
         )
+    if chosen.name in ZERO:
+        configuration(recipe, plan, model.hidden)  # what contradicts is to be said before a model is loaded
     return chosen
 
 
