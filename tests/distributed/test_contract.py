@@ -78,11 +78,6 @@ def test_every_engine_makes_the_updates_of_one_process(tmp_path: Path, size: int
 
 
 @NEEDS_DEEPSPEED
-def test_zero_makes_the_updates_of_one_process(tmp_path: Path) -> None:
-    compare(tmp_path, 2, [Case("zero2"), Case("zero3", "llama-tied", 3)])
-
-
-@NEEDS_DEEPSPEED
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ZERO)
 def test_every_stage_of_zero_makes_the_updates_of_one_process(tmp_path: Path, size: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import io
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.log import LOGGER
 
 
 def require_library() -> None:
@@ -37,8 +39,8 @@ def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, An
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
     # It calls collectives by names that torch is about to change; at every one of them torch would say so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-    deepspeed = library()
-    with contextlib.redirect_stdout(sys.stderr):
+    deepspeed, said = library(), io.StringIO()
+    with contextlib.redirect_stdout(said):
         for handler in deepspeed.utils.logger.handlers:
             handler.setStream(sys.stderr)
         # Between processes of one CPU it would exchange through shared memory, by a kernel that takes a compiler and a
@@ -48,4 +50,5 @@ def begun(entry: nn.Module, optimizer: Optimizer, configuration: Mapping[str, An
         engine, *_ = deepspeed.initialize(
             model=entry, optimizer=optimizer, config=copy.deepcopy(dict(configuration)), dist_init_required=False
         )
+    LOGGER.debug(said.getvalue())
     return engine
