@@ -142,9 +142,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
         feed=Feed(
             data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
-        budget=Budget(
-            plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden
-        ),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden),
         engine=engine,
         objective=objective,
         rates=rates,

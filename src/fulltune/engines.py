@@ -35,7 +35,7 @@ def engine_for(
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
     if name in ZERO:
-        zero = configuration(recipe, plan, width(model))
+        zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
     layout = _layout(recipe.engine, plan, model, meeting, name)
     return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)

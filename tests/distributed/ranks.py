@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +38,8 @@ from tests.contract.ground import Ground
 
 UPDATES = 20
 NEEDS_DEEPSPEED = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'"
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'",
 )
 
 
@@ -72,17 +72,14 @@ class Case:
         }
         return made[self.layout]()  # type: ignore[no-any-return]
 
-
     def zero(self, world: World, crew: Crew) -> Any:
         """Makes an engine on DeepSpeed: `zero2` or `zero3offload`."""
         stage = self.layout.removesuffix("offload")
         engine = {"name": stage, "offload": stage != self.layout}
         values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine}
         recipe = load_recipe(values, {"train.precision": self.precision})
-        plan = SimpleNamespace(dtypes=precision_plan(self.precision, recipe.optim, several=True))
-        return lambda *made, precision: ZeroEngine(
-            *made, Meeting(world, crew), configuration(recipe, plan, 8), precision=precision
-        )
+        zero = configuration(recipe, precision_plan(self.precision, recipe.optim, several=True), 8)
+        return lambda *made, precision: ZeroEngine(*made, Meeting(world, crew), zero, precision=precision)
 
 
 def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:

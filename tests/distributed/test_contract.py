@@ -44,7 +44,13 @@ ZERO = {
         Case("zero3offload"),
         Case("zero3offload", "llama-tied", 7),
     ],
-    3: [Case("zero1", "llama-tied", 7), Case("zero2"), Case("zero3"), Case("zero3", "llama-tied", 3), Case("zero3offload")],
+    3: [
+        Case("zero1", "llama-tied", 7),
+        Case("zero2"),
+        Case("zero3"),
+        Case("zero3", "llama-tied", 3),
+        Case("zero3offload"),
+    ],
 }
 HALF = [Case(layout, "llama", 2, "bf16-mixed") for layout in ("zero1", "zero2", "zero3", "zero3offload", "fsdp2")]
 
@@ -88,5 +94,5 @@ def test_every_stage_of_zero_makes_the_updates_of_one_process(tmp_path: Path, si
 @NEEDS_DEEPSPEED
 @pytest.mark.slow
 def test_in_bfloat16_zero_is_as_near_as_fsdp2(tmp_path: Path) -> None:
-    """Weights are rounded to bfloat16 before they compute, which one process by itself does not do: 8 bits of mantissa."""
+    """Weights are rounded to bfloat16 before they compute, which one process by itself does not do."""
     compare(tmp_path, 2, HALF, near=1e-2, weight=1e-2)

@@ -11,33 +11,27 @@ from fulltune.engine.deepspeed import require_library
 from tests.distributed.ranks import NEEDS_DEEPSPEED, run_together
 from tests.distributed.zero import BESIDE_ONE_PROCESS, BY_ITSELF
 
-FAST = (2, "zero2", "float32")
-SLOW = [
-    (2, "zero1", "float32"),
-    (2, "zero3", "float32"),
-    (3, "zero2", "float32"),
-    (3, "zero3", "float32"),
-    (2, "zero1offload", "float32"),
-    (2, "zero2offload", "float32"),
-    (2, "zero3offload", "float32"),
-    (2, "zero1", "bf16-mixed"),
-    (2, "zero2", "bf16-mixed"),
-    (3, "zero3", "bf16-mixed"),
-    (2, "zero2offload", "bf16-mixed"),
-    (2, "zero3offload", "bf16-mixed"),
+SLOW = [  # what one meeting of so many processes checks: most of the time goes into their imports
+    (2, "float32", ["zero1", "zero3"]),
+    (2, "float32", ["zero1offload", "zero2offload", "zero3offload"]),
+    (3, "float32", ["zero2", "zero3"]),
+    (2, "bf16-mixed", ["zero1", "zero2", "zero3offload"]),
+    (3, "bf16-mixed", ["zero2offload", "zero3"]),
 ]
 
 
 @NEEDS_DEEPSPEED
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("size", "layout", "precision"), [FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("size", "precision", "layouts"),
+    [(2, "float32", ["zero2"]), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_the_contract_holds(tmp_path: Path, size: int, layout: str, precision: str) -> None:
-    ended = run_together(size, "tests.distributed.zero", str(tmp_path), layout, precision)
+def test_the_contract_holds(tmp_path: Path, size: int, precision: str, layouts: list[str]) -> None:
+    ended = run_together(size, "tests.distributed.zero", str(tmp_path), precision, *layouts, timeout=500)
     assert ended.codes == [0] * size, "\n".join(ended.said)
-    checks = BY_ITSELF + (BESIDE_ONE_PROCESS if precision == "float32" else [])
-    for check in checks:
-        assert f"done: {check.__name__}" in ended.said[0]
+    for layout in layouts:
+        for check in BY_ITSELF + (BESIDE_ONE_PROCESS if precision == "float32" else []):
+            assert f"done: {layout} {check.__name__}" in ended.said[0]
 
 
 def test_where_it_is_not_installed_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,7 +41,9 @@ def test_where_it_is_not_installed_it_is_named(monkeypatch: pytest.MonkeyPatch, 
     from fulltune.base.errors import RecipeError
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "deepspeed" else real(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "deepspeed" else real(name, *more)
+    )
     with pytest.raises(RecipeError, match=r"not installed\n.*\n.*fulltune\[deepspeed\]"):
         require_library()
     values = {"model": {"path": str(tmp_path)}, "data": {"train": "/d.jsonl"}, "engine": {"name": "zero2"}}

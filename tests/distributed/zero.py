@@ -1,13 +1,15 @@
-"""What each rank checks of an engine on DeepSpeed beside one process: `python -m tests.distributed.zero FOLDER LAYOUT PRECISION`.
+"""What each rank checks of engines on DeepSpeed beside one process.
 
-What is compared with is computed in each rank by itself, on the same examples.
+`python -m tests.distributed.zero FOLDER PRECISION LAYOUT...`, started by `run_together`. What is compared with is
+computed in each rank by itself, on the same examples.
 """
 
 import gc
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,9 @@ class Checks:
         for each in (made, alone):
             each.engine.visit(lambda name, shard: shard.mul_(0.5))
         self.same(weights(made), weights(alone))
-        for (loss, norm), (true_loss, true_norm) in zip(curve(made, range(1, 3)), curve(alone, range(1, 3)), strict=True):
+        for (loss, norm), (true_loss, true_norm) in zip(
+            curve(made, range(1, 3)), curve(alone, range(1, 3)), strict=True
+        ):
             assert abs(loss - true_loss) <= 1e-5 and abs(norm - true_norm) <= 1e-5
 
     def measuring_changes_nothing(self) -> None:
@@ -223,18 +227,18 @@ BESIDE_ONE_PROCESS = [
 ]
 
 
-def main(folder: Path, layout: str, precision: str) -> None:
+def main(folder: Path, precision: str, layouts: Sequence[str]) -> None:
+    asked = BY_ITSELF if precision != "float32" else BY_ITSELF + BESIDE_ONE_PROCESS
     with joined(60) as meeting:
-        checks = Checks(folder / layout, meeting, layout, precision)
-        for check in BY_ITSELF if precision != "float32" else BY_ITSELF + BESIDE_ONE_PROCESS:
+        for layout, check in product(layouts, asked):
             gc.freeze()  # one of DeepSpeed's optimizers collects garbage a dozen times while it begins
-            check(checks)
+            check(Checks(folder / layout, meeting, layout, precision))
             if meeting.world.rank == 0:
-                print("done:", check.__name__, flush=True)
+                print("done:", layout, check.__name__, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads may abort a process that ends in order

@@ -26,7 +26,7 @@ KEY = "pieces"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a tensor: they begin at `start`, of `total`. With a `shape`, numbers of a tensor of that shape, as one line."""
+    """Rows of a tensor: they begin at `start`, of `total`. With a `shape`: numbers of a tensor of it, as one line."""
 
     start: int
     total: int

@@ -109,7 +109,7 @@ class ZeroEngine:
         assert applied == math.isfinite(norm)
         return Update(norm, applied)
 
-    def _hide(self, optimizer: Any, *_: Any) -> None:
+    def _hide(self, optimizer: Any, *_arguments: Any) -> None:
         """Before torch's optimizer steps: it leaves alone what has no gradient, and its moments."""
         still = [self._groups[number] for number in self._still]
         spared = [group for group in optimizer.param_groups if any(group is one for one in still)]
@@ -117,7 +117,7 @@ class ZeroEngine:
         for line, _ in self._hidden:
             line.grad = None
 
-    def _show(self, *_: Any) -> None:
+    def _show(self, *_arguments: Any) -> None:
         """Behind it: DeepSpeed keeps the memory of some gradients for the next ones."""
         for line, gradient in self._hidden:
             line.grad = gradient
@@ -135,7 +135,9 @@ class ZeroEngine:
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
         fresh = not self._optimizer.state  # where a run goes on, the moments are there already
-        kept = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in self._groups]
+        kept = [
+            {key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in self._groups
+        ]
         try:
             if fresh:
                 self._step_in_place()
@@ -198,7 +200,7 @@ class ZeroEngine:
         parts = Parts(self._fragments, self._crew.rank)
         parts.weights(self._unmoved())
         numbers = parts.moments(self._optimizer, self._members, self._fragments.lines())
-        parts.extra(extra)
+        parts.remembered(extra)
         texts = {"optimizer.json": json.dumps(numbers)} if self._crew.rank == 0 else {}
         self._captured = Capture(parts.files, texts, self._staging, parts.pieces, self._crew.size)
         return self._captured

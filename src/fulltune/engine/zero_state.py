@@ -72,7 +72,7 @@ class Parts:
         self._whole("optimizer", tensors)
         return numbers | plain
 
-    def extra(self, extra: Extra) -> None:
+    def remembered(self, extra: Extra) -> None:
         """What pulls and averages remember: by fragment, as `visit` shows them, or whole."""
         known = {fragment.name: fragment for fragment in self._fragments}
         for key, value in extra.items():
@@ -124,9 +124,7 @@ def restore(folder: Path, optimizer: Optimizer, members: Members, fragments: Fra
         optimizer.state[line] = state
 
 
-def _entries(
-    members: Members, number: int, saved: Pieces, numbers: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+def _entries(members: Members, number: int, saved: Pieces, numbers: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a group's stretches have of state: a count that all of its weights share, or None for numbers of each.
 
     CheckpointError if weights of the group were counted apart.
@@ -164,7 +162,11 @@ def _key(name: str, entry: str) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else bool(one is other or one == other)
+    return (
+        torch.equal(one, other)
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+        else bool(one is other or one == other)
+    )
 
 
 def _placed(value: Any, line: Tensor) -> Any:

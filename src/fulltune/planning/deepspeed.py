@@ -5,12 +5,12 @@ buckets, prefetching, logs) is passed on. All else is refused, since nobody woul
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fulltune.base.errors import Fault, RecipeError
-from fulltune.base.records import Plan
+from fulltune.base.formats import PrecisionPlan
 from fulltune.recipe.schema import Recipe
 
 AUTO = "auto"
@@ -32,23 +32,23 @@ _SMALLEST_BUCKET = 1 << 20
 """Numbers that are exchanged at once at least: below that a bucket costs more than it saves."""
 
 
-def configuration(recipe: Recipe, plan: Plan, hidden: int) -> dict[str, Any]:
+def configuration(recipe: Recipe, dtypes: PrecisionPlan, hidden: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe; RecipeError with every contradiction of the user's own file.
 
     `hidden`: width of the model, by which buckets are as large as transformers takes them for `auto`.
     """
-    decided = _decided(recipe, plan, hidden)
+    decided = _decided(recipe, dtypes, hidden)
     if recipe.engine.deepspeed is None:
         return decided
     path = Path(recipe.engine.deepspeed)
-    told = _Told(str(path), recipe, plan)
+    told = _Told(str(path), recipe, dtypes)
     merged = told.merged(_read(path), decided)
     if told.faults:
         raise RecipeError(faults=told.faults)
     return merged
 
 
-def _decided(recipe: Recipe, plan: Plan, hidden: int) -> dict[str, Any]:
+def _decided(recipe: Recipe, dtypes: PrecisionPlan, hidden: int) -> dict[str, Any]:
     """What the recipe says, and what is best for a model of this width."""
     stage = int(recipe.engine.name.removeprefix("zero"))
     bucket = max(hidden**2, _SMALLEST_BUCKET)
@@ -60,7 +60,7 @@ def _decided(recipe: Recipe, plan: Plan, hidden: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    half = plan.dtypes.compute == "bfloat16"
+    half = dtypes.compute == "bfloat16"
     return {
         # How many examples a pass has is decided update by update; DeepSpeed is told which pass is the last.
         "train_micro_batch_size_per_gpu": 1,
@@ -69,8 +69,8 @@ def _decided(recipe: Recipe, plan: Plan, hidden: int) -> dict[str, Any]:
         "zero_optimization": zero,
         # In float32 it looks for numbers that are not finite by itself.
         "bf16": {"enabled": True, "check_grad_overflow": True} if half else {"enabled": False},
-        "data_types": {"grad_accum_dtype": _SPELLED[plan.dtypes.reduction]},
-        "communication_data_type": _SPELLED[plan.dtypes.reduction],
+        "data_types": {"grad_accum_dtype": _SPELLED[dtypes.reduction]},
+        "communication_data_type": _SPELLED[dtypes.reduction],
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
@@ -99,8 +99,8 @@ def _read(path: Path) -> dict[str, Any]:
 class _Told:
     """Reads the user's file beside the recipe, and collects what contradicts."""
 
-    def __init__(self, path: str, recipe: Recipe, plan: Plan) -> None:
-        self._path, self._recipe, self._plan = path, recipe, plan
+    def __init__(self, path: str, recipe: Recipe, dtypes: PrecisionPlan) -> None:
+        self._path, self._recipe, self._dtypes = path, recipe, dtypes
         self.faults: list[Fault] = []
 
     def merged(self, told: Mapping[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class _Told:
             elif name in sections and isinstance(value, Mapping):
                 sections[name](value)
             elif name == "data_types" and isinstance(value, Mapping):
-                self._agree_all(name, value, {"grad_accum_dtype": _SPELLED[self._plan.dtypes.reduction]})
+                self._agree_all(name, value, {"grad_accum_dtype": _SPELLED[self._dtypes.reduction]})
             elif name in _PASSED:
                 passed[name] = value
             else:
@@ -139,7 +139,11 @@ class _Told:
 
     def _zero(self, told: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
         merged = dict(decided)
-        known = {"stage": decided["stage"], "stage3_gather_16bit_weights_on_model_save": True, "round_robin_gradients": False}
+        known = {
+            "stage": decided["stage"],
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "round_robin_gradients": False,
+        }
         for name, value in told.items():
             place = f"zero_optimization.{name}"
             if name in ("offload_optimizer", "offload_param") and isinstance(value, Mapping):
@@ -179,7 +183,7 @@ class _Told:
         self._agree_all("optimizer", {name: None for name in told if name not in ("type", "params")}, {})
 
     def _half(self, name: str, told: Mapping[str, Any], number: str) -> None:
-        enabled = self._plan.dtypes.compute == number
+        enabled = self._dtypes.compute == number
         self._agree(f"{name}.enabled", told.get("enabled", False), {f"{name}.enabled": enabled})
         if enabled:
             rest = {key: value for key, value in told.items() if key != "enabled"}
@@ -198,5 +202,5 @@ class _Told:
             self._fault(place, f"{json.dumps(value)}, and by the recipe it is {wanted}", wanted)
 
     def _fault(self, place: str, what: str, wanted: str) -> None:
-        mend = "take it out" if wanted == "no such line" else f"write {wanted} or \"auto\", or change the recipe"
+        mend = "take it out" if wanted == "no such line" else f'write {wanted} or "auto", or change the recipe'
         self.faults.append(Fault(f"{place}: {what}", f"engine.deepspeed: {self._path}", mend))

@@ -59,11 +59,13 @@ def choose_engine(recipe: Recipe, processes: int, plan: Plan, model: ModelFacts,
             mend="train.precision=bf16-mixed, or engine.name=fsdp2",
         )
     if chosen.name in ZERO:
-        configuration(recipe, plan, model.hidden)  # what contradicts is to be said before a model is loaded
+        configuration(recipe, plan.dtypes, model.hidden)  # what contradicts is to be said before a model is loaded
     return chosen
 
 
-def _chosen(asked: EngineName | Literal["auto"], processes: int, plan: Plan, model: ModelFacts, machine: Machine) -> Chosen:
+def _chosen(
+    asked: EngineName | Literal["auto"], processes: int, plan: Plan, model: ModelFacts, machine: Machine
+) -> Chosen:
     if asked != "auto":
         return Chosen(asked, "as the recipe says")
     if processes == 1:

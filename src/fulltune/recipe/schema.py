@@ -151,8 +151,8 @@ class EngineSection(Section):
 
     name: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """`ddp`: the whole model in each process. `fsdp2`: a part of every weight, gradient and moment in each. `zero1`,
-    `zero2`, `zero3`: DeepSpeed divides moments, gradients too, weights too. `auto`: one process is `single`; several are
-    `ddp` where weights, gradients and moments leave room, else `fsdp2`.
+    `zero2`, `zero3`: DeepSpeed divides the moments, gradients too, weights too. `auto`: one process is `single`;
+    several are `ddp` where weights, gradients and moments leave room, else `fsdp2`.
     """
     processes: Count | None = None
     """How many processes train on this machine; by default as many as it has GPUs, or one. Under a launcher (torchrun,

@@ -42,7 +42,7 @@ def test_any_number_reads_what_any_number_wrote(tmp_path: Path, cuts: list[int],
 
 @pytest.mark.parametrize("cuts", [[5, 13], [1, 2, 20], [9], [0, 21], []])
 def test_rows_and_numbers_are_read_from_each_other(tmp_path: Path, cuts: list[int]) -> None:
-    """A part may begin in the middle of a row, as ZeRO cuts; who wants rows gets rows of it, and the other way round."""
+    """A part may begin in the middle of a row, as ZeRO cuts; who wants rows gets rows, and the other way round."""
     lines, rows = tmp_path / "lines", written(tmp_path, [2, 3])
     lines.mkdir()
     for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 21], strict=True)):

@@ -1,8 +1,7 @@
-"""DeepSpeed's configuration: what the recipe decides stands in one place, and the user's own file may not contradict."""
+"""DeepSpeed's configuration: what the recipe decides stands in one place, and the user's file may not contradict."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,7 @@ def made(
         (folder / "own.json").write_text(own if isinstance(own, str) else json.dumps(own))
     values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine, **sections}
     recipe = load_recipe(values)
-    plan: Any = SimpleNamespace(dtypes=precision_plan(precision, recipe.optim, several=True))
-    return configuration(recipe, plan, 4096)
+    return configuration(recipe, precision_plan(precision, recipe.optim, several=True), 4096)
 
 
 def faults(folder: Path, own: Any, **more: Any) -> list[str]:
@@ -138,7 +136,9 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert len(faults(tmp_path, own)) == 4
 
 
-@pytest.mark.parametrize(("own", "said"), [("{", "not JSON"), ("[]", "not a mapping"), ('{"a": 1, "a": 2}', "'a' stands")])
+@pytest.mark.parametrize(
+    ("own", "said"), [("{", "not JSON"), ("[]", "not a mapping"), ('{"a": 1, "a": 2}', "'a' stands")]
+)
 def test_a_file_that_is_none(tmp_path: Path, own: str, said: str) -> None:
     assert said in faults(tmp_path, own)[0]
 
