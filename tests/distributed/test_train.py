@@ -21,7 +21,6 @@ from tests.distributed.ranks import NEEDS_DEEPSPEED, run_together
 
 WORKER = "tests.distributed.worker"
 NATIVE, DEEPSPEED = "fulltune.engine.native:NativeEngine", "fulltune.engine.zero:ZeroEngine"
-FORWARD = f"{NATIVE}.forward"
 LIMIT = 15
 ZERO = [pytest.param(name, marks=NEEDS_DEEPSPEED) for name in ("zero1", "zero2", "zero3")]
 
@@ -262,13 +261,14 @@ def test_a_dry_run_is_of_one_process(tmp_path: Path, recipe: Path) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("engine", ["ddp", ZERO[0]])
 def test_where_memory_runs_out_on_one_all_take_smaller_micro_batches(
-    tmp_path: Path, recipe: Path, reference: Path
+    tmp_path: Path, recipe: Path, reference: Path, engine: str
 ) -> None:
     """F14, in a pass after which gradients are not exchanged yet: the same updates."""
     run = tmp_path / "run"
-    words = ["engine.name=ddp", "train.micro_examples=2"]
-    ended = train(recipe, run, *words, befall=f"1,{FORWARD},7,MEMORY")
+    words = [f"engine.name={engine}", "train.micro_examples=2"]
+    ended = train(recipe, run, *words, befall=f"1,{kind(engine)}.forward,7,MEMORY")
     assert ended.codes == [0, 0], "\n".join(ended.said)
     [line] = read(run / "journal.jsonl", "warning")
     assert "out of memory" in line["what"] and line["micro_examples"] == 1

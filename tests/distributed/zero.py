@@ -13,8 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from fulltune.base.errors import MachineError
 from fulltune.batch import Batch
 from fulltune.engine.launch import Meeting, joined
 from fulltune.engine.pieces import file_of
@@ -193,6 +195,24 @@ class Checks:
                 assert torch.equal(fragment.master, part)
             assert torch.equal(self.meeting.crew.sum(here), torch.ones(whole.numel())), name
 
+    def a_pass_that_broke_off_is_dropped_where_nothing_was_exchanged(self) -> None:
+        made = self.made("torn")
+        for within_backward in (False, True):
+            engine = made.engine
+            with pytest.raises(MemoryError), engine.micro(last=False):
+                share = engine.forward(examples(made, 0)[0])["next_token"]
+                if within_backward:
+                    share.register_hook(_fail)
+                    engine.backward(share)
+                raise MemoryError
+            if engine._stage == 3 or (engine._stage == 2 and within_backward):
+                with pytest.raises(MachineError, match="exchanges with other processes"):
+                    engine.clear()
+                return
+            engine.clear()
+        calm = self.made("torn-calm")
+        assert curve(made, range(3)) == curve(calm, range(3))
+
     def gloo_carries_it(self) -> None:
         """Through DeepSpeed's shared memory one would wait for ever for a process that ended."""
         import deepspeed
@@ -211,12 +231,17 @@ def update(made: Ground, number: int, rates: list[float] = RATES) -> Outcome:
     return outcome
 
 
+def _fail(_: torch.Tensor) -> torch.Tensor:
+    raise MemoryError
+
+
 BY_ITSELF = [
     Checks.nothing_moves_where_the_gradient_is_none_on_one,
     Checks.dropped_gradients_leave_no_trace,
     Checks.a_rehearsal_takes_memory_and_moves_nothing,
     Checks.what_was_saved_goes_on_to_the_bit,
     Checks.every_number_lies_in_one_process,
+    Checks.a_pass_that_broke_off_is_dropped_where_nothing_was_exchanged,
     Checks.gloo_carries_it,
 ]
 BESIDE_ONE_PROCESS = [

@@ -55,7 +55,7 @@ class ZeroEngine:
         # DeepSpeed rounds weights before it copies them: what was read in float32 is to be the masters' beginning.
         read = {name: parameter.detach() for name, parameter in model.named_parameters()}
         entry = _Entry(self._objective, precision, meeting.world.device)
-        self._engine = begun(entry, self._optimizer, configuration, meeting.world.device)
+        self._engine = begun(entry, self._optimizer, configuration, meeting)
         self._fragments = fragments_of(model, self._engine.optimizer)
         if precision.compute != "float32":
             self._begin_with(read)
