@@ -53,11 +53,12 @@ class ZeroEngine:
         self._members = Members(self._optimizer, model)
         self._groups = self._members.groups
         # DeepSpeed rounds weights before it copies them: what was read in float32 is to be the masters' beginning.
-        read = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        rounded = precision.compute != "float32"
+        read = {name: parameter.detach() for name, parameter in model.named_parameters()} if rounded else {}
         entry = _Entry(self._objective, precision, meeting.world.device)
         self._engine = begun(entry, self._optimizer, configuration, meeting)
         self._fragments = fragments_of(model, self._engine.optimizer)
-        if precision.compute != "float32":
+        if rounded:
             self._begin_with(read)
         self._still: set[int] = set()
         self._torn = False
@@ -207,7 +208,7 @@ class ZeroEngine:
 
     def _unmoved(self) -> dict[str, Tensor]:
         """What the optimizer does not move, the same on all: frozen weights and buffers, copied now."""
-        return {name: self._gathered(name).clone() for name in self._names() - self._trained()}
+        return {name: self._gathered(name) for name in sorted(self._names() - self._trained())}
 
     def _names(self) -> set[str]:
         return set(unique_state(self._model))
