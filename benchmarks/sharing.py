@@ -4,18 +4,17 @@ Every engine trains the same random model in fresh processes of this machine.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-import transformers
-
 from benchmarks import options, report
 from benchmarks.bed import SHAPES
-from benchmarks.contestants.sharing import LAYOUTS
+from benchmarks.contestants.sharing import NATIVE, ZERO
 from benchmarks.machine import Occasion, occasion
 from fulltune.engine.agent import run_agent
 
@@ -32,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _asked(words)
     when = occasion("benchmarks.sharing", words)
     measured: dict[str, list[dict[str, int]]] = {}
-    for engine in LAYOUTS:
+    for engine in [*NATIVE, *(ZERO if _has_deepspeed() else ())]:
         with tempfile.TemporaryDirectory(prefix="fulltune-bench-") as scratch:
             command = [sys.executable, "-m", "benchmarks.contestants.sharing", engine, asked.shape, scratch]
             failed = run_agent(asked.processes, command, Path(scratch) / "logs", patience=30)
@@ -48,6 +47,10 @@ def main(words: Sequence[str] | None = None) -> int:
     places = report.write(asked.results, "sharing", shown, record)
     print(f"written: {', '.join(place.name for place in places)} in {asked.results.name}/", file=sys.stderr)
     return 0
+
+
+def _has_deepspeed() -> bool:
+    return importlib.util.find_spec("deepspeed") is not None
 
 
 def _asked(words: Sequence[str]) -> argparse.Namespace:
@@ -73,7 +76,10 @@ def page(asked: argparse.Namespace, when: Occasion, measured: Measured) -> str:
         "model": f"random Llama, {parameters:,} parameters, tied, AdamW, float32: {_STATE} bytes of weights and "
         f"moments for each, {report.size(_STATE * parameters)}",
         "processes": f"{asked.processes}, over gloo; of each engine the process that holds most",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": ", ".join(
+            f"{name} {importlib.metadata.version(name)}"
+            for name in ("torch", "transformers", *(["deepspeed"] if _has_deepspeed() else []))
+        ),
     }
     head = ["engine", "held after an update", "bytes a parameter", "times ddp's", "with gradients, before its step"]
     return "\n\n".join(

@@ -21,7 +21,7 @@ from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
-from fulltune.engines import embedding, engine_for
+from fulltune.engines import embedding, engine_for, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
 from fulltune.model.facts import head, keeps_logits, undecayed
@@ -129,7 +129,9 @@ class Training:
 
 def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site) -> Training:
     """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
-    objective = objective_for(recipe.train, model, answers)
+    # Asked before an engine takes the weights apart.
+    objective, hidden = objective_for(recipe.train, model, answers), width(model)
+    rates = _rates(recipe.optim, plan, model)
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
@@ -141,12 +143,10 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         feed=Feed(
             data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
-        budget=Budget(
-            plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * embedding(model).shape[1]
-        ),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden),
         engine=engine,
         objective=objective,
-        rates=_rates(recipe.optim, plan, model),
+        rates=rates,
         seed=recipe.train.seed,
         on_nonfinite=recipe.train.on_nonfinite,
         max_skipped=recipe.train.max_skipped,

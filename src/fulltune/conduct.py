@@ -167,6 +167,8 @@ class _Work:
     outcome: Outcome
     begun: Start
     engine: EngineName
+    bytes: tuple[int, int]
+    """Of the weights, and of weights and moments: what the disk must have room for."""
 
     @classmethod
     def begin(cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, place: Workplace) -> "_Work":
@@ -182,12 +184,14 @@ class _Work:
         begun = start(section, meeting, name, replicas=replicas, packed=packed)
         require_rows(begun.model, tokenizer, section.path)
         require_layout(plan, begun.model, begun.answers)
+        weights = sum(parameter.nbytes for parameter in begun.model.parameters())
+        state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         site = Site(place.folder, place.journal, meeting, belonging, name)
         built = training(run.recipe, plan, begun.model, begun.answers, data, site)
         outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
-        return cls(run, plan, data, place.journal, built, outcome, begun, name)
+        return cls(run, plan, data, place.journal, built, outcome, begun, name, (weights, state))
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -253,8 +257,7 @@ class _Work:
     def _require_room(self) -> None:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
-        weights = sum(parameter.nbytes for parameter in self.built.model.parameters())
-        state = weights + _MOMENTS * sum(parameter.numel() for parameter in self.built.model.parameters())
+        weights, state = self.bytes
         require_room(self.run.path, kept * state + weights, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:

@@ -15,12 +15,14 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
+from fulltune.engine.zero import ZeroEngine
 from fulltune.model.facts import blocks, checkpoint_blocks, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
 from fulltune.objectives import Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
-from fulltune.recipe.schema import EngineSection, OptimSection, Recipe
+from fulltune.planning.deepspeed import configuration
+from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
 
 
 def engine_for(
@@ -32,6 +34,9 @@ def engine_for(
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
+    if name in ZERO:
+        zero = configuration(recipe, plan.dtypes, width(model))
+        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
     layout = _layout(recipe.engine, plan, model, meeting, name)
     return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
 
@@ -53,6 +58,8 @@ def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeti
                 compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
                 offload=section.offload,
             )
+        case _:
+            raise AssertionError(f"{name} has no layout")
 
 
 def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
@@ -73,3 +80,8 @@ def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
 def embedding(model: nn.Module) -> Tensor:
     """The input embedding [rows, hidden]."""
     return cast(Tensor, cast(Any, model).get_input_embeddings().weight)
+
+
+def width(model: nn.Module) -> int:
+    """Numbers of a hidden state; to be asked before an engine has taken the weights apart."""
+    return embedding(model).shape[1]

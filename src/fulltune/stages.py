@@ -172,7 +172,7 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
     section = recipe_of(recipe, overrides).engine
-    if wanted(section) or section.name in ("ddp", "fsdp2"):
+    if wanted(section) or section.name not in ("auto", "single"):
         raise RecipeError(
             "a dry run is of one process",
             where="engine",

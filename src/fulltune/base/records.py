@@ -11,7 +11,7 @@ IGNORE = -100
 
 Layout = Literal["padded", "packed"]
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed", "bf16-sr"]
-EngineName = Literal["single", "ddp", "fsdp2"]
+EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Unit = Literal["updates", "epochs", "minutes"]
 
 

@@ -29,7 +29,8 @@ _LOSS_SCALE = "loss_scale"
 """Its key among a checkpoint's numbers; those of the optimizer have a slash."""
 
 _STEMS = ("weights", "optimizer", "extra")
-_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+"""What it takes to load a state, of whichever engine."""
 
 
 class NativeEngine:
@@ -154,7 +155,7 @@ class NativeEngine:
 
     @property
     def files(self) -> frozenset[str]:
-        return _FILES
+        return FILES
 
     def capture(self, extra: Extra) -> Capture:
         self._release()

@@ -56,6 +56,7 @@ class Head:
 
     backbone: nn.Module
     projection: nn.Module
+    vocab: int
     scale: float
     softcap: float | None
 
@@ -74,7 +75,9 @@ def head(model: nn.Module) -> Head | None:
     config = foreign.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-    return Head(backbone, projection, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(
+        backbone, projection, projection.weight.shape[0], scale, getattr(config, "final_logit_softcapping", None)
+    )
 
 
 def arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> AbstractContextManager[Any]:

@@ -1,10 +1,12 @@
 """Which engine a run is trained by: as the recipe says, or what its processes and its size ask for. Pure."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import EngineName, Machine, ModelFacts, Plan
-from fulltune.recipe.schema import Recipe
+from fulltune.planning.deepspeed import configuration
+from fulltune.recipe.schema import ZERO, Recipe
 
 _STATE = 0.6
 """Part of a device's memory that weights, gradients and moments may fill: the rest is for what passes leave behind."""
@@ -43,22 +45,29 @@ def choose_engine(recipe: Recipe, processes: int, plan: Plan, model: ModelFacts,
             where="engine.replicas",
             mend="a number that divides that of the processes",
         )
-    if chosen.name == "fsdp2" and "moments" not in plan.dtypes.bytes:
+    if chosen.name not in ("single", "ddp") and "moments" not in plan.dtypes.bytes:
         raise RecipeError(
-            f"fsdp2 gives an optimizer rows of each weight, and whether {recipe.optim.name} may see rows is not known",
+            f"{chosen.name} gives an optimizer parts of each weight, and whether {recipe.optim.name} may see parts is "
+            "not known",
             where="optim.name",
             mend="optim.name=adamw, or engine.name=ddp",
         )
+    if chosen.name in ZERO and plan.dtypes.compute == "float16":
+        raise RecipeError(
+            f"{chosen.name} is built for float32 and bf16-mixed",
+            where="train.precision",
+            mend="train.precision=bf16-mixed, or engine.name=fsdp2",
+        )
+    if chosen.name in ZERO:
+        configuration(recipe, plan.dtypes, model.hidden)  # what contradicts is to be said before a model is loaded
     return chosen
 
 
-def _chosen(asked: str, processes: int, plan: Plan, model: ModelFacts, machine: Machine) -> Chosen:
-    if asked == "single":
-        return Chosen("single", "as the recipe says")
-    if asked == "ddp":
-        return Chosen("ddp", "as the recipe says")
-    if asked == "fsdp2":
-        return Chosen("fsdp2", "as the recipe says")
+def _chosen(
+    asked: EngineName | Literal["auto"], processes: int, plan: Plan, model: ModelFacts, machine: Machine
+) -> Chosen:
+    if asked != "auto":
+        return Chosen(asked, "as the recipe says")
     if processes == 1:
         return Chosen("single", "since there is one process")
     # On a CPU the processes of a machine share its memory.

@@ -29,7 +29,7 @@ def test_our_cut_of_the_head_is_exact(kind: str) -> None:
     cut = about.head(model)
     assert cut is not None
     assert head_agrees(model, cut, tiny.VOCAB)
-    wrong = about.Head(cut.backbone, cut.projection, cut.scale * 1.01, cut.softcap)
+    wrong = about.Head(cut.backbone, cut.projection, cut.vocab, cut.scale * 1.01, cut.softcap)
     assert not head_agrees(model, wrong, tiny.VOCAB)
 
 
@@ -37,7 +37,7 @@ def test_a_cap_that_is_not_applied_is_seen() -> None:
     model = tiny.model("gemma2", final_logit_softcapping=0.5)
     cut = about.head(model)
     assert cut is not None
-    assert not head_agrees(model, about.Head(cut.backbone, cut.projection, 1.0, None), tiny.VOCAB)
+    assert not head_agrees(model, about.Head(cut.backbone, cut.projection, cut.vocab, 1.0, None), tiny.VOCAB)
 
 
 @pytest.mark.parametrize("kind", ATTENDING)
