@@ -1,0 +1,226 @@
+"""How much memory a run takes: in closed form, from a model's shape, before anything of it is loaded. Pure.
+
+Where the formulas come from, and how they were held against reality: docs/memory.md.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fulltune.base.formats import BYTES, PrecisionPlan
+from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
+from fulltune.base.records import EngineName, Layout, ModelFacts
+
+DIVIDED: Mapping[EngineName, tuple[str, ...]] = {
+    "single": (),
+    "ddp": (),
+    "fsdp2": ("weights", "gradients", "moments"),
+}
+"""What each engine divides among its processes; all else is whole in each."""
+
+_UNKNOWN_MOMENTS = 8
+"""Bytes for each parameter that an optimizer of the user's own is expected to keep at most."""
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """The largest forward and backward pass of a run in one process."""
+
+    rows: int
+    width: int
+    """Tokens of a row, padding included."""
+    taught: int
+    """Tokens that have a loss."""
+    several: bool
+    """Whether gradients of another micro-batch are there already while it is made."""
+    longest: int = 1
+    """Tokens of the longest example."""
+
+    @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return self.rows * self.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a model would be trained, as far as memory depends on it."""
+
+    engine: EngineName
+    processes: int
+    dtypes: PrecisionPlan
+    kind: Literal["cpu", "cuda"]
+    layout: Layout = "padded"
+    checkpointed: bool = False
+    eager: bool = False
+    """Whether attention writes its weights out, a number for each pair of tokens."""
+    reshard: bool = True
+    replicas: int = 1
+    offload: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Processes that divide the model among them."""
+        return self.processes // self.replicas
+
+    def divided(self, what: str) -> int:
+        """By how much something is divided."""
+        return self.shards if what in DIVIDED[self.engine] else 1
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in matrix products."""
+        return BYTES[self.dtypes.compute]
+
+    @property
+    def stream(self) -> int:
+        """Bytes of a number in the hidden states between blocks: as the embedding gives them."""
+        # FSDP2 gathers weights in the format of computing; else they are used as they are held.
+        return self.compute if self.engine == "fsdp2" else BYTES[self.dtypes.weights]
+
+
+def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
+    """What each process holds at its fullest moment.
+
+    That is either the beginning of a backward pass, with all activations and the first gradients to come, or the
+    optimizer's step, with all gradients: memory that passes leave free takes gradients, unless those of another
+    micro-batch are there already. How well an allocator does that is what `high` leaves open.
+    """
+    weights, gradients, moments = _weights(way, model), _gradients(way, model), _moments(way, model)
+    whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
+    state = [weights, gradients, moments]
+    if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
+        state[1] = _late(way, model, gradients, whole)
+    host: list[Part] = []
+    if way.offload and way.kind == "cuda":
+        host, state = state, []
+    return Forecast(
+        engine=way.engine,
+        offload=way.offload,
+        processes=way.processes,
+        parts=(*state, *whole, _overhead(way, model, load, state, whole)),
+        host=tuple(host),
+    )
+
+
+def _weights(way: Way, model: ModelFacts) -> Part:
+    size = model.parameters * way.dtypes.bytes["weights"] // way.divided("weights")
+    return Part("weights", size, size)
+
+
+def _gradients(way: Way, model: ModelFacts) -> Part:
+    size = model.parameters * way.dtypes.bytes["gradients"] // way.divided("gradients")
+    if way.engine == "fsdp2" and not way.reshard:  # those of several micro-batches wait whole for the last
+        return Part("gradients", size, max(size, model.parameters * way.dtypes.bytes["gradients"]))
+    return Part("gradients", size, size)
+
+
+def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> Part:
+    """Gradients for which memory is needed besides what activations leave as they go."""
+    low = max(0, gradients.low - sum(part.low for part in passes))
+    if way.kind == "cpu":  # its allocator hardly puts one in the place of the other
+        return Part(gradients.name, low, gradients.high)
+    # The head's come while all activations are there still, and those of a block before its own have gone.
+    first = (model.shape.outside + model.shape.block) * way.dtypes.bytes["gradients"]
+    later = max(0, gradients.high - sum(part.high for part in passes))
+    return Part(gradients.name, low, max(low, min(gradients.high, later + first)))
+
+
+def _moments(way: Way, model: ModelFacts) -> Part:
+    each = way.dtypes.bytes.get("moments")
+    low, high = (0, _UNKNOWN_MOMENTS) if each is None else (each, each)
+    parts = way.divided("moments")
+    return Part("moments", model.parameters * low // parts, model.parameters * high // parts)
+
+
+def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
+    """Weights once more in the format of computing: until the backward pass, or of one block where it is made again."""
+    if way.engine == "fsdp2" or way.compute == BYTES[way.dtypes.weights]:
+        return
+    blocks = model.parameters - model.shape.outside
+    kept = way.compute * (model.shape.block if way.checkpointed else blocks)
+    yield Part("weights in 16 bits", kept, kept + way.compute * model.shape.outside)
+
+
+def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
+    """Weights whole while they compute: one block and what lies outside of blocks, or all; and what arrives and leaves.
+
+    Beside them are the next block's, the buffers that weights arrive in, and gradients that leave whole to be added up.
+    """
+    if way.engine != "fsdp2" or way.shards == 1:
+        return
+    compute, reduced = way.compute, BYTES[way.dtypes.reduction]
+    outside, block = model.shape.outside, model.shape.block
+    kept = 0 if way.reshard else compute * (model.parameters - outside - block)
+    if way.kind == "cpu":  # measured: gloo copies besides, and what is freed in between is of little use
+        low = compute * (2 * outside + 6 * block)
+        high = (compute + reduced) * (4 * outside + 7 * block)
+    else:
+        low, high = compute * (outside + block), (2 * compute + reduced) * (outside + 2 * block)
+    yield Part("gathered weights", kept + low, kept + high)
+
+
+def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
+    """What the forward pass leaves for the backward pass (Korthikanti et al. 2022, arXiv 2205.05198, by element)."""
+    shape, tokens = model.shape, load.tokens
+    low = tokens * _of_blocks(way, model, shape.inner, model.layers, exact=False)
+    high = tokens * _of_blocks(way, model, shape.inner, model.layers, exact=True)
+    if way.checkpointed:
+        kept = tokens * way.stream * model.hidden * model.layers
+        low = kept + tokens * _of_blocks(way, model, shape.inner_block, 1, exact=False)
+        high = kept + tokens * _of_blocks(way, model, shape.inner_block, 1, exact=True)
+    blocks = 1 if way.checkpointed else model.layers
+    pairs = load.rows * load.width**2
+    if way.eager:  # the weights, in float32 for the softmax and in the format of computing
+        low += blocks * pairs * shape.heads * way.compute
+        high += blocks * pairs * shape.heads * (4 + 2 * way.compute)
+    elif way.layout == "packed":  # a mask, and what kernels make of it
+        low += pairs
+        high += pairs * (1 + 4 + (blocks + 1) * way.compute)
+    return Part("activations", low, high)
+
+
+def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int, *, exact: bool) -> int:
+    """Bytes for each token of so many blocks, whose inner sides are `inner` together.
+
+    `exact`: as the modules of transformers compute it, one operation after the other. Else as fused kernels would.
+    """
+    shape, compute = model.shape, way.compute
+    beside = inner + shape.widest * blocks
+    if not exact:
+        return int(0.85 * (compute * beside + 4 * compute * model.hidden * blocks))
+    if way.layout == "packed":  # kernels that take a mask want keys and values for every head
+        beside += shape.repeated * blocks
+    if way.compute == way.stream == 4:
+        hidden = 2 * (4 + 4 + 4)  # of both norms: what comes in, what is scaled, what goes out
+    elif way.stream == 4:
+        hidden = 2 * (4 + 4) + 5 * way.compute  # and a copy in 16 bits for each of five matrices
+    else:
+        hidden = 2 * (4 + 2 + 2)
+    return compute * beside + hidden * model.hidden * blocks
+
+
+def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
+    """Of as many tokens as are held at once: of the softmax its result and its gradient, and what leads to it."""
+    at_once = load.taught
+    if model.shape.cut:
+        at_once = min(at_once, max(1, CHUNK_BYTES // (4 * model.vocab)))
+    numbers = at_once * model.vocab
+    narrow = way.compute if way.compute < 4 else 0
+    return Part("logits", 2 * 4 * numbers, (3 * 4 + 2 * narrow) * numbers)
+
+
+def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes: list[Part]) -> Part:
+    """What libraries and allocators take, and what is held for a moment."""
+    held, passing = sum(part.high for part in state), sum(part.high for part in passes)
+    moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
+    if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
+        moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
+    if way.kind == "cpu":
+        # Between gradients that stay, what the last pass left is little use to the next one's activations.
+        scattered = passing if load.several else 0
+        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))
+    context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
+    return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
