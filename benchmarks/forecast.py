@@ -45,6 +45,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 16,
         "vocab_size": 32000,
     },
+    "llama-wide": {"hidden_size": 2048, "num_hidden_layers": 2, "vocab_size": 512},
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256},
 }
 """Where they differ from `_COMMON`."""
@@ -123,6 +124,7 @@ def _alone() -> Iterator[Row]:
     yield Row(shape="llama-135m", rows=2, tokens=256)
     yield Row(shape="llama-135m", rows=2, tokens=256, checkpointing="full")
     yield Row(shape="llama-301m", rows=2, tokens=128)
+    yield Row(shape="llama-wide", rows=17, tokens=256)
     for precision in ("bf16-mixed", "bf16-sr"):
         yield Row(shape="llama-28m", rows=2, tokens=64, precision=precision)
         yield Row(shape="llama-28m", rows=2, tokens=64, precision=precision, checkpointing="full")

@@ -28,8 +28,8 @@ from fulltune.planning.precision import precision_plan
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
 
-_UPDATES = 3
-"""From the second on the moments are there, from the third on what the second left behind too."""
+_UPDATES = 5
+"""From the second on the moments are there; what glibc's allocator holds grows for some more, then hardly any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +81,19 @@ def _batch(trial: Trial, vocab: int) -> Batch:
 
 def _plan(trial: Trial, recipe: Recipe) -> Plan:
     """As far as an engine asks it."""
-    dtypes = precision_plan(trial.precision, recipe.optim, several=trial.micros > 1)
-    counts = dict.fromkeys(
-        ("updates", "warmup_updates", "examples", "epoch_examples", "micro_examples", "micro_tokens"), 1
+    return Plan(
+        updates=_UPDATES,
+        warmup_updates=0,
+        examples=None,
+        epoch_examples=1,
+        micro_examples=trial.rows,
+        micro_tokens=trial.rows * trial.tokens,
+        context=None,
+        layout=trial.layout,
+        precision=trial.precision,
+        dtypes=precision_plan(trial.precision, recipe.optim, several=trial.micros > 1),
+        mix=(),
     )
-    return Plan(**counts, context=None, layout=trial.layout, precision=trial.precision, dtypes=dtypes, mix=())
 
 
 def _forecast(trial: Trial, recipe: Recipe, plan: Plan, model: ModelFacts) -> Forecast:
@@ -110,12 +118,13 @@ def held(trial: Trial, here: Meeting) -> dict[str, Any]:
     values: dict[str, Any] = {"model": {"path": "/none"}, "data": {"train": "/none"}, **trial.recipe}
     recipe = load_recipe(values, {})
     plan = _plan(trial, recipe)
+    config = AutoConfig.for_model(**trial.model)
+    with torch.device("meta"):  # as planning does; all modules are imported then
+        about = facts(AutoModelForCausalLM.from_config(config), config, "float32")
     _forget()
     before = _resident("VmRSS")
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**trial.model)
     model = AutoModelForCausalLM.from_config(config)
-    about = facts(model, config, "float32")
     objective = NextToken(model, head(model), keeps_logits=keeps_logits(model))
     made = _forecast(trial, recipe, plan, about)
     engine = engine_for(recipe, plan, model, objective, here, By(made.engine, made.offload))  # type: ignore[arg-type]

@@ -98,21 +98,25 @@ def planned(
     model: ModelFacts,
     *,
     trains: bool = False,
-    judged: Callable[[Case], Chosen] = require_room,
+    judged: Callable[[Case], Chosen] | None = require_room,
 ) -> Planned:
     """The plan of a run, made now if it is not or if a run that goes on (`trains`) was asked for something else.
 
-    `judged`: chooses the engine, or refuses with a MachineError; before anything is written.
+    `judged`: chooses the engine, or refuses with a MachineError, before anything is written; None where nobody is to
+    train.
     """
     before = run.plan() if run.begun and run.plan_card.exists() else None
     if before is not None and not run.changes:  # a run that has begun keeps its numbers, also on another machine
-        return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains else None)
+        return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
     made = make_plan(run.recipe, data.facts, model, machine(), count)
     if before is not None:
         made = keep_choices(made, before, run.changes)
-    chosen = judged(case_of(run.recipe, made, data, model))
-    made = replace(made, memory=chosen.forecast)
+    chosen = judged(case_of(run.recipe, made, data, model)) if judged else None
+    if chosen is not None:
+        made = replace(made, memory=chosen.forecast)
+    elif run.plan_card.exists():
+        made = replace(made, memory=run.plan().memory)
     if run.begun and not trains:
         return Planned(made, chosen)  # the cards of a run say what it does, not what it was asked in passing
     if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated

@@ -28,7 +28,6 @@ from fulltune.model.load import (
     tokenizer_digest,
 )
 from fulltune.outlook import require_state
-from fulltune.planning.engine import choose_engine
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
@@ -215,7 +214,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
                     where=section.path,
                     mend="prepare a run of its own with model.path set to it, and evaluate that",
                 )
-        plan = planned(run, data, facts_of(run.recipe.model), judged=choose_engine).plan
+        plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
         return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 

@@ -63,8 +63,9 @@ def require_fit(case: Case, chosen: Chosen, available: int) -> str | None:
     halved when memory runs out, so there the least is that of one example. A CPU does not say when memory runs out, the
     kernel ends the process: there the least is that of the micro-batches as they are planned.
     """
-    smallest = [case, *_cuts(case)][-1]
-    least = chosen.forecast if case.machine.kind == "cpu" else _found(smallest)
+    least = chosen.forecast
+    if case.machine.kind == "cuda":
+        least = min((_found(cut) for cut in (case, *_cuts(case))), key=lambda found: found.low)
     for demand in demands(case, least, available):
         if demand.low > demand.room:
             raise MachineError(
@@ -119,7 +120,13 @@ def _figures(case: Case, available: int) -> str:
 
 
 def _steps(case: Case, available: int) -> Iterator[tuple[str, Case]]:
-    """Every setting that saves memory here and was not made, those that cost least first."""
+    """Every setting that saves memory here, those that cost least first."""
+    now = _found(case).high
+    return (step for step in _settings(case, available) if _found(step[1]).high < now)
+
+
+def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
+    """Every setting that may save memory and was not made."""
     recipe, crowd = case.recipe, case.crowd
     if cuts := _cuts(case):
         cut = next((cut for cut in cuts if _fits(cut, available)), cuts[-1])

@@ -21,7 +21,14 @@ DIVIDED: Mapping[EngineName, tuple[str, ...]] = {
 _UNKNOWN_MOMENTS = 8
 """Bytes for each parameter that an optimizer of the user's own is expected to keep at most."""
 
+GATHERED = "gathered weights"
+
+_CERTAIN = 0.85
+"""Part of the activations by the formula that is there for certain: peaks of others were up to 16% off (docs)."""
+
 _MIB = 2**20
+_MAPPED = 32 * _MIB
+"""Bytes from which glibc gives every tensor memory of its own, which it gives back with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,7 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         state[1] = _late(way, model, gradients, whole)
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
-        host, state = state, []
+        host, state = [weights, gradients, moments], []
     return Forecast(
         engine=way.engine,
         offload=way.offload,
@@ -159,18 +166,16 @@ def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
         high = (compute + reduced) * (4 * outside + 7 * block)
     else:
         low, high = compute * (outside + block), (2 * compute + reduced) * (outside + 2 * block)
-    yield Part("gathered weights", kept + low, kept + high)
+    yield Part(GATHERED, kept + low, kept + high)
 
 
 def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     """What the forward pass leaves for the backward pass (Korthikanti et al. 2022, arXiv 2205.05198, by element)."""
     shape, tokens = model.shape, load.tokens
-    low = tokens * _of_blocks(way, model, shape.inner, model.layers, exact=False)
-    high = tokens * _of_blocks(way, model, shape.inner, model.layers, exact=True)
+    low, high = (int(tokens * each) for each in _of_blocks(way, model, shape.inner, model.layers))
     if way.checkpointed:
         kept = tokens * way.stream * model.hidden * model.layers
-        low = kept + tokens * _of_blocks(way, model, shape.inner_block, 1, exact=False)
-        high = kept + tokens * _of_blocks(way, model, shape.inner_block, 1, exact=True)
+        low, high = (kept + int(tokens * each) for each in _of_blocks(way, model, shape.inner_block, 1))
     blocks = 1 if way.checkpointed else model.layers
     pairs = load.rows * load.width**2
     if way.eager:  # the weights, in float32 for the softmax and in the format of computing
@@ -182,24 +187,21 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     return Part("activations", low, high)
 
 
-def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int, *, exact: bool) -> int:
-    """Bytes for each token of so many blocks, whose inner sides are `inner` together.
-
-    `exact`: as the modules of transformers compute it, one operation after the other. Else as fused kernels would.
-    """
+def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[float, float]:
+    """Bytes for each token of so many blocks, whose inner sides are `inner` together: lowest and highest."""
     shape, compute = model.shape, way.compute
     beside = inner + shape.widest * blocks
-    if not exact:
-        return int(0.85 * (compute * beside + 4 * compute * model.hidden * blocks))
-    if way.layout == "packed":  # kernels that take a mask want keys and values for every head
-        beside += shape.repeated * blocks
     if way.compute == way.stream == 4:
         hidden = 2 * (4 + 4 + 4)  # of both norms: what comes in, what is scaled, what goes out
     elif way.stream == 4:
-        hidden = 2 * (4 + 4) + 5 * way.compute  # and a copy in 16 bits for each of five matrices
+        hidden = 2 * (4 + 4) + 5 * compute  # and a copy in 16 bits for each of five matrices
     else:
         hidden = 2 * (4 + 2 + 2)
-    return compute * beside + hidden * model.hidden * blocks
+    exact = compute * beside + hidden * model.hidden * blocks  # one operation after the other, as in transformers
+    fused = compute * beside + 4 * compute * model.hidden * blocks  # norms in one kernel each
+    # Kernels that take a mask want keys and values for every head.
+    repeated = compute * shape.repeated * blocks if way.layout == "packed" else 0
+    return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
 
 
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
@@ -219,8 +221,10 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
         moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.kind == "cpu":
-        # Between gradients that stay, what the last pass left is little use to the next one's activations.
-        scattered = passing if load.several else 0
+        # What glibc's allocator cannot use again of activations: up to half, and all between gradients that stay.
+        own = sum(part.high for part in passes if part.name != GATHERED)
+        small = load.tokens * model.hidden * way.compute < _MAPPED
+        scattered = (1.2 if load.several else 0.5 if small else 0.1) * own
         return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))
     context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
