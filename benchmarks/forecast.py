@@ -45,7 +45,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 16,
         "vocab_size": 32000,
     },
-    "llama-wide": {"hidden_size": 2048, "num_hidden_layers": 2, "vocab_size": 512},
+    "llama-wide": {"hidden_size": 2048, "num_hidden_layers": 1, "vocab_size": 512},
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256},
 }
 """Where they differ from `_COMMON`."""
@@ -121,21 +121,21 @@ def _alone() -> Iterator[Row]:
     yield Row(shape="llama-42m", rows=4, tokens=128, micros=2)
     yield Row(shape="qwen3-57m", rows=4, tokens=128)
     yield Row(shape="qwen3-57m", rows=4, tokens=256, checkpointing="full")
-    yield Row(shape="llama-135m", rows=2, tokens=256)
-    yield Row(shape="llama-135m", rows=2, tokens=256, checkpointing="full")
-    yield Row(shape="llama-301m", rows=2, tokens=128)
+    yield Row(shape="llama-135m", rows=2, tokens=64)
+    yield Row(shape="llama-135m", rows=2, tokens=64, checkpointing="full")
+    yield Row(shape="llama-301m", rows=1, tokens=64)
     yield Row(shape="llama-wide", rows=17, tokens=256)
     for precision in ("bf16-mixed", "bf16-sr"):
-        yield Row(shape="llama-28m", rows=2, tokens=64, precision=precision)
-        yield Row(shape="llama-28m", rows=2, tokens=64, precision=precision, checkpointing="full")
-        yield Row(shape="llama-28m", rows=2, tokens=64, precision=precision, layout="packed")
+        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision)
+        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision, checkpointing="full")
+        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision, layout="packed")
     yield Row(shape="llama-28m", rows=1, tokens=64, precision="bf16-sr", micros=2)
 
 
 def _several() -> Iterator[Row]:
     """Two processes."""
     yield Row(shape="llama-28m", rows=4, tokens=128, engine="ddp")
-    yield Row(shape="llama-135m", rows=1, tokens=128, engine="ddp")
+    yield Row(shape="llama-135m", rows=1, tokens=64, engine="ddp")
     yield Row(shape="llama-28m", rows=1, tokens=64, engine="ddp", precision="bf16-mixed")
     yield Row(shape="llama-28m", rows=4, tokens=128, engine="fsdp2")
     yield Row(shape="llama-28m", rows=4, tokens=128, engine="fsdp2", checkpointing="full")
@@ -144,8 +144,8 @@ def _several() -> Iterator[Row]:
     yield Row(shape="llama-42m", rows=1, tokens=64, engine="fsdp2", reshard=False)
     yield Row(shape="llama-42m", rows=1, tokens=64, engine="fsdp2", reshard=False, micros=2)
     yield Row(shape="llama-28m", rows=1, tokens=64, engine="fsdp2", precision="bf16-mixed")
-    yield Row(shape="llama-135m", rows=1, tokens=128, engine="fsdp2")
-    yield Row(shape="llama-301m", rows=1, tokens=128, engine="fsdp2")
+    yield Row(shape="llama-135m", rows=1, tokens=64, engine="fsdp2")
+    yield Row(shape="llama-301m", rows=1, tokens=64, engine="fsdp2")
 
 
 ROWS = (*_alone(), *_several())

@@ -28,7 +28,7 @@ from fulltune.planning.precision import precision_plan
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
 
-_UPDATES = 5
+_UPDATES = 4
 """From the second on the moments are there; what glibc's allocator holds grows for some more, then hardly any."""
 
 

@@ -206,12 +206,17 @@ def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[fl
 
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
     """Of as many tokens as are held at once: of the softmax its result and its gradient, and what leads to it."""
-    at_once = load.taught
-    if model.shape.cut:
-        at_once = min(at_once, max(1, CHUNK_BYTES // (4 * model.vocab)))
-    numbers = at_once * model.vocab
+    numbers = _logits_at_once(model, load)
     narrow = way.compute if way.compute < 4 else 0
     return Part("logits", 2 * 4 * numbers, (3 * 4 + 2 * narrow) * numbers)
+
+
+def _logits_at_once(model: ModelFacts, load: Pass) -> int:
+    """How many numbers."""
+    tokens = load.taught
+    if model.shape.cut:
+        tokens = min(tokens, max(1, CHUNK_BYTES // (4 * model.vocab)))
+    return tokens * model.vocab
 
 
 def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes: list[Part]) -> Part:
@@ -221,10 +226,20 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
         moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.kind == "cpu":
-        # What glibc's allocator cannot use again of activations: up to half, and all between gradients that stay.
-        own = sum(part.high for part in passes if part.name != GATHERED)
-        small = load.tokens * model.hidden * way.compute < _MAPPED
-        scattered = (1.2 if load.several else 0.5 if small else 0.1) * own
+        scattered = _scattered(way, model, load, passes)
         return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))
     context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
+
+
+def _scattered(way: Way, model: ModelFacts, load: Pass, passes: list[Part]) -> float:
+    """Of small tensors that passes leave and free, what glibc's allocator cannot use again (measured).
+
+    It is up to half of them, and all of them between gradients that stay.
+    """
+    sizes: dict[str, float] = {part.name: part.high for part in passes if part.name != GATHERED}
+    if load.tokens * model.hidden * way.compute >= _MAPPED:
+        sizes["activations"] *= 0.2
+    if 4 * _logits_at_once(model, load) >= _MAPPED:
+        sizes["logits"] = 0
+    return (1.2 if load.several else 0.5) * sum(sizes.values())
