@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from benchmarks import report
-from benchmarks.contestants.forecast import Trial
+from benchmarks.contestants.forecast import Trial, expected
 from benchmarks.machine import Occasion, occasion
 from fulltune.engine.agent import run_agent
 
@@ -45,7 +45,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 16,
         "vocab_size": 32000,
     },
-    "llama-wide": {"hidden_size": 2048, "num_hidden_layers": 1, "vocab_size": 512},
+    "llama-wide": {"intermediate_size": 1024, "num_hidden_layers": 1, "vocab_size": 512},
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256},
 }
 """Where they differ from `_COMMON`."""
@@ -82,7 +82,7 @@ class Row:
         return 1 if self.engine == "single" else 2
 
     def __str__(self) -> str:
-        said = [self.precision, self.layout, f"{self.rows} x {self.tokens}"]
+        said = [self.shape, self.engine, self.precision, self.layout, f"{self.rows} x {self.tokens}"]
         said += [f"{self.micros} micro-batches"] if self.micros > 1 else []
         said += ["checkpointed"] if self.checkpointing == "full" else []
         said += [f"{self.attention} attention"] if self.attention != "auto" else []
@@ -91,7 +91,7 @@ class Row:
 
     def trial(self) -> Trial:
         """As the processes are told."""
-        engine = {"name": self.engine} | ({} if self.reshard else {"reshard": False})
+        engine: dict[str, Any] = {"name": self.engine} | ({} if self.reshard else {"reshard": False})
         model = {**_COMMON, **SHAPES[self.shape], "max_position_embeddings": 4096}
         attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         return Trial(
@@ -101,7 +101,8 @@ class Row:
             rows=self.rows,
             tokens=self.tokens,
             micros=self.micros,
-            recipe={
+            engine=self.engine,  # type: ignore[arg-type]
+            sections={
                 "model": {"path": "/none", "attention": self.attention},
                 "memory": {"checkpointing": self.checkpointing},
                 "engine": engine,
@@ -111,44 +112,42 @@ class Row:
 
 def _alone() -> Iterator[Row]:
     """One process."""
-    yield Row(shape="llama-11m", rows=8, tokens=128)
-    yield Row(shape="llama-28m", rows=4, tokens=256)
-    yield Row(shape="llama-28m", rows=4, tokens=256, checkpointing="full")
-    yield Row(shape="llama-28m", rows=4, tokens=256, layout="packed")
-    yield Row(shape="llama-28m", rows=4, tokens=256, layout="packed", checkpointing="full")
-    yield Row(shape="llama-28m", rows=2, tokens=512, attention="eager")
-    yield Row(shape="llama-28m", rows=4, tokens=128, micros=4)
-    yield Row(shape="llama-42m", rows=4, tokens=128, micros=2)
-    yield Row(shape="qwen3-57m", rows=4, tokens=128)
-    yield Row(shape="qwen3-57m", rows=4, tokens=256, checkpointing="full")
-    yield Row(shape="llama-135m", rows=2, tokens=64)
-    yield Row(shape="llama-135m", rows=2, tokens=64, checkpointing="full")
-    yield Row(shape="llama-301m", rows=1, tokens=64)
-    yield Row(shape="llama-wide", rows=17, tokens=256)
+    yield Row(shape="llama-11m", rows=4, tokens=128)
+    yield Row(shape="llama-28m", rows=2, tokens=128)
+    yield Row(shape="llama-28m", rows=2, tokens=128, checkpointing="full")
+    yield Row(shape="llama-28m", rows=2, tokens=128, layout="packed")
+    yield Row(shape="llama-28m", rows=2, tokens=128, layout="packed", checkpointing="full")
+    yield Row(shape="llama-28m", rows=1, tokens=384, attention="eager")
+    yield Row(shape="llama-28m", rows=1, tokens=128, micros=4)
+    yield Row(shape="llama-42m", rows=2, tokens=128)
+    yield Row(shape="qwen3-57m", rows=2, tokens=128)
+    yield Row(shape="qwen3-57m", rows=2, tokens=128, checkpointing="full")
+    yield Row(shape="llama-135m", rows=1, tokens=64)
+    yield Row(shape="llama-301m", rows=1, tokens=32)
+    yield Row(shape="llama-wide", rows=66, tokens=256)
     for precision in ("bf16-mixed", "bf16-sr"):
-        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision)
-        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision, checkpointing="full")
-        yield Row(shape="llama-28m", rows=1, tokens=64, precision=precision, layout="packed")
-    yield Row(shape="llama-28m", rows=1, tokens=64, precision="bf16-sr", micros=2)
+        yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision)
+        yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision, layout="packed", checkpointing="full")
+    yield Row(shape="llama-28m", rows=1, tokens=32, precision="bf16-sr", micros=2)
 
 
 def _several() -> Iterator[Row]:
     """Two processes."""
-    yield Row(shape="llama-28m", rows=4, tokens=128, engine="ddp")
-    yield Row(shape="llama-135m", rows=1, tokens=64, engine="ddp")
-    yield Row(shape="llama-28m", rows=1, tokens=64, engine="ddp", precision="bf16-mixed")
-    yield Row(shape="llama-28m", rows=4, tokens=128, engine="fsdp2")
-    yield Row(shape="llama-28m", rows=4, tokens=128, engine="fsdp2", checkpointing="full")
-    yield Row(shape="llama-28m", rows=4, tokens=128, engine="fsdp2", layout="packed", micros=2)
-    yield Row(shape="llama-42m", rows=4, tokens=128, engine="fsdp2")
-    yield Row(shape="llama-42m", rows=1, tokens=64, engine="fsdp2", reshard=False)
-    yield Row(shape="llama-42m", rows=1, tokens=64, engine="fsdp2", reshard=False, micros=2)
-    yield Row(shape="llama-28m", rows=1, tokens=64, engine="fsdp2", precision="bf16-mixed")
-    yield Row(shape="llama-135m", rows=1, tokens=64, engine="fsdp2")
-    yield Row(shape="llama-301m", rows=1, tokens=64, engine="fsdp2")
+    yield Row(shape="llama-28m", rows=1, tokens=128, engine="ddp")
+    yield Row(shape="llama-135m", rows=1, tokens=32, engine="ddp")
+    yield Row(shape="llama-28m", rows=1, tokens=32, engine="ddp", precision="bf16-mixed")
+    yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2")
+    yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2", checkpointing="full")
+    yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2", layout="packed", micros=2)
+    yield Row(shape="llama-42m", rows=1, tokens=32, engine="fsdp2", reshard=False)
+    yield Row(shape="llama-42m", rows=1, tokens=32, engine="fsdp2", reshard=False, micros=2)
+    yield Row(shape="llama-28m", rows=1, tokens=32, engine="fsdp2", precision="bf16-mixed")
+    yield Row(shape="llama-135m", rows=1, tokens=32, engine="fsdp2")
+    yield Row(shape="llama-301m", rows=1, tokens=32, engine="fsdp2")
 
 
 ROWS = (*_alone(), *_several())
+_TINY = (Row(shape="tiny", rows=2, tokens=16), Row(shape="tiny", rows=2, tokens=16, engine="fsdp2"))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -156,20 +155,24 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     asked = _asked(words)
     when = occasion("benchmarks.forecast", words)
-    chosen = [Row(shape="tiny", rows=2, tokens=16)] if asked.tiny else list(ROWS)
+    known = _peaks(asked.again)
     measured = []
-    for row in chosen:
-        found = measure(row)
-        if found is None:
+    for row in _TINY if asked.tiny else ROWS:
+        peak = known[str(row)] if str(row) in known else measure(row)
+        if peak is None:
             return 1
+        parameters, made = expected(row.trial(), row.processes)
+        parts = {part.name: [part.low, part.high] for part in made.parts}
+        found = {"parameters": parameters, "peak": peak, "low": made.low, "high": made.high, "parts": parts}
         measured.append((row, found))
-        print(f"{row.shape}, {row.engine}, {row}: {_told(found)}", file=sys.stderr, flush=True)
-    shown = page(when, measured)
+        print(f"{row}: {_told(found)}", file=sys.stderr, flush=True)
+    shown = page(when, measured, asked.again)
     print(shown)
     record = {
         "benchmark": "forecast",
         "occasion": when,
-        "measured": [{**asdict(row), **found} for row, found in measured],
+        "asked": vars(asked),
+        "measured": [{"row": str(row), **asdict(row), **found} for row, found in measured],
     }
     places = report.write(asked.results, "forecast", shown, record)
     print(f"written: {', '.join(place.name for place in places)} in {asked.results.name}/", file=sys.stderr)
@@ -179,23 +182,32 @@ def main(words: Sequence[str] | None = None) -> int:
 def _asked(words: Sequence[str]) -> argparse.Namespace:
     about = __doc__.partition("\n")[0] if __doc__ else None
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--tiny", action="store_true", help="one tiny model alone: to see whether it runs")
+    made.add_argument("--tiny", action="store_true", help="tiny models alone: to see whether it runs")
+    made.add_argument(
+        "--again", type=Path, help="JSON of an earlier run, whose peaks are taken: only the forecast is new"
+    )
     made.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the results")
     return made.parse_args(words)
 
 
-def measure(row: Row) -> dict[str, Any] | None:
-    """What the process says that held most; None if one failed."""
+def _peaks(again: Path | None) -> Mapping[str, int]:
+    """By row, what an earlier run measured."""
+    if again is None:
+        return {}
+    return {one["row"]: one["peak"] for one in json.loads(again.read_text(encoding="utf-8"))["measured"]}
+
+
+def measure(row: Row) -> int | None:
+    """The peak of the process that held most; None if one failed."""
     with tempfile.TemporaryDirectory(prefix="fulltune-bench-") as scratch:
         told = json.dumps(asdict(row.trial()))
         command = [sys.executable, "-m", "benchmarks.contestants.forecast", told, scratch]
         failed = run_agent(row.processes, command, Path(scratch) / "logs", patience=30)
         if failed is not None:
-            print(f"{row.shape}, {row}: {failed}", file=sys.stderr)
+            print(f"{row}: {failed}", file=sys.stderr)
             return None
-        ranks = [json.loads((Path(scratch) / f"rank-{rank}.json").read_text()) for rank in range(row.processes)]
-    most: dict[str, Any] = max(ranks, key=lambda rank: rank["peak"])
-    return most
+        ranks = [Path(scratch) / f"rank-{rank}.json" for rank in range(row.processes)]
+        return max(int(path.read_text()) for path in ranks)
 
 
 def _inside(found: Mapping[str, Any]) -> bool:
@@ -207,12 +219,12 @@ def _told(found: Mapping[str, Any]) -> str:
     return f"{report.size(found['peak'])}, {here} of {report.size(found['low'])} to {report.size(found['high'])}"
 
 
-def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
+def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]], again: Path | None) -> str:
     """The result as Markdown."""
+    taken = {} if again is None else {"peaks": f"those of {again.name}; the forecast was made anew"}
     lines = [
         [
-            f"{row.shape}, {row}",
-            row.engine,
+            str(row),
             report.size(found["low"]),
             report.size(found["peak"]),
             report.size(found["high"]),
@@ -221,12 +233,16 @@ def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]]) -> s
         ]
         for row, found in measured
     ]
-    facts = dict(report.heading(when)) | {
-        "engines": "`single` is one process, of all others there are two, over gloo; the one that held more is shown",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "inside": f"{sum(_inside(found) for _, found in measured)} of {len(measured)}",
-    }
-    head = ["model, precision, micro-batch", "engine", "low", "measured", "high", "high / low", "inside"]
+    facts = (
+        dict(report.heading(when))
+        | taken
+        | {
+            "engines": "`single` is one process; of the others there are two, over gloo, and the one that held more is shown",
+            "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+            "inside": f"{sum(_inside(found) for _, found in measured)} of {len(measured)}",
+        }
+    )
+    head = ["model, engine, precision, micro-batch", "low", "measured", "high", "high / low", "inside"]
     return "\n\n".join(
         [
             "# The forecast of memory, and what was held",

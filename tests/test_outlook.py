@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,32 @@ def test_a_run_that_goes_on_is_asked_again(tmp_path: Path, recipe: Path, monkeyp
     done = command.run("train", recipe.name, "train.steps=2", cwd=tmp_path)
     assert done.returncode == 4, done.stderr
     assert (tmp_path / "runs/recipe/record.json").exists(), "what was done is left as it is"
+
+
+def test_micro_batches_are_made_to_fit_where_the_recipe_leaves_their_size(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the whole memory of the machine: what is free now would give another plan every time."""
+
+    def planned(*words: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(
+            command.run("plan", recipe.name, "--fresh", "--json", *words, cwd=tmp_path).stdout
+        )
+        return values
+
+    free, here = planned(), outlook.machine()
+    high = sum(part["high"] for part in free["memory"]["parts"])
+    assert not any("may not fit" in note for note in free["notes"])
+    monkeypatch.setattr(outlook, "machine", lambda: replace(here, bytes_per_device=high - 1))
+    less = planned()
+    assert less["micro_tokens"] < free["micro_tokens"]
+    assert sum(part["high"] for part in less["memory"]["parts"]) < high
+    assert less["notes"][-1] == (
+        f"micro-batches of up to {less['micro_tokens']:,} tokens: {free['micro_tokens']:,} may not fit"
+    )
+    assert planned("train.micro_tokens=4096")["micro_tokens"] == 4096, "what is asked for is done"
+    assert command.run("evaluate", "runs/recipe-2", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "runs/recipe-2/plan.json").read_text()) == less
 
 
 def test_the_plan_shows_the_forecast_by_part(tmp_path: Path, recipe: Path) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fulltune.base.memory import Forecast
-from fulltune.base.place import place
-from fulltune.base.records import Layout, ModelFacts, Plan, Precision
+from fulltune.base.records import EngineName, Layout, Plan, Precision
 from fulltune.batch import Batch
 from fulltune.engine.launch import Meeting, joined, machine
 from fulltune.engines import By, engine_for
@@ -28,8 +27,8 @@ from fulltune.planning.precision import precision_plan
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
 
-_UPDATES = 4
-"""From the second on the moments are there; what glibc's allocator holds grows for some more, then hardly any."""
+_UPDATES = 3
+"""From the second on the moments are there; what the allocator holds grows a little for some more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +43,14 @@ class Trial:
     tokens: int
     """Of each row."""
     micros: int
-    recipe: Mapping[str, Any]
-    """Sections besides."""
+    engine: EngineName
+    sections: Mapping[str, Any]
+    """Of the recipe."""
+
+    def asked(self) -> Recipe:
+        """The recipe."""
+        values: dict[str, Any] = {"model": {"path": "/none"}, "data": {"train": "/none"}, **self.sections}
+        return load_recipe(values, {})
 
 
 def _resident(what: str) -> int:
@@ -96,56 +101,55 @@ def _plan(trial: Trial, recipe: Recipe) -> Plan:
     )
 
 
-def _forecast(trial: Trial, recipe: Recipe, plan: Plan, model: ModelFacts) -> Forecast:
+def expected(trial: Trial, processes: int) -> tuple[int, Forecast]:
+    """How many parameters the model has, and what is forecast."""
+    recipe = trial.asked()
+    config = AutoConfig.for_model(**trial.model)
+    with torch.device("meta"):
+        about = facts(AutoModelForCausalLM.from_config(config), config, "float32")
     packed = trial.layout == "packed"
     rows, width = (1, trial.rows * trial.tokens) if packed else (trial.rows, trial.tokens)
     load = Pass(rows=rows, width=width, taught=rows * width, several=trial.micros > 1, longest=trial.tokens)
-    here = place()
     case = Case(
         recipe=recipe,
-        dtypes=plan.dtypes,
+        dtypes=_plan(trial, recipe).dtypes,
         layout=trial.layout,
-        model=model,
+        model=about,
         machine=machine(),
-        crowd=Crowd(here.size, here.here),
+        crowd=Crowd(processes, processes),
         load=load,
     )
-    return choose_engine(case).forecast
+    return about.parameters, choose_engine(case).forecast
 
 
-def held(trial: Trial, here: Meeting) -> dict[str, Any]:
-    """The peak of some updates, and the forecast. In bytes."""
-    values: dict[str, Any] = {"model": {"path": "/none"}, "data": {"train": "/none"}, **trial.recipe}
-    recipe = load_recipe(values, {})
-    plan = _plan(trial, recipe)
+def held(trial: Trial, here: Meeting) -> int:
+    """The peak of some updates, in bytes, less what this process held before the model was made."""
+    recipe = trial.asked()
     config = AutoConfig.for_model(**trial.model)
     with torch.device("meta"):  # as planning does; all modules are imported then
-        about = facts(AutoModelForCausalLM.from_config(config), config, "float32")
+        AutoModelForCausalLM.from_config(config)
     _forget()
     before = _resident("VmRSS")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     objective = NextToken(model, head(model), keeps_logits=keeps_logits(model))
-    made = _forecast(trial, recipe, plan, about)
-    engine = engine_for(recipe, plan, model, objective, here, By(made.engine, made.offload))  # type: ignore[arg-type]
+    engine = engine_for(recipe, _plan(trial, recipe), model, objective, here, By(trial.engine))
     _forget()
-    batch = _batch(trial, about.vocab)
+    batch = _batch(trial, trial.model["vocab_size"])
     for _ in range(_UPDATES):
         for number in range(trial.micros):
             with engine.micro(last=number == trial.micros - 1):
                 loss = engine.forward(batch)["next_token"] / batch.weight / trial.micros / here.world.size
                 engine.backward(loss)
         engine.update([1e-5, 1e-5])
-    peak = _resident("VmHWM") - before
-    parts = {part.name: [part.low, part.high] for part in made.parts}
-    return {"parameters": about.parameters, "peak": peak, "low": made.low, "high": made.high, "parts": parts}
+    return _resident("VmHWM") - before
 
 
 def main(trial: Trial, folder: Path) -> None:
     """Write `rank-N.json` into the folder."""
-    with joined(600, grouped=trial.recipe["engine"]["name"] != "single") as here:
-        found = held(trial, here)
-        (folder / f"rank-{here.world.rank}.json").write_text(json.dumps(found))
+    with joined(600, grouped=trial.engine != "single") as here:
+        peak = held(trial, here)
+        (folder / f"rank-{here.world.rank}.json").write_text(json.dumps(peak))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What a run will hold in memory, and whether there is room for it: asked before anything is loaded."""
 
+from dataclasses import replace
+from functools import partial
+
 from fulltune.assemble import Prepared, portion
 from fulltune.base.log import LOGGER
 from fulltune.base.place import place
@@ -53,6 +56,22 @@ def case_of(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Ca
         crowd=many,
         load=largest_pass(recipe, plan, data, many.size),
     )
+
+
+def sized(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Plan:
+    """The plan with micro-batches that fit the machine, where their size is left to it.
+
+    By all of its memory, not by what is free now: so the same recipe gives the same plan there.
+    """
+    case = case_of(recipe, plan, data, model)
+    chosen = choose_engine(case)
+    by = partial(Case.by, engine=chosen.name, offload=chosen.forecast.offload)
+    if not case.free or chosen.forecast.high <= case.room or not case.cuts():
+        return plan
+    cuts = case.cuts()
+    cut = next((cut for cut in cuts if by(cut).high <= case.room), cuts[-1])
+    note = f"micro-batches of up to {cut.load.tokens:,} tokens: {plan.micro_tokens:,} may not fit"
+    return replace(plan, micro_tokens=cut.load.tokens, dtypes=cut.dtypes, notes=(*plan.notes, note))
 
 
 def require_room(case: Case) -> Chosen:

@@ -24,7 +24,7 @@ from fulltune.model.load import (
 )
 from fulltune.objectives import OBJECTIVES
 from fulltune.optim.optimizers import OPTIMIZERS
-from fulltune.outlook import case_of, require_room
+from fulltune.outlook import case_of, require_room, sized
 from fulltune.planning.engine import Case, Chosen
 from fulltune.planning.make import keep_choices, make_plan, require_names
 from fulltune.recipe.changes import DATA, covers, differences, require_accepted
@@ -112,11 +112,13 @@ def planned(
     made = make_plan(run.recipe, data.facts, model, machine(), count)
     if before is not None:
         made = keep_choices(made, before, run.changes)
+    elif judged is not None:
+        made = sized(run.recipe, made, data, model)
     chosen = judged(case_of(run.recipe, made, data, model)) if judged else None
     if chosen is not None:
         made = replace(made, memory=chosen.forecast)
     elif run.plan_card.exists():
-        made = replace(made, memory=run.plan().memory)
+        made = _as_planned(made, run.plan())
     if run.begun and not trains:
         return Planned(made, chosen)  # the cards of a run say what it does, not what it was asked in passing
     if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated
@@ -133,6 +135,13 @@ def planned(
     for note in made.notes:
         LOGGER.info(f"note: {note}")
     return Planned(made, chosen)
+
+
+def _as_planned(made: Plan, before: Plan) -> Plan:
+    """With what was forecast when the run was planned, and the micro-batches that were chosen by it."""
+    return replace(
+        made, memory=before.memory, micro_tokens=before.micro_tokens, dtypes=before.dtypes, notes=before.notes
+    )
 
 
 def facts_of(section: ModelSection) -> ModelFacts:

@@ -1,10 +1,10 @@
 """Which engine a run is trained by: as the recipe says, or the first that fits its processes and their memory. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.formats import PrecisionPlan
+from fulltune.base.formats import BYTES, PrecisionPlan
 from fulltune.base.memory import Forecast, between, gib
 from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.memory import Pass, Way, forecast
@@ -54,9 +54,29 @@ class Case:
         return self.machine.bytes_per_device // (1 if self.machine.kind == "cuda" else self.crowd.here)
 
     @property
-    def place(self) -> str:
-        """Where those are."""
-        return self.machine.name if self.machine.kind == "cuda" else "this machine"
+    def divisible(self) -> bool:
+        """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
+        return self.dtypes.weights == "float32" and "moments" in self.dtypes.bytes
+
+    @property
+    def free(self) -> bool:
+        """Whether the plan chooses the size of micro-batches."""
+        return self.recipe.train.micro_examples is None and self.recipe.train.micro_tokens is None
+
+    def cuts(self) -> "list[Case]":
+        """With micro-batches of half the size, of a quarter, and so on to the longest example alone."""
+        load, packed = self.load, self.layout == "packed"
+        size, least = (load.width, load.longest) if packed else (load.rows, 1)
+        # Gradients of several micro-batches are added up in float32.
+        dtypes = replace(self.dtypes, bytes={**self.dtypes.bytes, "gradients": BYTES[self.dtypes.reduction]})
+        cuts = []
+        while size > least:
+            size = max(least, size // 2)
+            rows, width = (1, size) if packed else (size, load.width)
+            taught = min(load.taught, rows * width)
+            smaller = replace(load, rows=rows, width=width, taught=taught, several=True)
+            cuts.append(replace(self, load=smaller, dtypes=dtypes))
+        return cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +108,7 @@ def choose_engine(case: Case) -> Chosen:
             where="train.precision",
             mend="train.precision=bf16-mixed, or one process",
         )
-    if chosen.name == "fsdp2" and not _divisible(case):
+    if chosen.name == "fsdp2" and not case.divisible:
         raise RecipeError(
             f"fsdp2 gives an optimizer rows of each weight, and whether {recipe.optim.name} may see rows is not known",
             where="optim.name",
@@ -106,11 +126,6 @@ def _require_groups(case: Case) -> None:
         )
 
 
-def _divisible(case: Case) -> bool:
-    """Whether the optimizer is known to treat each number of a weight by itself."""
-    return "moments" in case.dtypes.bytes
-
-
 def _chosen(case: Case) -> Chosen:
     section = case.recipe.engine
     if section.name != "auto":
@@ -118,20 +133,29 @@ def _chosen(case: Case) -> Chosen:
     if case.crowd.size == 1:
         return Chosen("single", "since there is one process", case.by("single"))
     tried: list[str] = []
-    for name, offload, found in _candidates(case):
-        need = f"{between(found.low, found.high)} GiB for each process"
-        if found.high <= case.room:
-            beside = f"; {' and '.join(tried)}" if tried else ""
-            return Chosen(name, f"since it fits: {need} of {gib(case.room)}{beside}", found)
-        tried.append(f"{name}{' with offload' if offload else ''} takes {need}")
-        last = (name, found)
-    return Chosen(last[0], f"though it may not fit into {gib(case.room)} GiB: {' and '.join(tried)}", last[1])
+    for name, offload, smaller in _candidates(case):
+        found = case.by(name, offload=offload)
+        least = smaller.by(name, offload=offload)
+        need = f"{between(least.low, least.high)} GiB"
+        need += " with one example in a micro-batch" if smaller is not case else ""
+        if least.high <= case.room:
+            beside = f"; {', '.join(tried)}" if tried else ""
+            return Chosen(name, f"since it fits into {gib(case.room)} GiB for each process: {need}{beside}", found)
+        tried.append(f"{name}{' with offload' if offload else ''} would take {need}")
+    return Chosen(name, f"though {gib(case.room)} GiB for each process may not do: {', '.join(tried)}", found)
 
 
-def _candidates(case: Case) -> Iterator[tuple[EngineName, bool, Forecast]]:
-    """From the one that exchanges least to the one that holds least."""
-    yield "ddp", False, case.by("ddp")
-    if _divisible(case) and case.dtypes.weights == "float32":
-        yield "fsdp2", False, case.by("fsdp2")
-        if case.machine.kind == "cuda":  # on a CPU there is nowhere else to put it
-            yield "fsdp2", True, case.by("fsdp2", offload=True)
+def _candidates(case: Case) -> Iterator[tuple[EngineName, bool, Case]]:
+    """From the one that exchanges least to the one that holds least: engine, whether offloaded, with which passes.
+
+    Smaller micro-batches cost less than to offload; where the recipe leaves their size to the plan, it makes them so.
+    """
+    yield "ddp", False, case
+    if not case.divisible:
+        return
+    yield "fsdp2", False, case
+    smallest = [case, *case.cuts()][-1] if case.free else case
+    if smallest is not case:
+        yield "fsdp2", False, smallest
+    if case.machine.kind == "cuda":  # on a CPU there is nowhere else to put it
+        yield "fsdp2", True, smallest

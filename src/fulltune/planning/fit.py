@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.base.errors import MachineError
-from fulltune.base.formats import BYTES
 from fulltune.base.memory import Forecast, Part, between, gib
-from fulltune.planning.engine import Case, Chosen, choose_engine
+from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
 from fulltune.planning.precision import precision_plan, rounds
 
 _SHOWN = 3
 """Mends of which each helps by itself."""
+_COUNTS = tuple(2**power for power in range(1, 11))
+"""Of GPUs, which are looked at."""
 _LARGE = 0.02
 """Part of all from which one is named."""
 
@@ -65,7 +66,7 @@ def require_fit(case: Case, chosen: Chosen, available: int) -> str | None:
     """
     least = chosen.forecast
     if case.machine.kind == "cuda":
-        least = min((_found(cut) for cut in (case, *_cuts(case))), key=lambda found: found.low)
+        least = min((_found(cut) for cut in (case, *case.cuts())), key=lambda found: found.low)
     for demand in demands(case, least, available):
         if demand.low > demand.room:
             raise MachineError(
@@ -90,7 +91,7 @@ def _mend(case: Case, available: int) -> str:
     helps = [told for told, _ in _helping(case, available)]
     if helps:
         return ", or ".join(helps[:_SHOWN])
-    settings: list[str] = []
+    settings, more = [], _more_devices(case, available)
     while steps := list(_steps(case, available)):
         setting, case = steps[0]
         settings.append(setting)
@@ -98,8 +99,22 @@ def _mend(case: Case, available: int) -> str:
             return f"{' '.join(settings)} ({_figures(case, available)})"
     least = _figures(case, available)
     if settings:
-        return f"a smaller model or more memory: with {' '.join(settings)} it takes {least} still"
-    return "a smaller model, or more memory"
+        return f"{more}a smaller model or more memory: with {' '.join(settings)} it takes {least} still"
+    return f"{more}a smaller model, or more memory"
+
+
+def _more_devices(case: Case, available: int) -> str:
+    """With how many GPUs such as these it would fit."""
+    if case.machine.kind == "cpu" or not case.divisible:
+        return ""
+    smallest = [case, *case.cuts()][-1]
+    shared = _changed(smallest, "engine", name="fsdp2", replicas=1)
+    asked = "engine.name=fsdp2" if smallest is case else f"engine.name=fsdp2 {_named(smallest)}"
+    for count in _COUNTS:
+        several = replace(shared, crowd=Crowd(count, min(count, max(case.crowd.here, case.machine.devices))))
+        if count > case.crowd.size and _fits(several, available):
+            return f"{asked} on {count} such GPUs ({_figures(several, available)} on each), or "
+    return ""
 
 
 def _helping(case: Case, available: int) -> Iterator[tuple[str, Case]]:
@@ -128,7 +143,7 @@ def _steps(case: Case, available: int) -> Iterator[tuple[str, Case]]:
 def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
     """Every setting that may save memory and was not made."""
     recipe, crowd = case.recipe, case.crowd
-    if cuts := _cuts(case):
+    if cuts := case.cuts():
         cut = next((cut for cut in cuts if _fits(cut, available)), cuts[-1])
         yield _named(cut), cut
     if recipe.memory.checkpointing == "none":
@@ -139,7 +154,7 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
         elif recipe.optim.moments == "float32":
             yield "optim.moments=bfloat16", _rounded(case, "bfloat16")
     name = _found(case).engine
-    divisible = crowd.size > 1 and case.dtypes.weights == "float32" and "moments" in case.dtypes.bytes
+    divisible = crowd.size > 1 and case.divisible
     if divisible and name == "ddp":
         yield "engine.name=fsdp2", _changed(case, "engine", name="fsdp2")
     elif divisible and name == "fsdp2" and case.machine.kind == "cuda" and not _found(case).offload:
@@ -147,29 +162,10 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
         yield told, _changed(case, "engine", name="fsdp2", offload=True)
 
 
-def _cuts(case: Case) -> list[Case]:
-    """With micro-batches of half the size, of a quarter, and so on to the longest example alone."""
-    load, packed = case.load, case.layout == "packed"
-    size, least = (load.width, load.longest) if packed else (load.rows, 1)
-    cuts = []
-    while size > least:
-        size = max(least, size // 2)
-        rows, width = (1, size) if packed else (size, load.width)
-        taught = min(load.taught, rows * width)
-        smaller = replace(load, rows=rows, width=width, taught=taught, several=True)
-        cuts.append(replace(case, load=smaller, dtypes=_added_up(case)))
-    return cuts
-
-
 def _named(case: Case) -> str:
     if case.layout == "packed":
         return f"train.micro_tokens={case.load.width}"
     return f"train.micro_examples={case.load.rows}"
-
-
-def _added_up(case: Case) -> Any:
-    """Gradients of several micro-batches are added up in float32."""
-    return replace(case.dtypes, bytes={**case.dtypes.bytes, "gradients": BYTES[case.dtypes.reduction]})
 
 
 def _rounded(case: Case, moments: str) -> Case:

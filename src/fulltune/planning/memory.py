@@ -161,9 +161,9 @@ def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
     compute, reduced = way.compute, BYTES[way.dtypes.reduction]
     outside, block = model.shape.outside, model.shape.block
     kept = 0 if way.reshard else compute * (model.parameters - outside - block)
-    if way.kind == "cpu":  # measured: gloo copies besides, and what is freed in between is of little use
-        low = compute * (2 * outside + 6 * block)
-        high = (compute + reduced) * (4 * outside + 7 * block)
+    if way.kind == "cpu":  # measured: gloo copies besides, and what small buffers leave is of little use
+        low = compute * (3 * outside + 6 * block)
+        high = (compute + reduced) * (3 * outside + 5 * block) + 12 * min(_MAPPED, compute * (outside + block))
     else:
         low, high = compute * (outside + block), (2 * compute + reduced) * (outside + 2 * block)
     yield Part(GATHERED, kept + low, kept + high)
@@ -225,6 +225,8 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
         moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
+    if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
+        moment += _gradients(way, model).high
     if way.kind == "cpu":
         scattered = _scattered(way, model, load, passes)
         return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))

@@ -44,19 +44,31 @@ def of(machine: Machine, gibs: float) -> Machine:
 
 def test_one_process_is_single_and_several_share_what_they_must() -> None:
     assert chosen(1).name == "single"
-    for gibs, name, offload in ((26, "ddp", False), (14, "fsdp2", False), (7, "fsdp2", True)):
+    for gibs, name, offload in ((30, "ddp", False), (14, "fsdp2", False), (7, "fsdp2", True)):
         found = chosen(8, machine=of(GPUS, gibs))
         assert (found.name, found.forecast.offload) == (name, offload), gibs
     none = chosen(8, machine=of(GPUS, 0.1))
     assert (none.name, none.forecast.offload) == ("fsdp2", True), "the one that holds least"
-    assert "may not fit" in none.why
+    assert none.why.startswith("though 0.10 GiB for each process may not do: ddp would take 18.")
 
 
 def test_the_reason_has_the_figures_of_what_did_not_fit() -> None:
     found = chosen(8, machine=of(GPUS, 14))
-    assert str(found).startswith("fsdp2, since it fits: ")
-    assert "GiB for each process of 14.0; ddp takes 18." in str(found)
+    assert str(found).startswith("fsdp2, since it fits into 14.0 GiB for each process: 2.")
+    assert "; ddp would take 18." in str(found)
     assert str(chosen(8, machine=of(GPUS, 7))).startswith("fsdp2 with offload, since")
+
+
+def test_smaller_micro_batches_come_before_offload_where_the_plan_may_choose_them() -> None:
+    wide = replace(LARGE, hidden=4096, shape=replace(LARGE.shape, inner=80_000, inner_block=40_000))
+    load = Pass(rows=64, width=1024, taught=64, several=False, longest=1024)
+    tight = replace(case(8, machine=of(GPUS, 12), of=wide), load=load)
+    assert tight.by("fsdp2", offload=True).high > tight.room, "what fills it are activations"
+    found = choose_engine(tight)
+    assert (found.name, found.forecast.offload) == ("fsdp2", False)
+    assert "with one example in a micro-batch" in found.why
+    said = case(8, machine=of(GPUS, 12), of=wide, train={"micro_tokens": 1 << 16})
+    assert "one example" not in choose_engine(replace(said, load=load)).why, "their size is the recipe's"
 
 
 def test_processes_of_a_cpu_share_the_memory_of_their_own_machine() -> None:

@@ -93,7 +93,7 @@ def test_fsdp2_divides_the_state_and_gathers_a_block() -> None:
 
 def test_gloo_takes_more() -> None:
     found = parts(way(engine="fsdp2", processes=2))
-    assert found["gathered weights"] == (4 * (2 * 200 + 6 * 400), 8 * (4 * 200 + 7 * 400))
+    assert found["gathered weights"] == (4 * (3 * 200 + 6 * 400), 8 * (3 * 200 + 5 * 400) + 12 * 4 * 600)
 
 
 def test_what_is_offloaded_stands_on_the_host() -> None:
@@ -127,6 +127,11 @@ def test_a_packed_row_has_a_mask_and_keys_for_every_head() -> None:
 def test_what_an_unknown_optimizer_keeps_is_left_open() -> None:
     dtypes = precision_plan("float32", OptimSection(name="mine:Own"), several=False)
     assert parts(replace(way(), dtypes=dtypes))["moments"] == (0, 8000)
+
+
+def test_ddp_makes_its_buckets_anew_after_the_first_update() -> None:
+    ddp, alone = (parts(way(engine=name, processes=2))["overhead"][1] for name in ("ddp", "single"))
+    assert ddp - alone == 4 * 1000
 
 
 def test_a_gpu_has_a_context_and_processes_that_exchange_more() -> None:
