@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing
+.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-forecast
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -60,3 +60,6 @@ bench-precision: setup  ## every precision against float32 on a real run
 
 bench-sharing: setup  ## memory of each process of several, by engine
 	$(BIN)/python -m benchmarks.sharing $(ARGS)
+
+bench-forecast: setup  ## what was forecast of memory beside what was held
+	$(BIN)/python -m benchmarks.forecast $(ARGS)

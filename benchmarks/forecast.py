@@ -237,7 +237,7 @@ def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]], agai
         dict(report.heading(when))
         | taken
         | {
-            "engines": "`single` is one process; of the others there are two, over gloo, and the one that held more is shown",
+            "engines": "`single` is one process, the others are two, over gloo; shown is the one that held more",
             "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
             "inside": f"{sum(_inside(found) for _, found in measured)} of {len(measured)}",
         }
