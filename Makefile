@@ -42,6 +42,7 @@ fix: setup  ## what can be mended by a program
 
 docs: setup  ## the pages that are generated from the code
 	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_scale
 
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded

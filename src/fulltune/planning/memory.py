@@ -95,7 +95,7 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     optimizer's step, with all gradients: memory that passes leave free takes gradients, unless those of another
     micro-batch are there already. How well an allocator does that is what `high` leaves open.
     """
-    weights, gradients, moments = _weights(way, model), _gradients(way, model), _moments(way, model)
+    weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
     whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
     state = [weights, gradients, moments]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
@@ -117,10 +117,10 @@ def _weights(way: Way, model: ModelFacts) -> Part:
     return Part("weights", size, size)
 
 
-def _gradients(way: Way, model: ModelFacts) -> Part:
+def _gradients(way: Way, model: ModelFacts, load: Pass) -> Part:
     size = model.parameters * way.dtypes.bytes["gradients"] // way.divided("gradients")
-    if way.engine == "fsdp2" and not way.reshard:  # those of several micro-batches wait whole for the last
-        return Part("gradients", size, max(size, model.parameters * way.dtypes.bytes["gradients"]))
+    if way.engine == "fsdp2" and not way.reshard and load.several:  # they wait whole for the last micro-batch
+        return Part("gradients", model.parameters * way.compute, model.parameters * way.dtypes.bytes["gradients"])
     return Part("gradients", size, size)
 
 
@@ -226,7 +226,7 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
         moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
-        moment += _gradients(way, model).high
+        moment += _gradients(way, model, load).high
     if way.kind == "cpu":
         scattered = _scattered(way, model, load, passes)
         return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))
