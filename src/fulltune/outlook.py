@@ -54,7 +54,7 @@ def case_of(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Ca
         model=model,
         machine=machine(),
         crowd=many,
-        load=largest_pass(recipe, plan, data, many.size),
+        load=largest_pass(recipe, plan, data, model, many.size),
     )
 
 
@@ -83,12 +83,12 @@ def require_room(case: Case) -> Chosen:
     return chosen
 
 
-def largest_pass(recipe: Recipe, plan: Plan, data: Prepared, processes: int) -> Pass:
+def largest_pass(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts, processes: int) -> Pass:
     """The largest micro-batch of the updates that ask for the most memory, which are tried before the first one."""
     store = data.stores["train"]
     order = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     feed = Feed(store, order, portion(recipe.train), end=plan.examples, size=processes)
-    budget = Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context)
+    budget = Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * model.hidden)
     longest = int(store.lengths.max())
     passes: list[tuple[int, Pass]] = []
     for members in feed.heaviest(budget):

@@ -229,7 +229,7 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
         moment += _gradients(way, model, load).high
     if way.kind == "cpu":
         scattered = _scattered(way, model, load, passes)
-        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 100 * _MIB))
+        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 150 * _MIB))
     context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
 
