@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -54,6 +54,7 @@ fix: setup  ## what can be mended by a program
 
 docs: setup  ## the pages that are generated from the code
 	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_scale
 
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded
@@ -75,3 +76,6 @@ bench-sharing: setup  ## memory of each process of several, by engine
 
 bench-starting: setup  ## memory that each process of several needs to start
 	$(BIN)/python -m benchmarks.starting $(ARGS)
+
+bench-forecast: setup  ## what was forecast of memory beside what was held
+	$(BIN)/python -m benchmarks.forecast $(ARGS)

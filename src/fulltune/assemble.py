@@ -11,7 +11,7 @@ from torch import nn
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EngineName, EvalReport, Plan, Progress
+from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
@@ -21,7 +21,7 @@ from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
-from fulltune.engines import embedding, engine_for, width
+from fulltune.engines import By, engine_for, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
 from fulltune.model.facts import head, keeps_logits, undecayed
@@ -77,7 +77,7 @@ def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable
     mixed = mixture(data, facts.splits["train"])
 
     def count(train: TrainSection, examples: int) -> int:
-        feed = Feed(store, mixed.order(train.seed), _portion(train), end=examples)
+        feed = Feed(store, mixed.order(train.seed), portion(train), end=examples)
         if train.batch_tokens is None:
             return -(-examples // train.batch_examples)
         updates = position = 0
@@ -88,7 +88,8 @@ def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable
     return count
 
 
-def _portion(train: TrainSection) -> Portion:
+def portion(train: TrainSection) -> Portion:
+    """What one update takes from the data."""
     return Portion(None if train.batch_tokens is not None else train.batch_examples, train.batch_tokens)
 
 
@@ -110,7 +111,7 @@ class Site:
     journal: Journal
     meeting: Meeting
     belonging: Belonging
-    engine: EngineName
+    by: By
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     # Asked before an engine takes the weights apart.
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
     rates = _rates(recipe.optim, plan, model)
-    engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by)
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
@@ -141,7 +142,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
     updating = Updating(
         feed=Feed(
-            data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
+            data.stores["train"], ordered, portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden),
         engine=engine,

@@ -24,12 +24,11 @@ from fulltune.base.errors import CheckpointError, DivergedError, MachineError, R
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
-from fulltune.engine.launch import Meeting, alone, deterministic, machine
-from fulltune.engines import engine_for
+from fulltune.engine.launch import Meeting, alone, deterministic
+from fulltune.engines import By, engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
 from fulltune.outcome import Outcome, peak_bytes, versions
-from fulltune.planning.engine import choose_engine
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
@@ -47,7 +46,7 @@ _MOMENTS = 8
 """Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
 
 
-_SINGLE: EngineName = "single"
+_SINGLE = By("single")
 
 
 @contextmanager
@@ -67,18 +66,24 @@ def _fitting(plan: Plan) -> Iterator[None]:
 
 
 def conduct(
-    run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink], meeting: Meeting
+    run: RunFolder,
+    plan: Plan,
+    data: Prepared,
+    model: ModelFacts,
+    sinks: Sequence[Sink],
+    meeting: Meeting,
+    by: By,
 ) -> RunRecord:
     """The training stage, from prepared data and a plan to a verified model folder and the record.
 
-    All processes of the meeting run it, in step.
+    All processes of the meeting run it, in step, each by the same engine.
     """
     for folder in (run.path, run.path / "checkpoints"):
         meeting.crew.told(partial(sweep, folder))
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
     with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
-        work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting))
+        work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
             for state in train(work.built.loop(progress)):
@@ -153,6 +158,7 @@ class Workplace:
     folder: Path
     journal: Journal
     meeting: Meeting | None = None
+    by: By = _SINGLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +181,7 @@ class _Work:
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        meeting, name = place.meeting or alone(), _SINGLE
-        if place.meeting is not None:
-            chosen = choose_engine(run.recipe, meeting.crew.size, plan, model, machine())
-            LOGGER.info(f"engine: {chosen}")
-            name = chosen.name
+        meeting, name = place.meeting or alone(), place.by.name
         replicas, packed = run.recipe.engine.replicas, plan.layout == "packed"
         begun = start(section, meeting, name, replicas=replicas, packed=packed)
         require_rows(begun.model, tokenizer, section.path)
@@ -188,7 +190,7 @@ class _Work:
         state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
-        site = Site(place.folder, place.journal, meeting, belonging, name)
+        site = Site(place.folder, place.journal, meeting, belonging, place.by)
         built = training(run.recipe, plan, begun.model, begun.answers, data, site)
         outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
         return cls(run, plan, data, place.journal, built, outcome, begun, name, (weights, state))

@@ -1,6 +1,7 @@
 """The one branch over engines in the package: a model on the engine that was chosen for it."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,25 +26,32 @@ from fulltune.planning.deepspeed import configuration
 from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
 
 
-def engine_for(
-    recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, name: EngineName
-) -> Engine:
+@dataclass(frozen=True, slots=True)
+class By:
+    """The engine that was chosen for a run."""
+
+    name: EngineName
+    offload: bool = False
+    """Whether weights, gradients and moments wait on the host."""
+
+
+def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, by: By) -> Engine:
     """The model on its engine."""
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
-    if name in ZERO:
+    if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
-    layout = _layout(recipe.engine, plan, model, meeting, name)
+    layout = _layout(recipe.engine, plan, model, meeting, by)
     return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
 
 
-def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, name: EngineName) -> Layout:
+def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:
     world, crew = meeting.world, meeting.crew
-    match name:
+    match by.name:
         case "single":
             return Single(world)
         case "ddp":
@@ -56,10 +64,10 @@ def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeti
                 reshard=section.reshard,
                 replicas=section.replicas,
                 compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
-                offload=section.offload,
+                offload=by.offload,
             )
         case _:
-            raise AssertionError(f"{name} has no layout")
+            raise AssertionError(f"{by.name} has no layout")
 
 
 def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fulltune.base.memory import CHUNK_BYTES
 from fulltune.base.table import Table
 from fulltune.batch import Batch
 
 T = TypeVar("T")
-
-CHUNK_BYTES = 1 << 28
-"""Float32 logits that are held at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
 
 
 class Cut(Protocol):

@@ -157,7 +157,7 @@ def test_a_run_that_goes_on_takes_no_weights_of_the_base(tmp_path: Path, recipe:
     """They would be overwritten by those of the checkpoint; the base is asked, not taken."""
     run, fill = tmp_path / "run", "fulltune.engine.native:NativeEngine.fill,1,RAISE"
     words = ["engine.name=fsdp2", "checkpoint.every=1"]
-    ended = train(recipe, run, *words, befall=f"1,{UPDATE},3,TERM")
+    ended = train(recipe, run, *words, befall=f"1,{NATIVE}.update,3,TERM")
     assert ended.codes == [75, 75], "\n".join(ended.said)
     ended = train(recipe, run, *words, befall=f"0,{fill}")
     assert ended.codes == [0, 0], "\n".join(ended.said)

@@ -20,7 +20,7 @@ from fulltune.base.errors import CheckpointError, MachineError
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
-from fulltune.engine.contract import Extra, MakeOptimizer, Update, Visitor
+from fulltune.engine.contract import Extra, MakeOptimizer, Read, Update, Visitor
 from fulltune.engine.deepspeed import begun, library
 from fulltune.engine.fragments import fragments_of
 from fulltune.engine.launch import Meeting
@@ -59,7 +59,7 @@ class ZeroEngine:
         self._engine = begun(entry, self._optimizer, configuration, meeting)
         self._fragments = fragments_of(model, self._engine.optimizer)
         if rounded:
-            self._begin_with(read)
+            self._write(lambda name, _: read[name])
         self._still: set[int] = set()
         self._torn = False
         self._optimizer.register_step_pre_hook(self._hide)
@@ -69,9 +69,10 @@ class ZeroEngine:
         self._captured: Capture | None = None
 
     @torch.no_grad()
-    def _begin_with(self, read: Mapping[str, Tensor]) -> None:
+    def _write(self, read: Read) -> None:
+        """Float32 numbers of what the optimizer moves."""
         for fragment in self._fragments:
-            whole = read[fragment.name].reshape(-1)
+            whole = read(fragment.name, None).reshape(-1)
             fragment.master.copy_(whole[fragment.start : fragment.start + fragment.count])
         self._fragments.publish()
 
@@ -242,6 +243,14 @@ class ZeroEngine:
         if not weights_only:
             restore(folder, self._optimizer, self._members, self._fragments)
         return read_extra(folder, self._fragments)
+
+    @torch.no_grad()
+    def fill(self, read: Read) -> None:
+        self._release()
+        for name in sorted(self._names() - self._trained()):
+            with self._opened(name) as value:
+                value.copy_(read(name, None))
+        self._write(read)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         trained = self._trained()

@@ -63,9 +63,9 @@ class TrainSection(Section):
     batch_tokens: Count | None = None
     """Tokens of one update, in place of `batch_examples`: as many whole examples as fit."""
     micro_examples: Count | None = None
-    """Most examples of one forward pass; by default the plan chooses."""
+    """Most examples of one forward pass; by default the plan chooses what fits."""
     micro_tokens: Count | None = None
-    """Most tokens of one forward pass, padding included; by default the plan chooses."""
+    """Most tokens of one forward pass, padding included; by default the plan chooses what fits."""
     layout: Literal["auto", "padded", "packed"] = "auto"
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other."""
     objective: str = "next_token"
@@ -152,7 +152,8 @@ class EngineSection(Section):
     name: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """`ddp`: the whole model in each process. `fsdp2`: a part of every weight, gradient and moment in each. `zero1`,
     `zero2`, `zero3`: DeepSpeed divides the moments, gradients too, weights too. `auto`: one process is `single`;
-    several are `ddp` where weights, gradients and moments leave room, else `fsdp2`.
+    several are the first that fits by the forecast of memory: `ddp`, `fsdp2`, `fsdp2` with smaller micro-batches, and
+    on GPUs with `offload`.
     """
     processes: Count | None = None
     """How many processes train on this machine; by default as many as it has GPUs, or one. Under a launcher (torchrun,
