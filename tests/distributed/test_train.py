@@ -145,9 +145,11 @@ def test_what_one_engine_saved_another_goes_on_with(tmp_path: Path, recipe: Path
     for number, (size, engine) in enumerate(plans):
         words = ["checkpoint.every=1", f"engine.name={engine}"]
         last = number == len(plans) - 1
-        befall = f"{size - 1},{kind(engine)}.update,2,TERM"
+        befall = f"{size - 1},{kind(engine)}.update,1,TERM"
         ended = train(recipe, run, *words, size=size, befall=None if last else befall)
         assert ended.codes == [0 if last else 75] * size, "\n".join(ended.said)
+    resumed = [line["resumed_at"] for line in read(run / "journal.jsonl", "start") if "resumed_at" in line]
+    assert resumed == sorted(set(resumed)) and len(resumed) == len(plans) - 1, "each made updates"
     same_curve(run, reference)
     assert differ(run, reference) <= 1e-4
 

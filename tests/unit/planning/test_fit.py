@@ -59,7 +59,7 @@ def test_a_refusal_says_what_is_missing_where_and_what_helps_with_figures() -> N
     assert fault.what.endswith("and there are 24.0 GiB")
     assert fault.where == "this machine's memory"
     assert re.search(r"train\.micro_examples=2 \(17\.7 to 21\.6 GiB\)", fault.mend)
-    assert re.search(r"memory\.checkpointing=full \(16\.0 to 19\.4 GiB\)", fault.mend)
+    assert re.search(r"memory\.checkpointing=full \(16\.0 to 19\.5 GiB\)", fault.mend)
 
 
 def test_the_largest_micro_batch_that_fits_is_named() -> None:
@@ -104,7 +104,7 @@ def test_of_several_processes_the_host_must_hold_all_that_are_on_it() -> None:
     engine: dict[str, Any] = {"engine": {"name": "ddp"}}
     assert judged(case(2, **engine), 43) is None
     fault = refusal(case(4, **engine), 40).faults[0]
-    assert "64.0 to 84.6 GiB, 4 processes of 16.0 to 21.1" in fault.what
+    assert "64.0 to 84.8 GiB, 4 processes of 16.0 to 21.2" in fault.what
     assert judged(case(Crowd(size=4, here=2), **engine), 43) is None, "two of them are elsewhere"
 
 
