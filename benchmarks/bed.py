@@ -37,6 +37,14 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
     },
+    "1b": {
+        "vocab_size": 32000,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+    },
     "tiny": {
         "vocab_size": 256,
         "hidden_size": 32,

@@ -1,6 +1,7 @@
 """The forecast of memory held against reality: random models trained on this machine's CPU, in fresh processes."""
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -146,7 +147,17 @@ def _several() -> Iterator[Row]:
     yield Row(shape="llama-301m", rows=1, tokens=32, engine="fsdp2")
 
 
-ROWS = (*_alone(), *_several())
+def _zero() -> Iterator[Row]:
+    """Two processes, by DeepSpeed where it is installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return
+    for engine in ("zero1", "zero2", "zero3"):
+        yield Row(shape="llama-28m", rows=1, tokens=128, engine=engine)
+        yield Row(shape="llama-28m", rows=1, tokens=32, engine=engine, precision="bf16-mixed", micros=2)
+        yield Row(shape="llama-135m", rows=1, tokens=32, engine=engine)
+
+
+ROWS = (*_alone(), *_several(), *_zero())
 _TINY = (Row(shape="tiny", rows=2, tokens=16), Row(shape="tiny", rows=2, tokens=16, engine="fsdp2"))
 
 

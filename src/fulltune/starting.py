@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulltune.base.allocator import returning
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EngineName
 from fulltune.engine.contract import Engine, Read
@@ -92,7 +93,8 @@ def start(section: ModelSection, meeting: Meeting, engine: EngineName, *, replic
         LOGGER.info(f"the model is loaded whole, by one process of a machine after the other: {stored}")
         model, rows = crew.in_turn(partial(_loaded, section, grid))
         stored = Stored(rows, ())
-    answers = _asked(model, stored, grid, section.path, packed=packed)
+    with returning():
+        answers = _asked(model, stored, grid, section.path, packed=packed)
     crew.rest()  # the weights are read once more, which may take long
     return Start(model, answers, stored.read)
 
