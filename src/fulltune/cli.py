@@ -1,19 +1,32 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
-import errno
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fulltune import printing
-from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.errors import RecipeError
 from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
+from fulltune.ending import ended
+from fulltune.options import (
+    AsJson,
+    DType,
+    Fresh,
+    NodeRank,
+    Nodes,
+    Out,
+    Overrides,
+    Processes,
+    RecipeOrRun,
+    Rendezvous,
+    Split,
+    machines,
+)
 
 if TYPE_CHECKING:
     from fulltune.training.progress import ProgressLine
@@ -25,21 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a run folder.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe, such as optim.lr=1e-5.")
-]
-Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<the recipe's stem>.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in place of going on with one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Split = Literal["train", "heldout", "test", "retention"]
-DType = Literal["base", "float32", "bfloat16", "float16"]
-
-_FREE = "free some space, then run the same command: it goes on with what is done"
-_HEALTHY = "check the disk, or name a folder on another with --out"
-_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
-"""What the disk itself may say, also without naming a file."""
 
 
 @app.callback(invoke_without_command=True)
@@ -167,11 +165,20 @@ def train(
         list[str] | None,
         typer.Option(metavar="FIELD", help="Go on although this changed: a recipe field, data, tokenizer or template."),
     ] = None,
+    processes: Processes = None,
+    nodes: Nodes = 1,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, from rows to a verified model folder; the same command goes on where it stopped."""
     from fulltune import stages
 
+    overrides = [*(overrides or []), *([f"engine.processes={processes}"] if processes else [])]
+    if hosts := machines(nodes, node_rank, rendezvous, alone={"--dry-run": dry, "--fresh": fresh}):
+        options = [*(["--json"] if as_json else []), *(f"--accept-change={name}" for name in accept_change or [])]
+        stages.train_here(recipe, hosts, overrides, out=out, options=options)
+        return
     if dry:
         figures = stages.dry_run(recipe, out=out, fresh=fresh, **_given(overrides))
         typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
@@ -255,40 +262,4 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
 
 def main() -> int:
     """Run a command; the exit codes are those of docs/architecture.md."""
-    code = _run()
-    if place().launched:
-        # What gloo leaves behind may abort a process that ends in order, and turn its exit code into a signal.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
-def _run() -> int:
-    from fulltune.base.log import speak
-
-    speak(quiet=place().rank > 0)  # the first speaks for all
-    try:
-        if app(standalone_mode=False) == 130:  # typer keeps a KeyboardInterrupt to itself, and gives its exit code
-            raise KeyboardInterrupt
-    except FulltuneError as fault:
-        return _fail(str(fault), fault.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on with what is done", 130)
-    except OSError as fault:
-        if fault.errno not in _DISK and fault.filename is None:
-            raise  # without a file it is no matter of the disk but a bug of ours
-        what = fault.strerror or str(fault)
-        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
-        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
-        return _fail(str(failing), failing.exit_code)
-    except typer.Exit as leaving:
-        return leaving.exit_code
-    except typer.TyperException as fault:  # a wrong option or a missing argument
-        return _fail(f"error: {fault}\nmend:  fulltune --help", RecipeError.exit_code)
-    return 0
-
-
-def _fail(text: str, code: int) -> int:
-    sys.stderr.write(printing.plain(text) + "\n")
-    return code
+    return ended(app)

@@ -1,8 +1,11 @@
 """Several processes for one run: started here, or met where a launcher started them."""
 
+import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +13,7 @@ import torch
 from fulltune.base.errors import FulltuneError, Interrupted, RankError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.place import FOLLOWED, place
-from fulltune.engine.agent import run_agent
+from fulltune.engine.agent import Failure, Hosts, run_agent
 from fulltune.engine.deepspeed import require_library
 from fulltune.engine.launch import Meeting, alone, joined
 from fulltune.recipe.load import Asked
@@ -66,11 +69,27 @@ def start(processes: int, run: RunFolder, accept: Sequence[str], sinks: Sequence
         failed = run_agent(
             processes, command, run.path / "logs", patience=run.recipe.engine.timeout, variables={FOLLOWED: "1"}
         )
-    if failed is None:
-        return
+    if failed is not None:
+        raise _ended(failed, processes, run.path / "logs")
+
+
+def start_here(hosts: Hosts, section: EngineSection, command: Sequence[str], folder: Path) -> None:
+    """This machine's processes of a run on several, each of which runs `command`; returns when they are done.
+
+    All else is theirs: the first of all prepares the data, and shows its progress and the result.
+    """
+    processes, logs = wanted(section) or 1, folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
+    LOGGER.info(f"starting {processes} processes here, to meet those of {hosts.count} machines at {hosts.rendezvous}")
+    failed = run_agent(processes, command, logs, patience=section.timeout, hosts=hosts)
+    if failed is not None:
+        raise _ended(failed, processes, logs)
+
+
+def _ended(failed: Failure, processes: int, logs: Path) -> FulltuneError:
+    """What one of the processes failed of, after its words were shown."""
     if failed.said:
         LOGGER.error(f"process {failed.rank} said:\n{failed.said}\n")
     kind = _KINDS.get(failed.code, RankError)
     how = f"ended with exit code {failed.code}" if failed.code > 0 else f"was ended by signal {-failed.code}"
     mend = "the same command goes on" if kind in (Interrupted, RankError) else "as its message says"
-    raise kind(f"process {failed.rank} of {processes} {how}", where=str(run.path / "logs"), mend=mend)
+    return kind(f"process {failed.rank} of {processes} {how}", where=str(logs), mend=mend)

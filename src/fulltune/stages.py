@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,23 +14,21 @@ from typing import Any, Literal
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
+from fulltune.base.place import place
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
+from fulltune.engine.agent import Hosts
 from fulltune.engines import By
-from fulltune.gathering import start, together, wanted
+from fulltune.gathering import start, start_here, together, wanted
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
-from fulltune.model.load import (
-    load_tokenizer,
-    section_of,
-    tokenizer_digest,
-)
+from fulltune.model.load import load_tokenizer, section_of, tokenizer_digest
 from fulltune.outlook import require_state
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
-from fulltune.recipe.load import Asked
+from fulltune.recipe.load import Asked, given
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink
@@ -169,6 +168,26 @@ def train(
                 data = opened(run, run.data_facts(), ready["depends"])
                 by = By(ready["engine"], ready["offload"])
                 return conduct(run, run.plan(), data, model, sinks, meeting, by)
+
+
+def train_here(
+    recipe: str | os.PathLike[str],
+    hosts: Hosts,
+    changes: Sequence[str] = (),
+    *,
+    out: Out = None,
+    options: Sequence[str] = (),
+) -> None:
+    """This machine's part of `train` on several: starts its processes, which meet the others'; waits for them.
+
+    The same is run on every machine, and the run folder lies where all see it. `changes`: of the recipe, as
+    `KEY=VALUE`. `options`: others of the command line.
+    """
+    if place().launched:
+        raise RecipeError("a launcher started this process", where="--nodes", mend="let it say how many there are")
+    run = open_run(recipe, given(changes), out=out)
+    words = [os.fspath(recipe), *changes, *options, "--out", os.fspath(run.path)]
+    start_here(hosts, run.recipe.engine, [sys.executable, "-m", "fulltune", "train", *words], run.path)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Two hosts meet by torchrun's rendezvous, train one model in shards, lose one of them, and go on.
+"""Two hosts meet by torchrun's rendezvous, train one model in shards, lose one of them; by our own they go on.
 
 Each host is a network namespace; a cable (veth) joins the two, and no other network is there.
 """
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,15 +79,28 @@ def remove(hosts: list[Host]) -> None:
         subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
 
 
-def start(hosts: list[Host], recipe: Path, run: Path) -> list[subprocess.Popen[str]]:
-    """torchrun on each host, one process on each; the first host has the rendezvous."""
+def torchrun(hosts: list[Host], number: int) -> list[str]:
+    """One process on each host; the first has the rendezvous."""
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0].address}:{PORT}"]
+    rendezvous += ["--rdzv-id", "two-hosts", "--rdzv-conf", f"is_host={int(number == 0)}"]
+    size = ["--nnodes", "2", "--nproc-per-node", "1", "--local-addr", hosts[number].address]
+    return ["-m", "torch.distributed.run", *size, *rendezvous, "-m", "fulltune", "train"]
+
+
+def ourselves(hosts: list[Host], number: int) -> list[str]:
+    """The same without torchrun's words."""
+    where = ["--nodes", "2", "--node-rank", str(number), "--rendezvous", f"{hosts[0].address}:{PORT}"]
+    return ["-m", "fulltune", "train", *where]
+
+
+Launch = Callable[[list[Host], int], list[str]]
+
+
+def start(launch: Launch, hosts: list[Host], recipe: Path, run: Path) -> list[subprocess.Popen[str]]:
+    """A run on each host."""
     started = []
     for number, host in enumerate(hosts):
-        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0].address}:{PORT}"]
-        rendezvous += ["--rdzv-id", "two-hosts", "--rdzv-conf", f"is_host={int(number == 0)}"]
-        size = ["--nnodes", "2", "--nproc-per-node", "1", "--local-addr", host.address]
-        command = [sys.executable, "-m", "torch.distributed.run", *size, *rendezvous]
-        command += ["-m", "fulltune", "train", str(recipe), "--out", str(run)]
+        command = [sys.executable, *launch(hosts, number), str(recipe), "--out", str(run)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": host.end}
         started.append(
             subprocess.Popen(
@@ -128,7 +141,7 @@ def test_a_host_is_lost_and_the_run_goes_on(tmp_path: Path, hosts: list[Host]) -
     fulltune.train(recipe_alone, out=tmp_path / "reference")
 
     run = tmp_path / "run"
-    started = start(hosts, recipe, run)
+    started = start(torchrun, hosts, recipe, run)
     begun = time.monotonic()
     while len(steps(run)) < 2 and all(one.poll() is None for one in started):
         assert time.monotonic() - begun < 200
@@ -140,7 +153,7 @@ def test_a_host_is_lost_and_the_run_goes_on(tmp_path: Path, hosts: list[Host]) -
     assert len(steps(run)) < UPDATES, "it was lost on the way"
     assert not inside(hosts[0]), "nobody is left behind"
 
-    started = start(hosts, recipe, run)
+    started = start(ourselves, hosts, recipe, run)
     said = [one.communicate(timeout=240)[0] for one in started]
     assert [one.returncode for one in started] == [0, 0], "\n".join(said)
     assert "going on after update" in said[0] + said[1]

@@ -1,4 +1,7 @@
-"""Starts processes on this machine, and ends them together: torchrun's elastic agent, as a library."""
+"""Starts processes on this machine, and ends them together: torchrun's elastic agent, as a library.
+
+Each machine of a run on several starts its own; they meet at one place.
+"""
 
 import dataclasses
 import os
@@ -21,37 +24,60 @@ _LINES = 30
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The process that failed first: its number, its exit code (less than 0: the signal that ended it), its words."""
+    """The process that failed first: its number here, exit code (less than 0: the signal that ended it), last words."""
 
     rank: int
     code: int
     said: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The machines of a run, which of them this is, and where they meet."""
+
+    count: int
+    rendezvous: str
+    """`HOST:PORT` of the first of them."""
+    number: int | None = None
+    """From 0; None: as they come."""
+    name: str = "fulltune"
+    """Of what they meet for: the same on all."""
+
+    def config(self) -> dict[str, Any]:
+        """What torch's agent is told of them."""
+        told = {"min_nodes": self.count, "max_nodes": self.count, "rdzv_endpoint": self.rendezvous, "run_id": self.name}
+        if self.number is None:
+            return told | {"rdzv_backend": "c10d"}
+        return told | {"rdzv_backend": "static", "rdzv_configs": {"rank": self.number}}
+
+
 def run_agent(
-    processes: int, command: Sequence[str], logs: Path, *, patience: float, variables: Mapping[str, str] | None = None
+    processes: int,
+    command: Sequence[str],
+    logs: Path,
+    *,
+    patience: float,
+    variables: Mapping[str, str] | None = None,
+    hosts: Hosts | None = None,
 ) -> Failure | None:
     """Run a command in so many processes with these environment variables more, and wait; None if all went well.
 
-    What the first says to stderr is seen at once, all else lies in `logs`. If one fails, the others are asked to end;
-    so they are by a signal to this process, which is passed on, and have `patience` seconds for it.
+    What the first here says to stderr is seen at once, all else lies in `logs`; with `hosts` its results are seen too.
+    If one fails, the others are asked to end; so they are by a signal to this process, which is passed on, and have
+    `patience` seconds for it.
     """
-    name = f"pid{os.getpid()}"
-    others = dict.fromkeys(range(1, processes), Std.ALL)
+    meeting = (hosts or Hosts(1, "localhost:0", name=f"pid{os.getpid()}")).config()
+    quiet = ({} if hosts else {0: Std.OUT}) | dict.fromkeys(range(1, processes), Std.ALL)
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     # Before it had this option the agent killed after 30 seconds (torch 2.11 has it not).
     ending: dict[str, Any] = {"shutdown_timeout": int(patience)} if "shutdown_timeout" in known else {}
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
         nproc_per_node=processes,
-        run_id=name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle=_SIGNALS,
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects={0: Std.OUT, **others}),
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=quiet),
+        **meeting,
         **ending,
     )
     os.environ.update(variables or {})  # which the processes inherit
@@ -59,11 +85,11 @@ def run_agent(
     try:
         launch_agent(config, command[0], list(command[1:]))
     except ChildFailedError as fault:
-        failed = {rank: int(one.exitcode) for rank, one in fault.failures.items()}
+        failed = {int(one.local_rank): int(one.exitcode) for one in fault.failures.values()}
         # Who was asked to end, or lost the others, is never the first, in whatever order they were found.
         after = (-signal.SIGTERM, RankError.exit_code)
         rank = min(failed, key=lambda rank: (failed[rank] in after, rank))
-        return Failure(rank, failed[rank], _said(logs, name, rank))
+        return Failure(rank, failed[rank], _said(logs, meeting["run_id"], rank))
     except SignalException:
         return Failure(0, Interrupted.exit_code, "")
     finally:  # the agent leaves its own
