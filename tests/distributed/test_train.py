@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -289,6 +290,44 @@ def test_a_full_disk_of_one_is_everybodys(tmp_path: Path, recipe: Path, engine: 
     assert 7 in ended.codes and 0 not in ended.codes, "\n".join(ended.said)
     assert all((path / "MANIFEST.json").exists() for path in (run / "checkpoints").glob("step-*"))
     goes_on(recipe, run, engine, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_is_killed_while_it_writes_leaves_nothing_to_be_believed(
+    tmp_path: Path, recipe: Path, engine: str, undisturbed: Path, rank: int
+) -> None:
+    """F1 of two: its half of a checkpoint is there, or that of the other, and neither counts."""
+    if engine == "ddp" and rank == 1:
+        pytest.skip("with ddp the first alone writes")
+    run = tmp_path / "run"
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"{rank},fulltune.engine.capture:Capture.write,3,KILL")
+    assert ended.codes[rank] == -9 and ended.codes[1 - rank] == 8, "\n".join(ended.said)
+    assert all((path / "MANIFEST.json").exists() for path in (run / "checkpoints").glob("step-*"))
+    goes_on(recipe, run, engine, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_checkpoint_of_which_any_file_was_damaged_is_put_aside(
+    tmp_path: Path, recipe: Path, engine: str, undisturbed: Path
+) -> None:
+    """F5 to F8 of two: a bit of every file in turn; all ranks go on from the one before."""
+    stopped = tmp_path / "stopped"
+    ended = train(recipe, stopped, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,22,TERM")
+    assert ended.codes == [75, 75], "\n".join(ended.said)
+    *_, newest = sorted((stopped / "checkpoints").glob("step-*"))
+    names = sorted(path.name for path in newest.iterdir())
+    parts = [name for name in names if name.endswith(".safetensors")]
+    assert len(parts) >= (2 if engine == "ddp" else 4), "weights and moments, of each that writes"
+    for number, name in enumerate([parts[0], parts[-1], "MANIFEST.json"]):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(stopped, run)
+        path = run / "checkpoints" / newest.name / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        goes_on(recipe, run, engine, undisturbed)
+        assert (run / "quarantine" / newest.name / name).exists(), "kept, for whoever wants to look"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
