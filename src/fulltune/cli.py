@@ -217,6 +217,32 @@ def export(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is not done.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
+) -> None:
+    """Write the report of a run: one page that needs no network."""
+    from fulltune import stages
+
+    typer.echo(f"{stages.report(run, out=out)} is written")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
+    page: Annotated[Path | None, typer.Option(help="Write a page with curves over each other, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side: scores with the best marked, and where their recipes differ."""
+    from fulltune import stages
+
+    found = stages.compare(runs, page=page)
+    typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
+    if page is not None:
+        sys.stderr.write(f"{page} is written\n")
+
+
+@app.command()
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder, or any model folder with a chat template.")],
     tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,

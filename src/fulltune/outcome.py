@@ -24,11 +24,14 @@ from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Crew
 from fulltune.engine.launch import machine
 from fulltune.evaluation.generate import greedy
+from fulltune.exporting.card import Card
+from fulltune.exporting.card import text as card_text
+from fulltune.exporting.distance import weight_changes
 from fulltune.exporting.targets import Target, state_for, write
 from fulltune.exporting.verify import Written, probe_ids, verify
-from fulltune.model.load import empty_model
+from fulltune.model.load import base_folder, empty_model
 from fulltune.model.trust import exported
-from fulltune.recipe.schema import ExportSection
+from fulltune.recipe.schema import ExportSection, Recipe
 from fulltune.runs import RunFolder
 from fulltune.training.journal import read
 
@@ -45,20 +48,22 @@ class Outcome:
     engine: Engine
     crew: Crew
 
-    def write_model(self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection) -> float:
+    def write_model(
+        self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection, *, step: int
+    ) -> float:
         """Write the weights as they are now, and verify the folder; returns the largest difference of logits.
 
         `folder` makes the place, in which it is whole or vanishes. Of several processes all give their weights, and
-        the first writes.
+        the first writes. `step`: the update that the weights are of, which the model card says.
         """
         recipe = self.run.recipe
         shipped = template(recipe.model, self.tokenizer)
         goal = target(recipe.model, section, self.data.facts, shipped, self.facts.dtype)
         state = state_for(goal, self.engine.full_weights())
-        return self.crew.told(lambda: self._written(folder, goal, state))
+        return self.crew.told(lambda: self._written(folder, goal, state, step))
 
     def _written(
-        self, folder: Callable[[], AbstractContextManager[Path]], goal: Target, state: Mapping[str, Tensor]
+        self, folder: Callable[[], AbstractContextManager[Path]], goal: Target, state: Mapping[str, Tensor], step: int
     ) -> float:
         section = self.run.recipe.model
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
@@ -68,7 +73,36 @@ class Outcome:
         source = Written(state, model, buffers, self.engine.world.device, exported(section))
         with folder() as draft, writing(draft):
             write(self.model, state, goal, draft)
+            (draft / "README.md").write_text(card_text(self._card(goal, step)), encoding="utf-8")
             return verify(draft, source, goal, probe_ids(asked.ids), self.tokenizer)
+
+    def _card(self, goal: Target, step: int) -> Card:
+        """What the model card says of the weights after so many updates."""
+        reports = {report.step: report for report in self._reports()}
+        recipe = self.run.recipe
+        return Card(
+            name=self.run.path.resolve().name,
+            base=recipe.model.path,
+            base_folder=goal.base,
+            step=step,
+            sources={
+                split: sources
+                for split, sources in self.data.facts.sources.items()
+                if self.data.facts.splits[split].examples
+            },
+            before=reports.get(0),
+            after=reports.get(step) if step else None,
+            settings=settings(recipe, self.run.plan(), self.data),
+            versions=versions(),
+            chat=self.tokenizer.chat_template is not None or goal.template is not None,
+        )
+
+    def _reports(self) -> list[EvalReport]:
+        """What was measured so far. After a rollback updates come a second time, and the first is of no account."""
+        if not self.run.journal.exists():
+            return []
+        lines = read(self.run.journal, "evaluation")
+        return list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
 
     def answers(self) -> list[str]:
         """Greedy answers to the first held-out prompts."""
@@ -88,10 +122,9 @@ class Outcome:
 
         `chosen`: the update that the result is of; `after`: what it answers.
         """
-        lines = list(read(self.run.journal, "evaluation"))
+        lines = read(self.run.journal, "evaluation")
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
-        # After a rollback updates come a second time, and what was measured of the first is of no account.
-        evaluations = list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
+        evaluations = self._reports()
         return RunRecord(
             recipe=self.run.identity,
             versions=versions(),
@@ -107,6 +140,7 @@ class Outcome:
             largest_logit_difference=difference,
             samples=tuple(self._samples(before, after)),
             peak_bytes=peak_bytes(),
+            weights=weight_changes(base_folder(self.run.recipe.model), self.run.model),
         )
 
     def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:
@@ -121,6 +155,24 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
     """A journal line's evaluation; numbers that are not finite were written by name."""
     scores = {name: float(score) for name, score in line["scores"].items()}
     return {"step": line["step"], "scores": scores, "counts": line["counts"]}
+
+
+def settings(recipe: Recipe, plan: Plan, data: Prepared) -> dict[str, str]:
+    """How a model is trained, as its card says it."""
+    train, optim = recipe.train, recipe.optim
+    batch = f"{train.batch_examples} examples" if train.batch_tokens is None else f"{train.batch_tokens:,} tokens"
+    return {
+        "what was trained": "all weights",
+        "objective": train.objective,
+        "examples": f"{data.facts.splits['train'].examples:,}",
+        "an update": batch,
+        "length at most": f"{recipe.data.max_length:,} tokens",
+        "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
+        "learning rate": f"{optim.lr:g} at the peak, {optim.schedule}",
+        "precision": plan.precision,
+        "seed": str(train.seed),
+        "chat template": f"sha256 {data.facts.template[:16]}",
+    }
 
 
 def versions() -> dict[str, str]:

@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "record.json"
 
     @property
+    def report(self) -> Path:
+        """All of it as a page for people."""
+        return self.path / "report.html"
+
+    @property
     def begun(self) -> bool:
         """Whether training left something to go on from. Before its first update was saved everything may change."""
         return any(path.name != step_name(0) for path in (self.path / "checkpoints").glob("step-*"))
@@ -159,6 +164,12 @@ def open_run(
     run = RunFolder(recipe, folder, frozenset(accept), _recorded(folder / "checkpoints"))
     _require_same(run)
     return run
+
+
+def require_run(path: Path) -> None:
+    """RecipeError if this is no run folder."""
+    if not _is_run(path):
+        raise RecipeError("this is no run folder", where=str(path), mend="name one, such as runs/<the recipe's stem>")
 
 
 def _is_run(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, export, report. Each reads what is left on disk."""
 
 import os
 import shlex
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fulltune import account
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
@@ -29,6 +30,7 @@ from fulltune.model.load import (
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
+from fulltune.reporting.compare import Compared
 from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink
 
@@ -149,6 +151,8 @@ def train(
         run = opening(out=folder)
         if crew.told(lambda: run.record.exists() and not run.changes):
             LOGGER.info(f"this run is done: {run.model}")
+            if crew.rank == 0 and not run.report.exists():  # killed between the record and it
+                account.write(run)
             return run.finished()
         processes = wanted(run.recipe.engine)
         with _working(run):
@@ -235,6 +239,24 @@ def export(
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
+
+
+def report(run: str | os.PathLike[str], *, out: Out = None) -> Path:
+    """Write the report of a run folder, as it stands now: one page that needs no network. Returns where it is.
+
+    `out`: where to, by default `report.html` in the folder.
+
+    >>> fulltune.report("runs/recipe")
+    """
+    return account.report(Path(run), None if out is None else Path(out))
+
+
+def compare(runs: Sequence[str | os.PathLike[str]], *, page: Out = None) -> Compared:
+    """Run folders side by side: scores with the best marked, and where their recipes differ. `page`: write a page too.
+
+    >>> print(fulltune.compare(["runs/one", "runs/other"]).as_text())
+    """
+    return account.compare([Path(run) for run in runs], None if page is None else Path(page))
 
 
 def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:
