@@ -79,16 +79,8 @@ def figure(chart: Chart) -> Html:
         data_told=data(told),
         data_x=data([x.low, x.high, x.start, x.stop, chart.width]),
     )
-    told_below = el("p", " ".join(notes), cls="faint") if notes else None
-    return el(
-        "figure",
-        title,
-        picture,
-        el("p", cls="readout faint"),
-        told_below,
-        fold("numbers", *_tables(lines)),
-        cls="chart",
-    )
+    readout = el("p", " ".join(notes), cls="readout faint")  # the script writes numbers there in its place
+    return el("figure", title, picture, readout, fold("numbers", *_tables(lines)), cls="chart")
 
 
 def _scales(chart: Chart, lines: Sequence[Line]) -> tuple[Scale, Scale]:
@@ -146,14 +138,15 @@ def _odd_marks(chart: Chart, x: Scale) -> list[Html]:
 
 def _names(lines: Sequence[Line], x: Scale, y: Scale) -> list[Html]:
     """Names beside the ends of their lines, moved apart where they would lie over each other."""
-    ends = sorted((y(finite(line.points)[-1][1]), line) for line in lines)
+    ends = [(y(place[1]), place[0], line) for line in lines for place in finite(line.points)[-1:]]
+    ends.sort(key=lambda end: end[0])
     made, free = [], 14.0
     lowest = y.start - 13.0 * (len(ends) - 1)
-    for at, line in ends:
+    for at, last, line in ends:
         place = min(max(at, free), lowest)
         free, lowest = place + 13, lowest + 13
         name = line.name if len(line.name) <= 14 else line.name[:13] + "…"
-        made.append(el("text", name, x=_at(x.stop + 8), y=_at(place + 4), cls=f"name {line.cls}"))
+        made.append(el("text", name, x=_at(x(last) + 8), y=_at(place + 4), cls=f"name {line.cls}"))
     return made
 
 

@@ -52,7 +52,7 @@ class Compared:
     def as_text(self) -> str:
         """For a terminal: a column for each run, `*` behind the best."""
         base = bool(self.before)
-        rows = [("", *(["base"] if base else []), *self.names)]
+        rows = [("", *(["base"] if base else []), *(f"{name}  " for name in self.names))]
         for score, values in self.scores.items():
             old = [number(self.before[score]) if score in self.before else ""] if base else []
             told = [

@@ -25,7 +25,7 @@ def page(found: Compared, stories: Sequence[Story]) -> Html:
     head = el("header", el("h1", " · ".join(found.names)), el("p", f"{len(stories)} runs side by side.", cls="under"))
     notes = [note[:1].upper() + note[1:] + "." for note in found.cautions]
     told = el("ul", *(el("li", note) for note in notes), cls="cautions") if notes else None
-    body = el("main", _scores(found), _pareto(found, stories), _curves(found, stories), _recipes(found))
+    body = el("main", _scores(found), _recipes(found), _pareto(found, stories), _curves(found, stories))
     sources = "made from the cards and journals in " + ", ".join(found.folders)
     return whole(" · ".join(found.names), join([head, el("main", told) if told else None, body, footer(sources)]))
 
@@ -46,12 +46,12 @@ def _scores(found: Compared) -> Html:
         old = [number(found.before[score]) if score in found.before else ""] if base else []
         spans = found.intervals.get(score, (None,) * len(values))
         rows.append((score, *old, *(_cell(v, spans[at], at in found.best[score]) for at, v in enumerate(values))))
-    facts = [(name, *([""] if base else []), *texts) for name, texts in found.facts.items()]
     heads = ["", *(["base"] if base else []), *_heads(found)]
+    facts = table([(name, *texts) for name, texts in found.facts.items()], ["", *_heads(found)])
     if not rows:
-        return section("Scores", "of each run's result", missing("Nothing was measured."), table(facts, heads))
+        return section("Scores", "of each run's result", missing("Nothing was measured."), facts)
     note = el("p", "The best of a row is set in bold, and marked with a star.", cls="faint")
-    return section("Scores", "of each run's result", table(rows, heads), note, table(facts, heads))
+    return section("Scores", "of each run's result", table(rows, heads), note, facts)
 
 
 def _cell(value: float | None, interval: tuple[float, float] | None, best: bool) -> Html:

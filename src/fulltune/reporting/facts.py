@@ -46,17 +46,23 @@ def data(story: Story, beside: Beside) -> Html:
     if not card:
         return section("Data", "what was learned from", missing("data.json is not there: no data was prepared."))
     sources = [
-        (f"{source['path']}", split, source.get("format", ""), f"{source['rows']:,}", f"{source['examples']:,}")
+        (source["path"], split, source.get("format", ""), f"{source['rows']:,}", f"{count:,}")
         for split, several in card.get("sources", {}).items()
-        if card.get("splits", {}).get(split, {}).get("examples")
-        for source in several
+        for source, count in zip(several, _given(card, split), strict=False)
+        if count
     ]
     parts: list[Html | None] = [
-        table(sources, ("source", "for", "format", "rows", "examples"), cls="texts"),
+        table(sources, ("source", "for", "format", "rows", "examples taken"), cls="texts"),
         _splits(card),
     ]
     parts += [_dropped(card), _lengths(card, beside.lengths), _example(beside), _findings(card)]
     return section("Data", "what was learned from", *parts)
+
+
+def _given(card: Mapping[str, Any], split: str) -> Sequence[int]:
+    """How many examples of a split each of its sources gave."""
+    given: Sequence[int] = (card.get("splits", {}).get(split) or {}).get("by_source") or ()
+    return given
 
 
 def _splits(card: Mapping[str, Any]) -> Html:
@@ -190,7 +196,7 @@ def plan(story: Story) -> Html:
         ("result", "", "" if story.result_step is None else f"update {story.result_step:,}"),
     ]
     rows = [row for row in rows if row[1] or row[2]]
-    note = "A plan that names no figure for something says nothing of it."
+    note = "blank where the plan names no figure"
     mixed = planned.get("mix") or []
     mix = None
     if len(mixed) > 1:
@@ -243,7 +249,8 @@ def environment(story: Story) -> Html:
     hardware = ""
     if machine:
         each = f"{machine['devices']} × {machine['name']}" if machine["kind"] == "cuda" else f"CPU {machine['name']}"
-        hardware = f"{each}, {machine['cores']} cores, {size(machine['bytes_per_device'])} of memory each"
+        hardware = f"{each}, {machine['cores']} cores, {size(machine['bytes_per_device'])} of memory"
+        hardware += " each" if machine["devices"] > 1 else ""
     made = ""
     if model:
         made = f"{model['architecture']}, {counted(model['parameters'], 'parameter')}, {model['layers']} layers"

@@ -9,6 +9,7 @@ const stretch = (rows, x) => rows.reduce((best, row) => {
 for (const svg of document.querySelectorAll("svg[data-told]")) {
   const lines = JSON.parse(svg.dataset.told), [low, high, start, stop, width] = JSON.parse(svg.dataset.x);
   const readout = svg.parentElement.querySelector(".readout");
+  const note = readout.textContent;
   const cursor = document.createElementNS(svg.namespaceURI, "line");
   cursor.setAttribute("class", "cursor");
   svg.addEventListener("pointermove", (event) => {
@@ -28,5 +29,5 @@ for (const svg of document.querySelectorAll("svg[data-told]")) {
     for (const [name, value] of [["x1", at], ["x2", at], ["y1", 10], ["y2", svg.viewBox.baseVal.height - 22]]) cursor.setAttribute(name, value);
     svg.append(cursor);
   });
-  svg.addEventListener("pointerleave", () => { readout.textContent = ""; cursor.remove(); });
+  svg.addEventListener("pointerleave", () => { readout.textContent = note; cursor.remove(); });
 }

@@ -1,6 +1,7 @@
 """What a run's numbers mean, in words, by rules that are written here: gained, lost, overfitted or not."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -189,9 +190,9 @@ def _gap(story: Story, held: Sequence[tuple[int, float]]) -> tuple[str, str]:
     return word, sentence + f"a {word} gap of {number(gap)}, {percent(share)} of held-out loss."
 
 
-def cautions(story: Story) -> list[str]:
-    """What a reader must know before believing the verdict."""
-    made = []
+def cautions(story: Story) -> list[tuple[str, str]]:
+    """What a reader must know before believing the verdict, and a command that helps, if there is one."""
+    made: list[tuple[str, str]] = []
     splits = story.data.get("splits", {})
     names = set(story.scores)
     chosen = story.result_step
@@ -199,15 +200,18 @@ def cautions(story: Story) -> list[str]:
     tested = bool(splits.get("test", {}).get("examples"))
     if chosen is not None and len(tried) > 1 and "test.loss" not in names:
         said = f"The result was chosen by held-out data out of {len(tried)} states, so its held-out loss flatters it."
-        asked = f" data.test was not looked at while training; measure it once: fulltune evaluate {story.path}"
-        made.append(said + (asked if tested else " There is no data.test, by which nothing would have been chosen."))
+        if tested:
+            command = f"fulltune evaluate {shlex.quote(str(story.path))}"
+            made.append((f"{said} data.test was not looked at while training; measure it once:", command))
+        else:
+            made.append((f"{said} There is no data.test, by which nothing would have been chosen.", ""))
     if not any(report.intervals for report in story.evaluations) and names:
-        made.append("Losses are over all tokens of a split and have no intervals.")
+        made.append(("Losses are over all tokens of a split and have no intervals.", ""))
     for kind, one, many in (
         ("warning", "update drew a warning", "updates drew a warning"),
         ("rollback", "time the run went back to a checkpoint", "times the run went back to a checkpoint"),
         ("change", "setting changed while the run was stopped", "settings changed while the run was stopped"),
     ):
         if count := sum(line["kind"] == kind for line in story.odd):
-            made.append(f"{count:,} {one if count == 1 else many}; see Plan and actual.")
+            made.append((f"{count:,} {one if count == 1 else many}; see Plan and actual.", ""))
     return made

@@ -7,9 +7,9 @@ from fulltune.reporting.figures import number, short
 from fulltune.reporting.markup import Html, el, fold, table
 from fulltune.reporting.scales import Scale, vertical
 
-_WIDTH, _HEIGHT = 560, 360
-_LEFT, _TOP = 52, 12
-_BELOW = 40
+_WIDTH, _HEIGHT = 800, 380
+_LEFT, _RIGHT, _TOP, _BELOW = 60, 130, 12, 40
+"""Room around the picture: for numbers, for names, and for what the axes are called."""
 _NAMED = 24
 """Points whose names are written."""
 
@@ -51,9 +51,9 @@ def picture(points: Sequence[Point], *, target: str, base: float | None = None) 
     )
     inner = [(point.target, point.retention) for point in points]
     inner += [state for point in points for state in point.way if _near(state, inner)]
-    across = vertical([a for a, _ in inner], _WIDTH - 110, _LEFT)
+    across = vertical([a for a, _ in inner], _WIDTH - _RIGHT, _LEFT)
     upward = vertical([b for _, b in inner] + ([] if base is None else [base]), _TOP, _HEIGHT - _BELOW)
-    drawn = [*_axes(across, upward, target), *_level(base, across, upward)]
+    drawn = [*_axes(across, upward, target), *_level(base, upward)]
     best = front(points)
     drawn.append(el("polyline", points=_path([(p.target, p.retention) for p in best], across, upward), cls="front"))
     for point in points:
@@ -89,10 +89,12 @@ def _axes(across: Scale, upward: Scale, target: str) -> list[Html]:
         made.append(el("text", short(value), x=at, y=_HEIGHT - _BELOW + 15, cls="tick middle"))
     for value in upward.ticks:
         at = f"{upward(value):.1f}"
-        made.append(el("line", x1=_LEFT, x2=_WIDTH - 110, y1=at, y2=at, cls="grid"))
+        made.append(el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=at, y2=at, cls="grid"))
         made.append(el("text", short(value), x=_LEFT - 6, y=f"{upward(value) + 3.5:.1f}", cls="tick end"))
     log = (" (logarithmic)" if scale.log else "" for scale in (across, upward))
-    made.append(el("text", f"{target} loss{next(log)}", x=(_LEFT + _WIDTH - 110) / 2, y=_HEIGHT - 6, cls="tick middle"))
+    made.append(
+        el("text", f"{target} loss{next(log)}", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 6, cls="tick middle")
+    )
     turned = f"rotate(-90 12 {(_TOP + _HEIGHT - _BELOW) / 2})"
     made.append(
         el(
@@ -107,16 +109,12 @@ def _axes(across: Scale, upward: Scale, target: str) -> list[Html]:
     return made
 
 
-def _level(base: float | None, across: Scale, upward: Scale) -> list[Html]:
+def _level(base: float | None, upward: Scale) -> list[Html]:
     if base is None:
         return []
-    at = f"{upward(base):.1f}"
-    right = across.stop if across.stop > across.start else across.start
-    line = el("line", x1=_LEFT, x2=f"{right:.1f}", y1=at, y2=at, cls="level")
-    return [
-        line,
-        el("text", "retention before training", x=f"{right:.1f}", y=f"{upward(base) - 5:.1f}", cls="tick end"),
-    ]
+    at = upward(base)
+    line = el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{at:.1f}", y2=f"{at:.1f}", cls="level")
+    return [line, el("text", "retention before training", x=_LEFT + 6, y=f"{at - 5:.1f}", cls="tick")]
 
 
 def _way(point: Point, across: Scale, upward: Scale) -> list[Html]:

@@ -34,9 +34,13 @@ def verdict(story: Story) -> Html:
         [
             el("div", *told, cls="verdict"),
             _gate(story.record),
-            el("ul", *(el("li", note) for note in notes), cls="cautions") if notes else None,
+            el("ul", *(_note(*note) for note in notes), cls="cautions") if notes else None,
         ]
     )
+
+
+def _note(said: str, command: str) -> Html:
+    return el("li", said, " " if command else None, el("code", command) if command else None)
 
 
 def _told(answer: Verdict) -> Html:
