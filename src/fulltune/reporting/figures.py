@@ -8,7 +8,8 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
     if value == 0 or 1e-4 <= abs(value) < 1e6:
-        digits = 3 - (math.floor(math.log10(abs(value))) if value else 0)
+        rounded = abs(float(f"{value:.4g}"))
+        digits = 3 - (math.floor(math.log10(rounded)) if value else 0)
         return f"{value:,.{min(max(digits, 0), 7)}f}" if value != int(value) else f"{int(value):,}"
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 

@@ -157,7 +157,10 @@ def fitted(story: Story) -> Verdict:
         words += f"The result is of update {chosen:,}. " if chosen is not None else ""
         return Verdict(asked, f"from update {best_step:,}", number(best), number(last), words + gap[1], "bad")
     falling = len(held) > 1 and held[-2][1] - last > _NOISE * abs(last)
-    words = "Held-out loss never grew" + (" and was still falling at the end" if falling else "") + ". "
+    if best_step < last_step:
+        words = f"Held-out loss grew by less than {_NOISE:.0%} of its lowest value. "
+    else:
+        words = "Held-out loss never grew" + (" and was still falling at the end. " if falling else ". ")
     wide = gap[0] == "wide"
     said = "none seen, but the gap is wide" if wide else "none seen"
     return Verdict(asked, said, words=words + gap[1], tone="" if wide else "good")

@@ -7,7 +7,8 @@ from pathlib import Path
 from fulltune.base.errors import RecipeError
 from fulltune.base.files import write_whole
 from fulltune.base.version import __version__
-from fulltune.reporting.facts import Beside, data, environment, plan
+from fulltune.reporting.conditions import environment, plan
+from fulltune.reporting.facts import Beside, data
 from fulltune.reporting.markup import Html, el, join, shell, text
 from fulltune.reporting.moved import weights
 from fulltune.reporting.results import curves, measured, samples, verdict
