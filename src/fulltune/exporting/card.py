@@ -27,7 +27,8 @@ _TITLES = {
     r"\s*GNU GENERAL PUBLIC LICENSE\s+Version 3": "gpl-3.0",
 }
 """How licence texts begin, and what Hugging Face calls them."""
-_HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_HUB = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+"""`owner/name`, or `name` alone as the oldest have it. Folders and files stand in a resolved recipe from the root on."""
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 """What Markdown could take for more than a character."""
 _SPLITS = {"test": "test data, which nothing was chosen by", "heldout": "held-out data", "retention": "retention data"}
