@@ -28,7 +28,7 @@ _TITLES = {
 }
 """How licence texts begin, and what Hugging Face calls them."""
 _HUB = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
-"""`owner/name`, or `name` alone as the oldest have it. Folders and files stand in a resolved recipe from the root on."""
+"""`owner/name`, or `name` alone as the oldest have it. Of folders and files a resolved recipe has the whole path."""
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 """What Markdown could take for more than a character."""
 _SPLITS = {"test": "test data, which nothing was chosen by", "heldout": "held-out data", "retention": "retention data"}

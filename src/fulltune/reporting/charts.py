@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fulltune.reporting.figures import number, short
+from fulltune.reporting.figures import counted, number, short
 from fulltune.reporting.markup import Html, data, el, fold, join, table
 from fulltune.reporting.scales import Scale, horizontal, vertical
 from fulltune.reporting.series import Points, buckets, finite, smooth, thinned
@@ -18,6 +18,10 @@ _TOLD = 240
 """Stretches of a curve whose numbers are told to who points at them."""
 _ROWS = 60
 """Rows of the table of numbers."""
+_SMALL = 372
+"""Width of a chart that stands beside another; a wider one is scrolled on a narrow screen, and not made smaller."""
+_DOTS = 60
+"""More dots than these would lie on each other, and are left out."""
 _ODD = 60
 """Places of values that are not finite that are marked."""
 
@@ -41,7 +45,7 @@ class Chart:
     lines: Sequence[Line]
     unit: str = ""
     note: str = ""
-    width: int = 372
+    width: int = _SMALL
     height: int = 168
     mark: float | None = None
     """The update that the result is of."""
@@ -59,7 +63,7 @@ def figure(chart: Chart) -> Html:
     lines = [line for line in chart.lines if finite(line.points)]
     odd = sum(len(line.points) - len(finite(line.points)) for line in chart.lines)
     notes = [chart.note] if chart.note else []
-    notes += [f"{odd} values are not finite; their places are marked at the top"] if odd else []
+    notes += [f"{counted(odd, 'value is', 'values are')} not finite: see the marks at the top."] if odd else []
     title = el("figcaption", el("b", chart.title), " ", el("span", chart.unit, cls="faint"))
     if not lines:
         return el("figure", title, el("p", "Nothing was recorded.", cls="missing"), cls="chart")
@@ -74,6 +78,7 @@ def figure(chart: Chart) -> Html:
         *_odd_marks(chart, x),
         *(_names(lines, x, y) if chart.named else ()),
         viewBox=f"0 0 {chart.width} {chart.height}",
+        cls="big" if chart.width > _SMALL else None,
         role="img",
         aria_label=f"{chart.title}: {', '.join(line.name for line in lines)}",
         data_told=data(told),
@@ -118,9 +123,9 @@ def _drawn(line: Line, x: Scale, y: Scale) -> Html:
     made = [polyline(thinned(line.points, _DRAWN), x, y, f"line {line.cls}{' raw' if noisy else ''}")]
     if noisy:
         made.append(polyline(smooth(line.points, _SMOOTH), x, y, f"line {line.cls}"))
-    if line.dots:
-        shown = thinned(line.points, 120)
-        made += [el("circle", cx=_at(x(a)), cy=_at(y(b)), r=2.4, cls=f"dot {line.cls}") for a, b in shown]
+    if line.dots and len(line.points) <= _DOTS:
+        dots = finite(line.points)
+        made += [el("circle", cx=_at(x(a)), cy=_at(y(b)), r=2.4, cls=f"dot {line.cls}") for a, b in dots]
     return join(made)
 
 

@@ -207,7 +207,7 @@ def cautions(story: Story) -> list[tuple[str, str]]:
             command = f"fulltune evaluate {shlex.quote(str(story.path))}"
             made.append((f"{said} data.test was not looked at while training; measure it once:", command))
         else:
-            made.append((f"{said} There is no data.test, by which nothing would have been chosen.", ""))
+            made.append((f"{said} No data.test was kept apart for a figure that nothing was chosen by.", ""))
     if not any(report.intervals for report in story.evaluations) and names:
         made.append(("Losses are over all tokens of a split and have no intervals.", ""))
     for kind, one, many in (

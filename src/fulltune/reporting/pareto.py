@@ -60,7 +60,12 @@ def picture(points: Sequence[Point], *, target: str, base: float | None = None) 
         drawn += _way(point, across, upward)
     drawn += _points(points, best, across, upward)
     svg = el(
-        "svg", *drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{target} loss against retention loss"
+        "svg",
+        *drawn,
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        role="img",
+        aria_label=f"{target} loss against retention loss",
+        cls="big",
     )
     rows = [(p.name, number(p.target), number(p.retention), "yes" if p in best else "") for p in points]
     note = el(

@@ -132,7 +132,9 @@ def curves(story: Story) -> Html:
         Line("training", story.curve("loss"), "c"),
         Line("held-out", story.scored("heldout.loss"), "a", dots=True),
     ]
-    notes = "Each dot is one evaluation over all held-out tokens; training loss is that of one update's examples."
+    notes = (
+        "Held-out loss is over all held-out tokens, at each evaluation; training loss is that of one update's examples."
+    )
     if not story.scored("heldout.loss"):
         losses, notes = losses[:1], "Nothing was held out, so there is no held-out loss beside it."
     main = Chart(

@@ -58,7 +58,7 @@ def test_a_noisy_curve_keeps_its_spike_under_a_line_of_means() -> None:
 
 def test_what_is_not_finite_is_marked_and_said() -> None:
     text = figure(Chart(title="Loss", lines=[Line("loss", [(0, 1.0), (1, math.nan), (2, math.inf), (3, 2.0)])]))
-    assert "2 values are not finite" in text
+    assert "2 values are not finite: see the marks" in text
     assert text.count('class="odd"') == 2
     assert "nan" not in text.lower()
     assert "infinity" not in text.lower()

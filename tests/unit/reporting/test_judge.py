@@ -114,7 +114,7 @@ def test_a_result_that_held_out_data_chose_is_said_to_be_flattered(tmp_path: Pat
     record = {"result_step": 2}
     (first, command), *_ = cautions(told(tmp_path, lines, record=record))
     assert "chosen by held-out data out of 2 states" in first
-    assert "There is no data.test" in first
+    assert "No data.test was kept apart" in first
     assert command == ""
     splits = {"test": {"examples": 7}}
     story = told(tmp_path, lines, record=record, data={"splits": splits})

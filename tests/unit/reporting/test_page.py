@@ -181,7 +181,7 @@ def test_ten_thousand_updates_stay_below_two_megabytes(tmp_path: Path) -> None:
     made = page(read_story(bare(tmp_path / "run", long(10_000), record=record)), Beside(lengths=range(10_000)))
     assert len(made.encode()) < 1_500_000
     assert "47.25" in made, "the spike is told"
-    assert "1 values are not finite" in made
+    assert "1 value is not finite" in made
     assert "176 more samples in record.json" in made
     assert "22,000 more characters" in made
     tops = [
