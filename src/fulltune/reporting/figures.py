@@ -39,6 +39,8 @@ def change(before: float, after: float) -> str:
 
 def percent(share: float) -> str:
     """A share of one."""
+    if 0.99 < share < 1:
+        return f"{share:.1%}" if share < 0.999 else "over 99.9%"
     return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 

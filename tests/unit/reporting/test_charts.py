@@ -109,6 +109,14 @@ def test_numbers_as_people_read_them() -> None:
     assert change(1.0, 1.0) == "+0 (+0%)"
     assert change(0.0, 1.0) == "+1"
     assert change(1.0, math.inf) == ""
-    assert [percent(v) for v in (0, 0.0004, 0.0123, 0.5)] == ["0%", "under 0.1%", "1.2%", "50%"]
+    assert [percent(v) for v in (0, 0.0004, 0.0123, 0.5, 0.9976, 0.9999, 1)] == [
+        "0%",
+        "under 0.1%",
+        "1.2%",
+        "50%",
+        "99.8%",
+        "over 99.9%",
+        "100%",
+    ]
     assert [duration(v) for v in (0.5, 41, 200, 18_720)] == ["0.5 s", "41 s", "3 min 20 s", "5 h 12 min"]
     assert [short(v) for v in (0, 20_000, 2.5e6, 0.0004, 0.25)] == ["0", "20k", "2.5M", "4e-4", "0.25"]

@@ -1,0 +1,56 @@
+"""How a command ends: what was wrong in three lines on standard error, and the exit code of it."""
+
+import errno
+import os
+import sys
+
+import typer
+
+from fulltune import printing
+from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.log import speak
+from fulltune.base.place import place
+
+_FREE = "free some space, then run the same command: it goes on with what is done"
+_HEALTHY = "check the disk, or name a folder on another with --out"
+_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
+"""What the disk itself may say, also without naming a file."""
+
+
+def ended(app: typer.Typer) -> int:
+    """Run a command; the exit codes are those of docs/architecture.md."""
+    code = _run(app)
+    if place().launched:
+        # What gloo leaves behind may abort a process that ends in order, and turn its exit code into a signal.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(app: typer.Typer) -> int:
+    speak(quiet=place().rank > 0)  # the first speaks for all
+    try:
+        if app(standalone_mode=False) == 130:  # typer keeps a KeyboardInterrupt to itself, and gives its exit code
+            raise KeyboardInterrupt
+    except FulltuneError as fault:
+        return _fail(str(fault), fault.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on with what is done", 130)
+    except OSError as fault:
+        if fault.errno not in _DISK and fault.filename is None:
+            raise  # without a file it is no matter of the disk but a bug of ours
+        what = fault.strerror or str(fault)
+        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
+        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+        return _fail(str(failing), failing.exit_code)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except typer.TyperException as fault:  # a wrong option or a missing argument
+        return _fail(f"error: {fault}\nmend:  fulltune --help", RecipeError.exit_code)
+    return 0
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(printing.plain(text) + "\n")
+    return code
