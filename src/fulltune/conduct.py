@@ -271,5 +271,6 @@ class _Work:
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)
+        self.outcome.describe(self.run.model, chosen)  # with all that was measured since the folder was written
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)

@@ -17,21 +17,20 @@ from torch import Tensor, nn
 
 from fulltune.assemble import Prepared, target, template
 from fulltune.base import stop
-from fulltune.base.files import writing
+from fulltune.base.files import write_whole, writing
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.version import __version__
+from fulltune.describing import model_card
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Crew
 from fulltune.engine.launch import machine
 from fulltune.evaluation.generate import greedy
-from fulltune.exporting.card import Card
-from fulltune.exporting.card import text as card_text
 from fulltune.exporting.distance import weight_changes
 from fulltune.exporting.targets import Target, state_for, write
 from fulltune.exporting.verify import Written, probe_ids, verify
 from fulltune.model.load import base_folder, empty_model
 from fulltune.model.trust import exported
-from fulltune.recipe.schema import ExportSection, Recipe
+from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
 from fulltune.training.journal import read
 
@@ -73,36 +72,14 @@ class Outcome:
         source = Written(state, model, buffers, self.engine.world.device, exported(section))
         with folder() as draft, writing(draft):
             write(self.model, state, goal, draft)
-            (draft / "README.md").write_text(card_text(self._card(goal, step)), encoding="utf-8")
+            self.describe(draft, step)
             return verify(draft, source, goal, probe_ids(asked.ids), self.tokenizer)
 
-    def _card(self, goal: Target, step: int) -> Card:
-        """What the model card says of the weights after so many updates."""
-        reports = {report.step: report for report in self._reports()}
-        recipe = self.run.recipe
-        return Card(
-            name=self.run.path.resolve().name,
-            base=recipe.model.path,
-            base_folder=goal.base,
-            step=step,
-            sources={
-                split: sources
-                for split, sources in self.data.facts.sources.items()
-                if self.data.facts.splits[split].examples
-            },
-            before=reports.get(0),
-            after=reports.get(step) if step else None,
-            settings=settings(recipe, self.run.plan(), self.data),
-            versions=versions(),
-            chat=self.tokenizer.chat_template is not None or goal.template is not None,
-        )
-
-    def _reports(self) -> list[EvalReport]:
-        """What was measured so far. After a rollback updates come a second time, and the first is of no account."""
-        if not self.run.journal.exists():
-            return []
-        lines = read(self.run.journal, "evaluation")
-        return list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
+    def describe(self, folder: Path, step: int) -> None:
+        """Write the model card of the weights after so many updates, by what the run's folder says now."""
+        chat = self.tokenizer.chat_template is not None or self.run.recipe.model.chat_template is not None
+        card = model_card(self.run, self.data.facts, step=step, chat=chat, versions=versions())
+        write_whole(folder / "README.md", card)
 
     def answers(self) -> list[str]:
         """Greedy answers to the first held-out prompts."""
@@ -122,9 +99,10 @@ class Outcome:
 
         `chosen`: the update that the result is of; `after`: what it answers.
         """
-        lines = read(self.run.journal, "evaluation")
+        lines = list(read(self.run.journal, "evaluation"))
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
-        evaluations = self._reports()
+        # After a rollback updates come a second time, and what was measured of the first is of no account.
+        evaluations = list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
         return RunRecord(
             recipe=self.run.identity,
             versions=versions(),
@@ -155,24 +133,6 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
     """A journal line's evaluation; numbers that are not finite were written by name."""
     scores = {name: float(score) for name, score in line["scores"].items()}
     return {"step": line["step"], "scores": scores, "counts": line["counts"]}
-
-
-def settings(recipe: Recipe, plan: Plan, data: Prepared) -> dict[str, str]:
-    """How a model is trained, as its card says it."""
-    train, optim = recipe.train, recipe.optim
-    batch = f"{train.batch_examples} examples" if train.batch_tokens is None else f"{train.batch_tokens:,} tokens"
-    return {
-        "what was trained": "all weights",
-        "objective": train.objective,
-        "examples": f"{data.facts.splits['train'].examples:,}",
-        "an update": batch,
-        "length at most": f"{recipe.data.max_length:,} tokens",
-        "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
-        "learning rate": f"{optim.lr:g} at the peak, {optim.schedule}",
-        "precision": plan.precision,
-        "seed": str(train.seed),
-        "chat template": f"sha256 {data.facts.template[:16]}",
-    }
 
 
 def versions() -> dict[str, str]:

@@ -49,6 +49,8 @@ class Card:
     """By split."""
     before: EvalReport | None
     after: EvalReport | None
+    intervals: Mapping[str, tuple[float, float]]
+    """Of those of its scores that have one."""
     settings: Mapping[str, str]
     """How it was trained, by name."""
     versions: Mapping[str, str]
@@ -86,14 +88,17 @@ def _results(card: Card) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=_type(card, split),
-            dataset_name=_SPLITS[split].partition(",")[0],
+            dataset_name=_SPLITS[split].partition(",")[0] if split in _SPLITS else split,
+            # Results of one type and split are taken for one, whatever their names.
+            dataset_split=split if split in _SPLITS else None,
+            dataset_config=None if split in _SPLITS else split,
             metric_type=metric,
             metric_name=name,
             metric_value=float(f"{score:.6g}"),
         )
         for name, score in card.after.scores.items()
         for split, _, metric in [name.partition(".")]
-        if split in _SPLITS and "." not in metric and math.isfinite(score)
+        if "." not in metric and math.isfinite(score)
     ]
 
 
@@ -165,9 +170,11 @@ def _measured(card: Card) -> Iterator[str]:
     yield from ("| score | base | this model | over |", "|---|---:|---:|---:|")
     for name, score in card.after.scores.items():
         before = f"{old[name]:.4g}" if name in old else "not measured"
-        tokens = card.after.counts.get(name.rpartition(".")[0])
-        over = "" if tokens is None else f"{tokens:,} tokens"
-        yield f"| {_safe(name)} | {before} | {score:.4g} | {over} |"
+        parent = name.rpartition(".")[0]
+        counted, unit = card.after.counts.get(parent), "tokens" if parent.partition(".")[0] in _SPLITS else "questions"
+        low, high = card.intervals.get(name, (None, None))
+        span = "" if low is None else f" ({low:.4g} to {high:.4g})"
+        yield f"| {_safe(name)} | {before} | {score:.4g}{span} | {'' if counted is None else f'{counted:,} {unit}'} |"
     yield ""
     if "retention.loss" in card.after.scores:
         yield from (

@@ -115,7 +115,7 @@ def read_story(folder: Path) -> Story:
             log.take(line)
     else:
         missing.append("journal.jsonl: there is none, so training did not begin")
-    reports = _with_suites(log.evaluations, folder / "evaluations", record)
+    reports = _with_suites(log, folder / "evaluations", record)
     return Story(
         path=folder,
         recipe_text=text,
@@ -143,6 +143,7 @@ class _Log:
     resumed: list[int] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    suites: list[dict[str, Any]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     odd: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
@@ -161,6 +162,8 @@ class _Log:
                 self.evaluations = [report for report in self.evaluations if report.step != line["step"]]
                 self.evaluations.append(_evaluation(line))
                 self.answers = self.answers or [str(answer) for answer in line.get("answers", ())]
+            case "suite":
+                self.suites.append(line)
             case "rollback":
                 self.odd.append(line)
                 self._back(int(line.get("to", line["step"])))
@@ -175,6 +178,7 @@ class _Log:
             self.steps.pop()
         while self.evaluations and self.evaluations[-1].step > step:
             self.evaluations.pop()
+        self.suites = [line for line in self.suites if line["step"] <= step]
 
 
 def _card(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -222,16 +226,20 @@ def _evaluation(line: Mapping[str, Any], before: str = "") -> Evaluation:
     return Evaluation(int(line.get("step") or 0), scores, {} if before else counts, intervals, better)
 
 
-def _with_suites(reports: list[Evaluation], folder: Path, record: Mapping[str, Any]) -> list[Evaluation]:
-    """With what suites of questions gave (`evaluations/`): of the base before, of the result after, of others then."""
-    found = {report.step: report for report in reports}
-    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else ():
-        values = _card(path, [])
+def _with_suites(log: _Log, folder: Path, record: Mapping[str, Any]) -> list[Evaluation]:
+    """With what suites of questions gave, by the journal and by records in `evaluations/`.
+
+    Of the base they stand before the first update, of the result at its own; models of other runs are left out.
+    """
+    last = log.steps[-1]["step"] if log.steps else 0
+    found = {report.step: report for report in log.evaluations}
+    cards = [_card(path, []) for path in sorted(folder.rglob("*.json"))] if folder.is_dir() else []
+    for values in [*cards, *log.suites]:
         if not isinstance(values.get("scores"), dict) or not values.get("suite"):
             continue
-        model, step = values.get("model"), values.get("step")
-        step = 0 if model == "base" else record.get("result_step") if model == "result" else step
-        if step is None:  # of a model that this run did not make
+        places = {"base": 0, "result": record.get("result_step")}
+        step = places.get(str(values.get("model")), values.get("step"))
+        if step is None or step > last:
             continue
         suite = _evaluation(values, f"{values['suite']}.")
         old = found.get(step, Evaluation(step, {}))

@@ -46,6 +46,7 @@ def card(tmp_path: Path, **changes: Any) -> Card:
             },
             counts={"heldout": 99},
         ),
+        "intervals": {},
         "settings": {"learning rate": "1e-05 at the peak, cosine"},
         "versions": {"torch": "2.13"},
         "chat": True,
@@ -74,7 +75,7 @@ def test_the_front_matter_says_what_is_known(tmp_path: Path) -> None:
     (model,) = values["model-index"]
     assert model["name"] == "my-run"
     (result,) = model["results"]
-    assert result["dataset"] == {"name": "held-out data", "type": "local"}
+    assert result["dataset"] == {"name": "held-out data", "type": "local", "split": "heldout"}
     metrics = [(metric["type"], metric["value"]) for metric in result["metrics"]]
     assert metrics == [("loss", 2.5), ("perplexity", 12.18)]
 
@@ -84,6 +85,20 @@ def test_the_hub_itself_reads_it(tmp_path: Path) -> None:
     assert read.data.base_model == "my-org/my-model"
     assert [result.metric_value for result in read.data.eval_results or ()] == [2.5, 12.18]
     assert read.text.lstrip().startswith("# my-run")
+
+
+def test_suites_of_questions_stand_beside_losses(tmp_path: Path) -> None:
+    scores = {"heldout.loss": 2.5, "retention.loss": 1.5, "sums.exact": 0.6}
+    after = EvalReport(step=40, scores=scores, counts={"heldout": 99, "sums": 80})
+    made = text(card(tmp_path, after=after, intervals={"sums.exact": (0.5, 0.7)}))
+    assert "| sums.exact | not measured | 0.6 (0.5 to 0.7) | 80 questions |" in made
+    assert "| heldout.loss | 5 | 2.5 | 99 tokens |" in made
+    results = front(made)["model-index"][0]["results"]
+    assert [(one["dataset"]["name"], one["metrics"][0]["value"]) for one in results] == [
+        ("held-out data", 2.5),
+        ("retention data", 1.5),
+        ("sums", 0.6),
+    ]
 
 
 def test_of_a_folder_nobody_knows_the_name_on_the_hub(tmp_path: Path) -> None:

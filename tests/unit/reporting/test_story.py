@@ -84,6 +84,22 @@ def test_intervals_and_directions_are_found_whatever_they_are_called(tmp_path: P
     assert story.baseline.better == {"heldout.loss": "lower"}
 
 
+def test_suites_in_the_journal_count_unless_they_were_taken_back(tmp_path: Path) -> None:
+    told = {
+        "kind": "suite",
+        "suite": "sums",
+        "questions": 80,
+        "intervals": {"exact": [0.1, 0.3]},
+        "better": {"exact": "higher"},
+    }
+    at = [{**told, "step": step, "model": f"step-{step:08d}", "scores": {"exact": step / 10}} for step in (0, 1, 2)]
+    back = {"kind": "rollback", "step": 2, "to": 1, "what": "back"}
+    lines = [at[0], evaluation(0, 5.0), step(1, 4.0), at[1], step(2, 9.0), at[2], back]
+    story = read_story(bare(tmp_path / "run", lines))
+    assert story.scored("sums.exact") == [(0, 0.0), (1, 0.1)]
+    assert story.evaluations[1].intervals == {"sums.exact": (0.1, 0.3)}
+
+
 def test_suites_stand_beside_losses(tmp_path: Path) -> None:
     run = bare(tmp_path / "run", [evaluation(0, 5.0), step(1, 4.0), evaluation(1, 3.0)], record={"result_step": 1})
     suite = {"suite": "sums", "questions": 80, "better": {"exact": "higher"}, "counts": {"tokens": 5}}
