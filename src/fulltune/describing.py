@@ -1,8 +1,9 @@
 """What a model card says of a run's weights: the run's own facts, as exporting/card.py wants them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from fulltune.base.records import DataFacts, EvalReport, Plan
+from fulltune.base.records import DataFacts, EvalReport, Plan, SourceFacts
 from fulltune.exporting.card import Card, text
 from fulltune.model.load import base_folder
 from fulltune.recipe.schema import Recipe
@@ -23,7 +24,7 @@ def model_card(run: RunFolder, facts: DataFacts, *, step: int, chat: bool, versi
             base=run.recipe.model.path,
             base_folder=base_folder(run.recipe.model),
             step=step,
-            sources={split: sources for split, sources in facts.sources.items() if facts.splits[split].examples},
+            sources=_taken(facts),
             before=_plain(story.baseline),
             after=_plain(after),
             intervals=after.intervals if after is not None else {},
@@ -32,6 +33,18 @@ def model_card(run: RunFolder, facts: DataFacts, *, step: int, chat: bool, versi
             chat=chat,
         )
     )
+
+
+def _taken(facts: DataFacts) -> dict[str, list[SourceFacts]]:
+    """The sources of each split with the examples that they gave it: one may give to several."""
+    return {
+        split: [
+            replace(source, examples=count)
+            for source, count in zip(sources, facts.splits[split].by_source, strict=False)
+        ]
+        for split, sources in facts.sources.items()
+        if facts.splits[split].examples
+    }
 
 
 def _plain(report: Evaluation | None) -> EvalReport | None:
@@ -48,6 +61,7 @@ def _settings(recipe: Recipe, plan: Plan, facts: DataFacts) -> dict[str, str]:
         "what was trained": "all weights",
         "objective": train.objective,
         "examples": f"{facts.splits['train'].examples:,}",
+        "how long": f"{train.epochs:g} epochs" if train.steps is None else f"{train.steps:,} updates",
         "an update": batch,
         "length at most": f"{recipe.data.max_length:,} tokens",
         "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",

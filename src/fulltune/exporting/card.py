@@ -46,7 +46,7 @@ class Card:
     step: int | None
     """The update that the weights are of; None if that is not told."""
     sources: Mapping[str, Sequence[SourceFacts]]
-    """By split."""
+    """By split, with the examples that each gave to it."""
     before: EvalReport | None
     after: EvalReport | None
     intervals: Mapping[str, tuple[float, float]]
@@ -186,11 +186,11 @@ def _measured(card: Card) -> Iterator[str]:
 
 
 def _data(card: Card) -> Iterator[str]:
-    yield from ("## Data", "", "| for | source | rows | sha256 |", "|---|---|---:|---|")
+    yield from ("## Data", "", "| for | source | examples | sha256 |", "|---|---|---:|---|")
     for split, sources in card.sources.items():
         for source in sources:
             name = hub_id(source.path) or source.path.rstrip("/").rpartition("/")[2]
-            yield f"| {_safe(split)} | {_safe(name)} | {source.rows:,} | `{_code(source.sha256[:16])}` |"
+            yield f"| {_safe(split)} | {_safe(name)} | {source.examples:,} | `{_code(source.sha256[:16])}` |"
     yield ""
 
 

@@ -181,5 +181,8 @@ def test_a_result_ships_its_own_card_and_never_that_of_its_base(tmp_path: Path) 
     assert f"after {record.result_step} updates" in made
     assert "| precision | float32 |" in made
     assert str(tmp_path) not in made
+    (code,) = re.findall(r"```python\n(.*?)```", made, re.DOTALL)
+    exec(code.replace('"."', repr(str(tmp_path / "run" / "model"))).replace("=256", "=4"), {})
+    assert f"| train | rows.jsonl | {record.data.splits['train'].examples} |" in made
     place = fulltune.export(tmp_path / "run", tmp_path / "again", step=record.result_step)
     assert (place / "README.md").read_text() == made
