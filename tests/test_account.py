@@ -10,7 +10,7 @@ import pytest
 
 import fulltune
 from fulltune import account
-from fulltune.base.errors import DiskError, Interrupted
+from fulltune.base.errors import CheckpointError, DiskError, Interrupted
 from fulltune.engine.native import NativeEngine
 from tests import tiny
 from tests.command import run as command
@@ -67,6 +67,18 @@ def test_a_run_that_ends_early_leaves_a_report_of_what_it_did_and_why(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "This run is not done" not in page
     assert str(fault).splitlines()[0] not in page
+
+
+def test_what_is_refused_before_anything_was_done_leaves_the_folder_as_it_was(tmp_path: Path, done: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    for path in ("report.html", "record.json"):
+        (run / path).unlink()
+    for weights in run.glob("checkpoints/*/weights.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="none is whole"):
+        fulltune.train(run)
+    assert not (run / "report.html").exists()
 
 
 def test_a_report_that_cannot_be_written_hides_no_failure(

@@ -26,12 +26,14 @@ _SHOWN = 700
 def reported(run: RunFolder, *, mute: bool) -> Iterator[None]:
     """In here a run is trained. However it ends, its report is written then; what ended it is raised all the same.
 
-    `mute`: this process is not the one that writes.
+    Where nothing came of it, not even a line in the journal, the folder stays as it was. `mute`: this process is not
+    the one that writes.
     """
+    before = _size(run.journal)
     try:
         yield
     except Exception as fault:
-        if not mute:
+        if not mute and _size(run.journal) != before:
             _after(run, fault)
         raise
     if not mute:
@@ -80,6 +82,10 @@ def _after(run: RunFolder, fault: Exception) -> None:
         write(run, fault=str(fault) or type(fault).__name__)
     except (FulltuneError, OSError) as second:
         LOGGER.error(f"besides, the report could not be written: {second}")
+
+
+def _size(journal: Path) -> int:
+    return journal.stat().st_size if journal.exists() else 0
 
 
 def _beside(run: RunFolder) -> Beside:
