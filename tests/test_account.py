@@ -94,13 +94,21 @@ def test_a_report_that_cannot_be_written_hides_no_failure(
     assert "the report could not be written: [Errno 28]" in caplog.text
 
 
-def test_a_run_that_was_killed_before_its_report_gets_it_by_the_same_command(tmp_path: Path, done: Path) -> None:
+@pytest.mark.parametrize("older", [None, "<!doctype html><!-- written by fulltune report -->\nnot done"])
+def test_a_run_that_was_killed_before_its_report_gets_it_by_the_same_command(
+    tmp_path: Path, done: Path, older: str | None
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(done, run)
     before = (run / "report.html").read_text()
     (run / "report.html").unlink()
+    if older is not None:  # from when it was stopped for the first time
+        (run / "report.html").write_text(older)
     fulltune.train(run)
     assert undated((run / "report.html").read_text()).replace(str(run), str(done)) == undated(before)
+    (run / "report.html").write_text(before + "<!-- kept -->")
+    fulltune.train(run)
+    assert (run / "report.html").read_text().endswith("<!-- kept -->"), "nothing is to be caught up with"
 
 
 def test_a_file_of_that_name_that_is_not_ours_stays(

@@ -14,7 +14,7 @@ from fulltune.model.load import load_tokenizer
 from fulltune.reporting.compare import Compared, compared
 from fulltune.reporting.compare_page import page as compare_page
 from fulltune.reporting.facts import Beside, Taught
-from fulltune.reporting.page import page, require_place, write_page
+from fulltune.reporting.page import finished, page, require_place, write_page
 from fulltune.reporting.story import read_story
 from fulltune.runs import RunFolder, open_run, require_run
 
@@ -48,6 +48,12 @@ def write(run: RunFolder, *, fault: str = "") -> None:
         LOGGER.warning(f"no report is written: {theirs.faults[0].what} ({run.report})")
         return
     write_page(run.report, page(read_story(run.path), _beside(run), fault=fault))
+
+
+def catch_up(run: RunFolder) -> None:
+    """Write the report of a run that is done, if it was killed before that: between the record and the last report."""
+    if not finished(run.report):
+        write(run)
 
 
 def report(folder: Path, out: Path | None) -> Path:

@@ -151,8 +151,8 @@ def train(
         run = opening(out=folder)
         if crew.told(lambda: run.record.exists() and not run.changes):
             LOGGER.info(f"this run is done: {run.model}")
-            if crew.rank == 0 and not run.report.exists():  # killed between the record and it
-                account.write(run)
+            if crew.rank == 0:
+                account.catch_up(run)
             return run.finished()
         processes = wanted(run.recipe.engine)
         with _working(run):

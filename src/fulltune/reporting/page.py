@@ -18,6 +18,20 @@ MARK = "<!-- written by fulltune report -->"
 """In the first line of every page. A file without it is somebody's own."""
 
 
+FINISHED = "<!-- of a run that is done -->"
+"""Behind it, where the run was."""
+_HEAD = 200
+"""Bytes of a page in which both are looked for."""
+
+
+def finished(path: Path) -> bool:
+    """Whether this is the report of a run that was done when it was written."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return FINISHED.encode() in file.read(_HEAD)
+
+
 def require_place(path: Path) -> None:
     """RecipeError if a page may not be written there; asked before any work is done."""
     if not path.exists():
@@ -25,7 +39,7 @@ def require_place(path: Path) -> None:
     if path.is_dir():
         raise RecipeError("this is a folder", where=str(path), mend="name a file for the page, such as report.html")
     with path.open("rb") as file:
-        if MARK.encode() not in file.read(200):
+        if MARK.encode() not in file.read(_HEAD):
             raise RecipeError("the file exists and is no page of ours", where=str(path), mend="name another")
 
 
@@ -49,16 +63,16 @@ def page(story: Story, beside: Beside, *, fault: str = "") -> Html:
         weights(story),
         environment(story),
     )
-    return whole(story.name, join([head, body, footer(_sources(story))]))
+    return whole(story.name, join([head, body, footer(_sources(story))]), done=_done(story, fault))
 
 
-def whole(title: str, body: Html) -> Html:
-    """A whole page around its body."""
+def whole(title: str, body: Html, *, done: bool = False) -> Html:
+    """A whole page around its body. `done`: it is the report of a run that is."""
     room = files("fulltune.reporting")
     frame, style, script = (
         (room / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", "hover.js")
     )
-    return shell(frame, style, script, TITLE=text(title), BODY=body)
+    return shell(frame, style, script, TITLE=text(title), BODY=body, STATE=Html(FINISHED if done else ""))
 
 
 def footer(sources: str) -> Html:
@@ -78,8 +92,12 @@ def _about(story: Story) -> list[object]:
     return [*said, "."]
 
 
+def _done(story: Story, fault: str) -> bool:
+    return story.ended and bool(story.record) and not fault
+
+
 def _state(story: Story, fault: str) -> Html | None:
-    if story.ended and story.record and not fault:
+    if _done(story, fault):
         return None
     said = "This run is not done: "
     said += f"it stands after update {story.last:,}" if story.steps else "no update was made"
