@@ -11,7 +11,7 @@ from fulltune.reporting.results import section
 from fulltune.reporting.story import Story
 
 _PLACES = 3
-_BARS = 18
+_BARS = 13
 """Bars of a histogram, at most."""
 
 
