@@ -16,7 +16,7 @@ from fulltune.reporting.compare_page import page as compare_page
 from fulltune.reporting.facts import Beside, Taught
 from fulltune.reporting.page import finished, page, require_place, write_page
 from fulltune.reporting.story import read_story
-from fulltune.runs import RunFolder, open_run, require_run
+from fulltune.runs import RunFolder, is_run_folder, open_run
 
 _SHOWN = 700
 """Tokens of the example that are shown."""
@@ -58,7 +58,7 @@ def catch_up(run: RunFolder) -> None:
 
 def report(folder: Path, out: Path | None) -> Path:
     """Write the report of a run folder, as it stands now, to `out` or into the folder; returns where it is."""
-    require_run(folder)
+    _require_run(folder)
     place = out or folder / "report.html"
     require_place(place)
     try:
@@ -72,7 +72,7 @@ def report(folder: Path, out: Path | None) -> Path:
 def compare(folders: Sequence[Path], out: Path | None) -> Compared:
     """Several run folders side by side, as one page too if `out` is given."""
     for folder in folders:
-        require_run(folder)
+        _require_run(folder)
     if out is not None:
         require_place(out)
     stories = [read_story(folder) for folder in folders]
@@ -80,6 +80,11 @@ def compare(folders: Sequence[Path], out: Path | None) -> Compared:
     if out is not None:
         write_page(out, compare_page(found, stories))
     return found
+
+
+def _require_run(path: Path) -> None:
+    if not is_run_folder(path):
+        raise RecipeError("this is no run folder", where=str(path), mend="name one, such as runs/<the recipe's stem>")
 
 
 def _after(run: RunFolder, fault: Exception) -> None:
