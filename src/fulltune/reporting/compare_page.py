@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fulltune.reporting.charts import Chart, Line, figure
 from fulltune.reporting.compare import Compared
-from fulltune.reporting.figures import number
+from fulltune.reporting.figures import interval, number
 from fulltune.reporting.markup import Html, el, join, missing, table
 from fulltune.reporting.page import footer, whole
 from fulltune.reporting.pareto import Point, picture
@@ -54,10 +54,10 @@ def _scores(found: Compared) -> Html:
     return section("Scores", "of each run's result", table(rows, heads), note, facts)
 
 
-def _cell(value: float | None, interval: tuple[float, float] | None, best: bool) -> Html:
+def _cell(value: float | None, ends: tuple[float, float] | None, best: bool) -> Html:
     if value is None:
         return el("span", "not measured", cls="faint")
-    span = el("span", f" [{number(interval[0])}, {number(interval[1])}]", cls="interval") if interval else None
+    span = el("span", f" {interval(ends)}", cls="interval") if ends else None
     return el("span", number(value), span, " ★" if best else None, cls="best" if best else None)
 
 

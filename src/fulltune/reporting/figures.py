@@ -37,10 +37,15 @@ def change(before: float, after: float) -> str:
     return told
 
 
+def interval(ends: tuple[float, float]) -> str:
+    """`[0.052, 0.103]`, in three digits: nobody knows more of an interval."""
+    return f"[{', '.join(f'{end:.3g}' for end in ends)}]"
+
+
 def percent(share: float) -> str:
     """A share of one."""
     if 0.99 < share < 1:
-        return f"{share:.1%}" if share < 0.999 else "over 99.9%"
+        return f"{share:.1%}" if share < 0.999 else f"{share:.2%}" if share < 0.9999 else "over 99.99%"
     return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 

@@ -208,7 +208,8 @@ def cautions(story: Story) -> list[tuple[str, str]]:
             made.append((f"{said} data.test was not looked at while training; measure it once:", command))
         else:
             made.append((f"{said} No data.test was kept apart for a figure that nothing was chosen by.", ""))
-    if not any(report.intervals for report in story.evaluations) and names:
+    measured = {name for name in names if name.endswith(".loss")}
+    if measured and not any(measured & report.intervals.keys() for report in story.evaluations):
         made.append(("Losses are over all tokens of a split and have no intervals.", ""))
     for kind, one, many in (
         ("warning", "update drew a warning", "updates drew a warning"),

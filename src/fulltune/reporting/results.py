@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fulltune.reporting.charts import Chart, Line, figure
-from fulltune.reporting.figures import change, counted, number
+from fulltune.reporting.figures import change, counted, interval, number
 from fulltune.reporting.judge import Score, Verdict, cautions, fitted, gained, kept, scores
 from fulltune.reporting.markup import Html, el, join, missing, table
 from fulltune.reporting.story import Story
@@ -107,12 +107,12 @@ def measured(story: Story) -> Html:
     return section("Gained and lost", "the base model beside the result", *lines)
 
 
-def _scored(value: float | None, interval: tuple[float, float] | None) -> Html:
+def _scored(value: float | None, span: tuple[float, float] | None) -> Html:
     if value is None:
         return el("span", "not measured", cls="faint")
-    if interval is None:
+    if span is None:
         return el("span", number(value))
-    return el("span", number(value), " ", el("span", f"[{number(interval[0])}, {number(interval[1])}]", cls="interval"))
+    return el("span", number(value), " ", el("span", interval(span), cls="interval"))
 
 
 def _judged(score: Score) -> Html:

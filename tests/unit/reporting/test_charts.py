@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fulltune.reporting.charts import Chart, Line, figure
-from fulltune.reporting.figures import change, duration, number, percent, short
+from fulltune.reporting.figures import change, duration, interval, number, percent, short
 from fulltune.reporting.scales import Scale, horizontal, vertical
 
 POINTS = [(0.0, 4.0), (5.0, 2.0), (10.0, 3.0)]
@@ -105,17 +105,19 @@ def test_names_at_the_ends_of_lines_do_not_lie_over_each_other() -> None:
 def test_numbers_as_people_read_them() -> None:
     told = [number(v) for v in (0, 1234567.0, 0.0210137, 12.0, 3.14159, 1e-7, -2.5, math.nan, 999.96)]
     assert told == ["0", "1.23e6", "0.02101", "12", "3.142", "1e-7", "-2.500", "not a number", "1,000"]
+    assert interval((0.052139, 12.3456)) == "[0.0521, 12.3]"
     assert change(2.0, 1.5) == "−0.5000 (−25%)"
     assert change(1.0, 1.0) == "+0 (+0%)"
     assert change(0.0, 1.0) == "+1"
     assert change(1.0, math.inf) == ""
-    assert [percent(v) for v in (0, 0.0004, 0.0123, 0.5, 0.9976, 0.9999, 1)] == [
+    assert [percent(v) for v in (0, 0.0004, 0.0123, 0.5, 0.9976, 0.99985, 0.99999, 1)] == [
         "0%",
         "under 0.1%",
         "1.2%",
         "50%",
         "99.8%",
-        "over 99.9%",
+        "99.98%",
+        "over 99.99%",
         "100%",
     ]
     assert [duration(v) for v in (0.5, 41, 200, 18_720)] == ["0.5 s", "41 s", "3 min 20 s", "5 h 12 min"]
