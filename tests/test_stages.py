@@ -56,6 +56,7 @@ def test_a_run_folder_holds_the_whole_story(tmp_path: Path, recipe: dict[str, An
         "checkpoints",
         "model",
         "record.json",
+        "report.html",
     }
     assert read_record(run / "record.json", RunRecord) == record
     assert record.result == str(run / "model")

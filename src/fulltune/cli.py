@@ -1,6 +1,7 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,7 +178,9 @@ def train(
     overrides = [*(overrides or []), *([f"engine.processes={processes}"] if processes else [])]
     if hosts := machines(nodes, node_rank, rendezvous, alone={"--dry-run": dry, "--fresh": fresh}):
         options = [*(["--json"] if as_json else []), *(f"--accept-change={name}" for name in accept_change or [])]
-        stages.train_here(recipe, hosts, overrides, out=out, options=options)
+        from fulltune.gathering import train_here
+
+        train_here(recipe, hosts, overrides, out=out, options=options)
         return
     if dry:
         figures = stages.dry_run(recipe, out=out, fresh=fresh, **_given(overrides))
@@ -222,6 +225,32 @@ def export(
     from fulltune import stages
 
     typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is not done.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
+) -> None:
+    """Write the report of a run: one page that needs no network."""
+    from fulltune import stages
+
+    typer.echo(f"{stages.report(run, out=out)} is written")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
+    page: Annotated[Path | None, typer.Option(help="Write a page with curves over each other, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side: scores with the best marked, and where their recipes differ."""
+    from fulltune import stages
+
+    found = stages.compare(runs, page=page)
+    typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
+    if page is not None:
+        sys.stderr.write(f"{page} is written\n")
 
 
 @app.command()

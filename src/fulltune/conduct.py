@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fulltune.account import reported
 from fulltune.assemble import (
     Prepared,
     Site,
@@ -82,7 +83,8 @@ def conduct(
         meeting.crew.told(partial(sweep, folder))
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
-    with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
+    told = reported(run, mute=muted)
+    with fixed, told, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
@@ -145,7 +147,7 @@ def write_checkpoint(
         progress, *_ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
         best = newest if progress.best_update is None else progress.best_update
         work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
-        work.outcome.write_model(partial(whole_folder, folder), section)
+        work.outcome.write_model(partial(whole_folder, folder), section, step=best if step is None else step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,7 @@ class _Work:
         self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
-        self.outcome.write_model(self._scratch, self.run.recipe.export)
+        self.outcome.write_model(self._scratch, self.run.recipe.export, step=0)
         report = self.built.evaluating.measure(0)
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
@@ -272,12 +274,14 @@ class _Work:
             )
         chosen = progress.update if progress.best_update is None else progress.best_update
         self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
-        difference = self.outcome.write_model(partial(whole_folder, self.run.model), self.run.recipe.export)
+        place = partial(whole_folder, self.run.model)
+        difference = self.outcome.write_model(place, self.run.recipe.export, step=chosen)
         answers = self.outcome.answers()
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)
+        self.outcome.describe(self.run.model, chosen)  # with all that was measured since the folder was written
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)

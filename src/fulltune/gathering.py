@@ -16,9 +16,9 @@ from fulltune.base.place import FOLLOWED, place
 from fulltune.engine.agent import Failure, Hosts, run_agent
 from fulltune.engine.deepspeed import require_library
 from fulltune.engine.launch import Meeting, alone, joined
-from fulltune.recipe.load import Asked
+from fulltune.recipe.load import Asked, given
 from fulltune.recipe.schema import ZERO, EngineSection
-from fulltune.runs import RunFolder, recipe_of
+from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink, followed
 
 _KINDS = {kind.exit_code: kind for kind in FulltuneError.__subclasses__()}
@@ -73,13 +73,27 @@ def start(processes: int, run: RunFolder, accept: Sequence[str], sinks: Sequence
         raise _ended(failed, processes, run.path / "logs")
 
 
-def start_here(hosts: Hosts, section: EngineSection, command: Sequence[str], folder: Path) -> None:
-    """This machine's processes of a run on several, each of which runs `command`; returns when they are done.
+def train_here(
+    recipe: str | os.PathLike[str],
+    hosts: Hosts,
+    changes: Sequence[str] = (),
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: Sequence[str] = (),
+) -> None:
+    """This machine's part of training on several: starts its processes, which meet the others'; waits for them.
 
-    All else is theirs: the first of all prepares the data, and shows its progress and the result.
+    The same is run on every machine, and the run folder lies where all see it: the first process of all prepares the
+    data, and shows progress and the result. `changes`: of the recipe, as `KEY=VALUE`. `options`: others of the command.
     """
-    processes, logs = wanted(section) or 1, folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
+    if place().launched:
+        raise RecipeError("a launcher started this process", where="--nodes", mend="let it say how many there are")
+    run = open_run(recipe, given(changes), out=out)
+    words = [os.fspath(recipe), *changes, *options, "--out", os.fspath(run.path)]
+    section = run.recipe.engine
+    processes, logs = wanted(section) or 1, run.path / "logs" / f"{socket.gethostname()}-{os.getpid()}"
     LOGGER.info(f"starting {processes} processes here, to meet those of {hosts.count} machines at {hosts.rendezvous}")
+    command = [sys.executable, "-m", "fulltune", "train", *words]
     failed = run_agent(processes, command, logs, patience=section.timeout, hosts=hosts)
     if failed is not None:
         raise _ended(failed, processes, logs)

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from fulltune.assemble import Prepared, target, template
 from fulltune.base import stop
-from fulltune.base.files import writing
+from fulltune.base.files import write_whole, writing
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.version import __version__
+from fulltune.describing import model_card
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Crew
 from fulltune.engine.launch import machine
 from fulltune.evaluation.generate import greedy
+from fulltune.exporting.distance import weight_changes
 from fulltune.exporting.targets import Target, state_for, write
 from fulltune.exporting.verify import Written, probe_ids, verify
-from fulltune.model.load import empty_model
+from fulltune.model.load import base_folder, empty_model
 from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
@@ -45,20 +47,22 @@ class Outcome:
     engine: Engine
     crew: Crew
 
-    def write_model(self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection) -> float:
+    def write_model(
+        self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection, *, step: int
+    ) -> float:
         """Write the weights as they are now, and verify the folder; returns the largest difference of logits.
 
         `folder` makes the place, in which it is whole or vanishes. Of several processes all give their weights, and
-        the first writes.
+        the first writes. `step`: the update that the weights are of, which the model card says.
         """
         recipe = self.run.recipe
         shipped = template(recipe.model, self.tokenizer)
         goal = target(recipe.model, section, self.data.facts, shipped, self.facts.dtype)
         state = state_for(goal, self.engine.full_weights())
-        return self.crew.told(lambda: self._written(folder, goal, state))
+        return self.crew.told(lambda: self._written(folder, goal, state, step))
 
     def _written(
-        self, folder: Callable[[], AbstractContextManager[Path]], goal: Target, state: Mapping[str, Tensor]
+        self, folder: Callable[[], AbstractContextManager[Path]], goal: Target, state: Mapping[str, Tensor], step: int
     ) -> float:
         section = self.run.recipe.model
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
@@ -68,7 +72,14 @@ class Outcome:
         source = Written(state, model, buffers, self.engine.world.device, exported(section))
         with folder() as draft, writing(draft):
             write(self.model, state, goal, draft)
+            self.describe(draft, step)
             return verify(draft, source, goal, probe_ids(asked.ids), self.tokenizer)
+
+    def describe(self, folder: Path, step: int) -> None:
+        """Write the model card of the weights after so many updates, by what the run's folder says now."""
+        chat = self.tokenizer.chat_template is not None or self.run.recipe.model.chat_template is not None
+        card = model_card(self.run, self.data.facts, step=step, chat=chat, versions=versions())
+        write_whole(folder / "README.md", card)
 
     def answers(self) -> list[str]:
         """Greedy answers to the first held-out prompts."""
@@ -107,6 +118,7 @@ class Outcome:
             largest_logit_difference=difference,
             samples=tuple(self._samples(before, after)),
             peak_bytes=peak_bytes(),
+            weights=weight_changes(base_folder(self.run.recipe.model), self.run.model),
         )
 
     def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:

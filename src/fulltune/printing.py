@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fulltune.base.records import EvalReport, RunRecord
@@ -36,6 +37,7 @@ def outcome(record: RunRecord) -> Mapping[str, Any]:
     shown["time"] = f"{record.progress.seconds:.1f} s of training"
     shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
     shown["model"] = record.result
+    shown["report"] = str(Path(record.result).with_name("report.html"))
     return shown
 
 

@@ -109,7 +109,7 @@ def _report(
     lines += [
         "",
         f"the tuned model:   {out / 'model'}",
-        f"the whole story:   {out / 'record.json'}, {out / 'journal.jsonl'}",
+        f"the whole story:   {out / 'report.html'}",
         f"talk to it:        fulltune chat {out}",
         "your own data:     fulltune init",
     ]

@@ -1,8 +1,7 @@
-"""The table of contents: prepare, inspect, plan, train, evaluate, export. Each reads what the last left on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, export, report. Each reads what is left on disk."""
 
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,25 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fulltune import account
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
-from fulltune.base.place import place
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
-from fulltune.engine.agent import Hosts
 from fulltune.engines import By
-from fulltune.gathering import start, start_here, together, wanted
+from fulltune.gathering import start, together, wanted
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
 from fulltune.model.load import load_tokenizer, section_of, tokenizer_digest
 from fulltune.outlook import require_state
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
-from fulltune.recipe.load import Asked, given
+from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
+from fulltune.reporting.compare import Compared
 from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink
 
@@ -151,6 +150,8 @@ def train(
         run = opening(out=folder)
         if crew.told(lambda: run.record.exists() and not run.changes):
             LOGGER.info(f"this run is done: {run.model}")
+            if crew.rank == 0:
+                account.catch_up(run)
             return run.finished()
         processes = wanted(run.recipe.engine)
         with _working(run):
@@ -168,26 +169,6 @@ def train(
                 data = opened(run, run.data_facts(), ready["depends"])
                 by = By(ready["engine"], ready["offload"])
                 return conduct(run, run.plan(), data, model, sinks, meeting, by)
-
-
-def train_here(
-    recipe: str | os.PathLike[str],
-    hosts: Hosts,
-    changes: Sequence[str] = (),
-    *,
-    out: Out = None,
-    options: Sequence[str] = (),
-) -> None:
-    """This machine's part of `train` on several: starts its processes, which meet the others'; waits for them.
-
-    The same is run on every machine, and the run folder lies where all see it. `changes`: of the recipe, as
-    `KEY=VALUE`. `options`: others of the command line.
-    """
-    if place().launched:
-        raise RecipeError("a launcher started this process", where="--nodes", mend="let it say how many there are")
-    run = open_run(recipe, given(changes), out=out)
-    words = [os.fspath(recipe), *changes, *options, "--out", os.fspath(run.path)]
-    start_here(hosts, run.recipe.engine, [sys.executable, "-m", "fulltune", "train", *words], run.path)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -263,6 +244,24 @@ def export(
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
+
+
+def report(run: str | os.PathLike[str], *, out: Out = None) -> Path:
+    """Write the report of a run folder, as it stands now: one page that needs no network. Returns where it is.
+
+    `out`: where to, by default `report.html` in the folder.
+
+    >>> fulltune.report("runs/recipe")
+    """
+    return account.report(Path(run), None if out is None else Path(out))
+
+
+def compare(runs: Sequence[str | os.PathLike[str]], *, page: Out = None) -> Compared:
+    """Run folders side by side: scores with the best marked, and where their recipes differ. `page`: write a page too.
+
+    >>> print(fulltune.compare(["runs/one", "runs/other"]).as_text())
+    """
+    return account.compare([Path(run) for run in runs], None if page is None else Path(page))
 
 
 def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:

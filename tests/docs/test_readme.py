@@ -85,6 +85,21 @@ def test_commands_about_data(workplace: Path, shown: str) -> None:
     assert done.stdout.strip()
 
 
+ABOUT_REPORTS = [
+    line.partition("#")[0].strip()
+    for text in re.findall(r"```sh\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.DOTALL)
+    for line in text.splitlines()
+]
+
+
+@pytest.mark.parametrize("shown", ABOUT_REPORTS)
+def test_commands_about_reports(workplace: Path, shown: str) -> None:
+    """After those of the README: its run is one of those that are compared."""
+    done = run(shown, workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_about_data(workplace: Path, recipe: str) -> None:
     done = run(f"fulltune prepare {recipe}", workplace)

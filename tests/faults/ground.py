@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fulltune.reporting.page import finished
 from tests import tiny
 from tests.faults.forkserver import Ended, ForkServer, Job
 
@@ -75,6 +76,7 @@ class Ground:
         assert digest(run) == digest(self.whole), what
         assert steps(run) == steps(self.whole), f"every update once, with the same loss: {what}"
         assert evaluations(run) == evaluations(self.whole), what
+        assert finished(run / "report.html"), what
         assert drafts(run) == [], what
 
 

@@ -245,6 +245,19 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightChange:
+    """How far one part of the weights lies from where it began."""
+
+    layer: int | None
+    """None of what lies outside of the layers, such as the embedding."""
+    part: str
+    """Such as `self_attn`, as the model's own names call it."""
+    relative: float
+    """||result - base|| / ||base||, L2, of the weights as they lie on disk."""
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """The one paper that explains a run (`record.json`)."""
 
@@ -267,3 +280,5 @@ class RunRecord:
     samples: tuple[Sample, ...]
     peak_bytes: int
     """Most memory that the process, of several the first, held: on the device if there is one, else on the host."""
+    weights: tuple[WeightChange, ...] = ()
+    """By part and layer; empty where the base has no safetensors files to compare with."""
