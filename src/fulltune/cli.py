@@ -1,6 +1,5 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
-import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fulltune import printing
-from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.errors import FulltuneError, RecipeError, disk_error
 from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
 
@@ -35,11 +34,6 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in p
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
-
-_FREE = "free some space, then run the same command: it goes on with what is done"
-_HEALTHY = "check the disk, or name a folder on another with --out"
-_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
-"""What the disk itself may say, also without naming a file."""
 
 
 @app.callback(invoke_without_command=True)
@@ -184,16 +178,33 @@ def train(
 
 @app.command()
 def evaluate(
-    recipe: RecipeOrRun,
+    recipe: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe, a run folder; with --suite any model.")],
     overrides: Overrides = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; with --suite where answers are written.")] = None,
     model: Annotated[Path | None, typer.Option(help="Any model folder, in place of the run's result.")] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUITE", help="Questions: a suite file, or NAME=DATA such as gsm8k=FILE."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another model folder or run to compare with, or `base`.")
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a batch of questions.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the base and the result on held-out, test and retention data."""
+    """Score base and result on held-out, test and retention data; or any model on suites of questions."""
     from fulltune import stages
     from fulltune.base.files import to_json
 
+    if suite or against is not None:
+        for name, given in {"--model": model, "KEY=VALUE": overrides}.items():
+            if given:
+                raise RecipeError(f"{name} is of losses, not of suites", where=name, mend="name the model itself first")
+        made = stages.examine(recipe, suite or (), against=against, out=out, batch_tokens=batch_tokens)
+        typer.echo(printing.as_json(to_json(made)) if as_json else printing.examination(made))
+        return
+    if batch_tokens is not None:
+        raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
     reports = stages.evaluate(recipe, out=out, model=model, **_given(overrides))
     if as_json:
         typer.echo(printing.as_json({name: to_json(report) for name, report in reports.items()}))
@@ -275,11 +286,7 @@ def _run() -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on with what is done", 130)
     except OSError as fault:
-        if fault.errno not in _DISK and fault.filename is None:
-            raise  # without a file it is no matter of the disk but a bug of ours
-        what = fault.strerror or str(fault)
-        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
-        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+        failing = disk_error(fault)
         return _fail(str(failing), failing.exit_code)
     except typer.Exit as leaving:
         return leaving.exit_code

@@ -18,6 +18,7 @@ from fulltune.assemble import (
     measuring,
     objective_for,
     require_layout,
+    template,
     training,
 )
 from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
@@ -26,6 +27,7 @@ from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic, machine
 from fulltune.engines import engine_for
+from fulltune.examining import Examining, Material, suites_of
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.planning.engine import choose_engine
@@ -180,7 +182,17 @@ class _Work:
         require_layout(plan, loaded)
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
-        site = Site(place.folder, place.journal, meeting, belonging, name)
+        # A rehearsal and an export are of no account: they ask nothing, which might take hours.
+        asked = suites_of(run.recipe.evaluate.suites) if place.meeting is not None else ()
+        material = Material(tokenizer, template(section, tokenizer), frozenset(data.facts.stop_ids))
+        examining = Examining(
+            suites=asked,
+            material=material,
+            batch_tokens=run.recipe.evaluate.batch_tokens or plan.micro_tokens,
+            crew=meeting.crew,
+            folder=run.evaluations,
+        )
+        site = Site(place.folder, place.journal, meeting, belonging, name, examining)
         built = training(run.recipe, plan, loaded, data, site)
         outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
         return cls(run, plan, data, place.journal, built, outcome, name)
@@ -231,6 +243,7 @@ class _Work:
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
             require_finite(report)
+        self.built.evaluating.examined(0)
         progress = self.built.saving(self.built.updating.rehearse(Progress()))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
@@ -263,8 +276,14 @@ class _Work:
         self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
         difference = self.outcome.write_model(partial(whole_folder, self.run.model), self.run.recipe.export)
         answers = self.outcome.answers()
+        if not self.outcome.crew.told(lambda: self._was_examined(chosen)):
+            self.built.evaluating.examined(chosen)
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
+
+    def _was_examined(self, step: int) -> bool:
+        """Whether the suites were put to this very state while it was trained."""
+        return any(line["step"] == step for line in read(self.run.journal, "suite"))
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)

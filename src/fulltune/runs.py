@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def evaluations(self) -> Path:
+        """What suites of questions gave, a folder for each time they were asked."""
+        return self.path / "evaluations"
+
+    @property
     def record(self) -> Path:
         """The one paper that explains the run; it stands when the run is done."""
         return self.path / "record.json"
@@ -121,7 +126,7 @@ class RunFolder:
 def recipe_of(asked: Asked, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe that is asked for, or that of a run folder."""
     path = Path(asked) if isinstance(asked, str | os.PathLike) else None
-    return load_recipe(path / "recipe.yaml" if path is not None and _is_run(path) else asked, overrides)
+    return load_recipe(path / "recipe.yaml" if path is not None and is_run_folder(path) else asked, overrides)
 
 
 def open_run(
@@ -142,7 +147,7 @@ def open_run(
     name after it (`-2`, `-3`).
     """
     path = Path(asked) if isinstance(asked, str | os.PathLike) else None
-    is_run = path is not None and _is_run(path)
+    is_run = path is not None and is_run_folder(path)
     recipe = recipe_of(asked, overrides)
     if out is not None:
         folder = Path(out)
@@ -161,7 +166,8 @@ def open_run(
     return run
 
 
-def _is_run(path: Path) -> bool:
+def is_run_folder(path: Path) -> bool:
+    """Whether a path is a run's folder; RecipeError if it cannot be looked at."""
     try:
         recipe = path / "recipe.yaml"
         return recipe.is_file() and recipe.read_bytes().startswith(_MARK.encode())
@@ -202,7 +208,7 @@ def _require_place(folder: Path) -> None:
 
 def _require_same(run: RunFolder) -> None:
     """Before training began a recipe may change; afterwards the folder's weights belong to the one it began with."""
-    if not _is_run(run.path):
+    if not is_run_folder(run.path):
         if run.path.exists() and not all(map(_is_left_over, run.path.iterdir())):
             raise RecipeError(
                 "the folder is not empty and is no run",

@@ -14,9 +14,12 @@ from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
+from fulltune.base.results import Examination
 from fulltune.base.stop import listening
+from fulltune.candidates import candidates
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
+from fulltune.examining import suites_of
 from fulltune.gathering import start, together, wanted
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
@@ -27,6 +30,7 @@ from fulltune.model.load import (
     tokenizer_digest,
 )
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
+from fulltune.recipe.ask import load_suites
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
@@ -207,6 +211,36 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
                 )
         plan = planned(run, data, facts_of(run.recipe.model))
         return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+
+
+def examine(
+    model: str | os.PathLike[str],
+    suites: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
+    *,
+    against: str | os.PathLike[str] | None = None,
+    out: Out = None,
+    batch_tokens: int | None = None,
+) -> Examination:
+    """Put suites of questions to a model folder, a hub id or the result of a run; `against`: to another one too.
+
+    A suite is a file, `NAME=DATA` with an entry of SUITES, or a mapping; by default those of the run's recipe.
+    `against` may be `base`, the model that the run began with. Records and answers go to `out`, or to the run's
+    `evaluations/`.
+
+    >>> fulltune.examine("runs/recipe", ["gsm8k=test.jsonl"], against="base").comparisons
+    """
+    chosen = candidates(model, against)
+    recipe = None if chosen.run is None else chosen.run.recipe
+    sections = load_suites(suites, "--suite") if suites else () if recipe is None else recipe.evaluate.suites
+    if not sections:
+        raise RecipeError(
+            "no suite is named",
+            where=os.fspath(model),
+            mend="name one with --suite, or in the recipe's evaluate.suites",
+        )
+    tokens = batch_tokens if batch_tokens is not None or recipe is None else recipe.evaluate.batch_tokens
+    with listening():
+        return chosen.asked(suites_of(sections), batch_tokens=tokens, out=None if out is None else Path(out))
 
 
 def export(
