@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.evaluation.asking import Examinee, batches
+from fulltune.evaluation.generate import evaluated
 from fulltune.model.facts import Head, arithmetic, head
 from fulltune.model.probe import head_agrees
 from fulltune.objectives import CHUNK_BYTES
@@ -44,15 +45,11 @@ class Scorer:
         """One result for each row. The model is in eval mode meanwhile."""
         model = self._asked.model
         found: list[Found | None] = [None] * len(rows)
-        before = model.training
-        model.eval()
-        try:
+        with evaluated(model):
             for batch in batches([len(row.ids) for row in rows], self._asked.batch_tokens):
                 self._asked.check()
                 for index, one in zip(batch, self._scored([rows[index] for index in batch]), strict=True):
                     found[index] = one
-        finally:
-            model.train(before)
         return [one for one in found if one is not None]
 
     def _scored(self, rows: Sequence[Scored]) -> list[Found]:

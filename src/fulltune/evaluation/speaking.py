@@ -3,20 +3,17 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from fulltune.evaluation.asking import Examinee, batches
-from fulltune.evaluation.generate import generating, plain_config
-from fulltune.model.facts import arithmetic
+from fulltune.evaluation.generate import evaluated, generated, padded, plain_config, ways
 
 _LOOK_EVERY = 8
 """Steps between two looks for stop texts: what comes behind one is cut off in any case."""
-_CLOSE = 1e-4
-"""Of the largest logit, in float32; as in model/probe.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,26 +37,22 @@ class Said:
 
 
 class Speaker:
-    """Lets one model answer. Prompts of unequal length lie together only if a probe shows that it sees no padding."""
+    """Lets one model answer. Which prompts lie together, and whether there is a cache, is asked of the model first."""
 
     def __init__(self, asked: Examinee, decoding: Decoding) -> None:
         self._asked, self._how = asked, decoding
         self._stops = sorted(asked.stops)
-        self._alike = not padding_is_unseen(asked)
+        self._ways = ways(asked.model)
 
     def __call__(self, prompts: Sequence[Sequence[int]], names: Sequence[str]) -> list[Said]:
         """An answer to each prompt; empty where the context has no room. `names`: what draws are seeded by."""
         model = self._asked.model
         made: dict[int, Said] = {}
-        before = model.training
-        model.eval()
-        try:
+        with evaluated(model):
             for batch, room in self._batches([len(prompt) for prompt in prompts]):
                 self._asked.check()
                 spoken = self._batch([prompts[n] for n in batch], [names[n] for n in batch], room)
                 made.update(zip(batch, spoken, strict=True))
-        finally:
-            model.train(before)
         return [made.get(number, Said((), "", False)) for number in range(len(prompts))]
 
     def _batches(self, lengths: Sequence[int]) -> list[tuple[list[int], int]]:
@@ -67,11 +60,12 @@ class Speaker:
 
         Where the context cuts answers short, only prompts of equal length lie together: each keeps its own room.
         """
-        limit, wanted, budget = self._asked.context, self._how.tokens, self._asked.batch_tokens
+        limit, wanted, together = self._asked.context, self._how.tokens, self._ways.together
+        budget = 1 if together == "alone" else self._asked.batch_tokens
         rooms = [wanted if limit is None else min(wanted, limit - length) for length in lengths]
         full = [number for number, room in enumerate(rooms) if room == wanted]
         sizes = [lengths[number] + wanted for number in full]
-        made = [([full[at] for at in batch], wanted) for batch in batches(sizes, budget, alike=self._alike)]
+        made = [([full[at] for at in batch], wanted) for batch in batches(sizes, budget, alike=together != "padded")]
         for room in sorted({room for room in rooms if 0 < room < wanted}):
             short = [number for number, other in enumerate(rooms) if other == room]
             sizes = [lengths[number] + room for number in short]
@@ -79,7 +73,6 @@ class Speaker:
         return made
 
     def _batch(self, prompts: Sequence[Sequence[int]], names: Sequence[str], room: int) -> list[Said]:
-        device = next(self._asked.model.parameters()).device
         ids, mask = padded(prompts, self._stops[0] if self._stops else 0)
         width, tokenizer = ids.shape[1], self._asked.tokenizer
         processors, criteria = LogitsProcessorList(), StoppingCriteriaList()
@@ -87,14 +80,8 @@ class Speaker:
             processors.append(_Drawing(self._how.temperature, self._how.seed, names))
         if self._how.stop_texts:
             criteria.append(_Ends(tokenizer, self._how.stop_texts, width))
-        made = _generated(
-            self._asked.model,
-            ids.to(device),
-            mask.to(device),
-            plain_config(self._stops, room),
-            logits_processor=processors,
-            stopping_criteria=criteria,
-        )
+        config = plain_config(self._stops, room, cache=self._ways.cache)
+        made = generated(self._asked.model, ids, mask, config, logits_processor=processors, stopping_criteria=criteria)
         return [self._said(row) for row in made[:, width:].tolist()]
 
     def _said(self, ids: list[int]) -> Said:
@@ -103,48 +90,6 @@ class Speaker:
         text = str(self._asked.tokenizer.decode(kept))
         ends = [at for at in (text.find(stop) for stop in self._how.stop_texts) if at >= 0]
         return Said(tuple(kept), text[: min(ends)] if ends else text, end is not None or bool(ends))
-
-
-def padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [prompts, longest], the prompts at the right end, where the model is to go on."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), filler, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
-
-
-def _generated(model: Any, ids: Tensor, mask: Tensor, config: Any, **options: Any) -> Any:
-    with torch.no_grad(), arithmetic(model), generating(model, config):
-        return model.generate(ids, attention_mask=mask, generation_config=config, **options)
-
-
-def padding_is_unseen(asked: Examinee) -> bool:
-    """Whether this model says the same with padding to its left, asked by what generation itself does with it.
-
-    A recurrent model may not: what it has read is its state.
-    """
-    model = asked.model
-    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
-    device, draws = next(model.parameters()).device, torch.Generator().manual_seed(6)
-    short, long = (torch.randint(rows, (length,), generator=draws).tolist() for length in (3, 7))
-    config = plain_config([], 2)
-    config.output_logits = config.return_dict_in_generate = True
-    before = model.training
-    model.eval()
-    try:
-        found = []
-        for prompts in ([short], [short, long]):
-            ids, mask = padded(prompts, 0)
-            steps = _generated(model, ids.to(device), mask.to(device), config).logits
-            found.append(torch.stack([step[0].float() for step in steps]))
-    finally:
-        model.train(before)
-    alone, beside = found
-    noise = _CLOSE if next(model.parameters()).dtype == torch.float32 else 5e-2
-    return float((alone - beside).abs().max()) <= noise * float(alone.abs().max())
 
 
 class _Drawing(LogitsProcessor):  # type: ignore[misc]  # transformers has no types

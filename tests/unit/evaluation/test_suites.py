@@ -17,9 +17,9 @@ from fulltune.base.errors import DataError, DivergedError, Interrupted, RecipeEr
 from fulltune.base.files import read_record
 from fulltune.base.results import SuiteReport
 from fulltune.evaluation.asking import Examinee, Spelling, batches
-from fulltune.evaluation.generate import greedy
+from fulltune.evaluation.generate import greedy, padded, ways
 from fulltune.evaluation.scoring import Scored, Scorer
-from fulltune.evaluation.speaking import Decoding, Speaker, padded, padding_is_unseen
+from fulltune.evaluation.speaking import Decoding, Speaker
 from fulltune.evaluation.suites import Examined, Suite, examine, pieces_of
 from fulltune.examining import suites_of
 from fulltune.recipe.ask import load_suites
@@ -73,21 +73,32 @@ def test_answers_in_batches_are_those_of_one_by_one(kind: str, temperature: floa
         assert [list(said.ids) for said in alone] == greedy(model, PROMPTS, stop_ids=[2], tokens=9)
 
 
-def test_padding_that_a_model_sees_is_noticed() -> None:
-    """A model that gets no word of where its prompt begins: positions and padding move what it says."""
-    assert padding_is_unseen(examinee(tiny.model("llama")))
-    assert padding_is_unseen(examinee(tiny.model("gpt2")))
-    deaf = tiny.model("gpt2")
-    plain = deaf.forward
+class Deaf:
+    """A forward pass that is not told what is padding; and with `forgets` nothing of what was read before."""
 
-    def forward(input_ids: Any = None, attention_mask: Any = None, **others: Any) -> Any:
-        return plain(input_ids=input_ids, **others)
+    def __init__(self, model: Any, *, forgets: bool = False) -> None:
+        self._plain, self._forgets = model.forward, forgets
 
-    deaf.forward = forward
-    assert not padding_is_unseen(examinee(deaf))
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **others: Any) -> Any:
+        if self._forgets:
+            others["past_key_values"] = None
+        return self._plain(input_ids=input_ids, **others)
+
+
+@pytest.mark.parametrize(
+    ("deaf", "wanted"), [({}, (True, "alike")), ({"forgets": True}, (False, "alike"))], ids=["padding", "cache"]
+)
+def test_what_a_model_does_wrong_is_noticed_and_gone_around(deaf: Any, wanted: tuple[bool, str]) -> None:
+    for kind in ("llama", "gpt2"):
+        assert (ways(tiny.model(kind)).cache, ways(tiny.model(kind)).together) == (True, "padded")
+    model = tiny.model("gpt2")
+    model.forward = Deaf(model, **deaf)
+    found = ways(model)
+    assert (found.cache, found.together) == wanted
     how = Decoding(tokens=6)
-    alone = [Speaker(examinee(deaf), how)([prompt], ["0"])[0] for prompt in PROMPTS]
-    assert Speaker(examinee(deaf), how)(PROMPTS, NAMES) == alone, "then only prompts of equal length lie together"
+    said = Speaker(examinee(model), how)(PROMPTS, NAMES)
+    assert said == [Speaker(examinee(tiny.model("gpt2")), how)([prompt], ["0"])[0] for prompt in PROMPTS]
+    assert [list(one.ids) for one in said] == greedy(model, PROMPTS, stop_ids=[2], tokens=6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3", "granite"])
