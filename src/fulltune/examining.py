@@ -92,7 +92,11 @@ class Material:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examining:
-    """Puts a recipe's suites to the model of a run. All processes ask every question, and the first writes."""
+    """Puts a recipe's suites to the model of a run. The first process writes.
+
+    Processes that each have the whole model share the questions; those that have a part of it answer all of them
+    together, since each forward pass takes them all.
+    """
 
     suites: tuple[Suite, ...]
     material: Material
@@ -105,15 +109,15 @@ class Examining:
         folder = self.folder / step_name(step) if self.crew.rank == 0 else None
         made = []
         for suite in self.suites:
-            asked = partial(self._examined, suite, step, folder)
+            asked = partial(self._examined, suite, step, folder, engine.whole)
             made.append(engine.inside(asked))
             tell(made[-1])
         return tuple(made)
 
-    def _examined(self, suite: Suite, step: int, folder: Path | None, model: nn.Module) -> SuiteReport:
-        tokens, ours = self.batch_tokens, self.material
-        check = partial(stop.check_all, self.crew.any)
-        asked = Examinee(model, ours.tokenizer, ours.template, ours.stop_ids, tokens, check)
+    def _examined(self, suite: Suite, step: int, folder: Path | None, whole: bool, model: nn.Module) -> SuiteReport:
+        ours, several = self.material, self.crew.size > 1
+        check, crew = (stop.check, self.crew) if whole and several else (partial(stop.check_all, self.crew.any), None)
+        asked = Examinee(model, ours.tokenizer, ours.template, ours.stop_ids, self.batch_tokens, check, crew)
         return examine(suite, asked, model=step_name(step), step=step, folder=folder).report
 
 

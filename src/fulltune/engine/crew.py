@@ -56,6 +56,9 @@ class Crew(Protocol):
     def any(self, flag: bool) -> bool:
         """Whether it is set on any."""
 
+    def gathered(self, value: T) -> list[T]:
+        """What each has to say, by rank; JSON values. All have to come within the patience of the first to ask."""
+
     def told(self, act: Callable[[], T]) -> T:
         """What `act` gives on the first, which alone does it; JSON values. What it fails of fails on all."""
 
@@ -73,6 +76,9 @@ class Alone:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def gathered(self, value: T) -> list[T]:
+        return [value]
 
     def told(self, act: Callable[[], T]) -> T:
         return act()
@@ -103,6 +109,17 @@ class Several:
         host = torch.tensor(int(flag))
         self._reduced(host, dist.ReduceOp.MAX)
         return bool(host)
+
+    def gathered(self, value: T) -> list[T]:
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        lengths = self.sum(sizes).tolist()
+        starts = [sum(lengths[:rank]) for rank in range(self.size)]
+        board = torch.zeros(sum(lengths), dtype=torch.uint8)
+        board[starts[self.rank] :][: len(own)] = own  # everything else is 0, so the sum is what each wrote
+        said = bytes(self.sum(board).tolist())
+        return [cast(T, json.loads(said[at : at + size])) for at, size in zip(starts, lengths, strict=True)]
 
     def _reduced(self, host: Tensor, way: dist.ReduceOp.RedOpType) -> None:
         dist.all_reduce(host, way, group=self._control)

@@ -11,6 +11,7 @@ from fulltune.data.example import Message, RowFault
 from fulltune.data.render import Renderer
 from fulltune.data.spans import closing
 from fulltune.data.template import Template
+from fulltune.engine.crew import Crew
 from fulltune.model.facts import context
 
 
@@ -27,6 +28,8 @@ class Examinee:
     """Most tokens of a batch, padding and answers included."""
     check: Callable[[], None]
     """Called before every batch: Interrupted where a signal came."""
+    crew: Crew | None = None
+    """Processes that have the same model, each by itself, among which questions are shared."""
 
     @property
     def context(self) -> int | None:

@@ -23,6 +23,7 @@ from fulltune.evaluation.labels import F1, Confusions
 from fulltune.evaluation.likelihoods import preferred
 from fulltune.evaluation.questions import Question, Questions
 from fulltune.evaluation.scoring import Found, Scored, Scorer
+from fulltune.evaluation.sharing import Answering, shared
 from fulltune.evaluation.speaking import Decoding, Speaker
 
 _AT_ONCE = 256
@@ -91,12 +92,14 @@ def examine(suite: Suite, asked: Examinee, *, model: str, step: int | None = Non
     begun = time.monotonic()
     way = asked.asks(suite.through, answers=suite.questions.kind == "answer")
     answering = answerer(suite, asked, way)
+    if asked.crew is not None:
+        answering = shared(answering, asked.crew)
     columns: dict[str, list[Items]] = {name: [] for name in suite.metrics}
     counts: Counter[str] = Counter()
     confusions = Confusions() if any(isinstance(metric, F1) for metric in suite.metrics.values()) else None
     with _writing(None if folder is None else folder / f"{suite.name}.jsonl") as write:
         for done, window in _windows(suite):
-            answers = answering(window, done, counts)
+            answers = answering(window, range(done, done + len(window)), counts)
             references = [question.reference for question in window]
             made = {name: _rows(suite, name, answers, references) for name in suite.metrics}
             for name, rows in made.items():
@@ -156,19 +159,16 @@ def _rows(suite: Suite, name: str, answers: Sequence[Answer], references: Sequen
     return rows
 
 
-Answering = Callable[[Sequence[Question], int, Counter[str]], list[Answer]]
-
-
 def answerer(suite: Suite, asked: Examinee, way: Way) -> Answering:
-    """What gives the answers to some questions of which so many came before, and counts what is odd about them."""
+    """What gives the answers to some questions."""
     spelling = Spelling(asked, way)
     if suite.questions.kind == "answer":
         speaker = Speaker(asked, suite.decoding)
 
-        def spoken(window: Sequence[Question], before: int, counts: Counter[str]) -> list[Answer]:
+        def spoken(window: Sequence[Question], places: Sequence[int], counts: Counter[str]) -> list[Answer]:
             prompts = [spelling.prompt(question.turns, question.prompt, question.where) for question in window]
             # Draws hang on a question's place in the file: whatever lies in its batch, the same comes.
-            said = speaker(prompts, [str(before + number) for number in range(len(window))])
+            said = speaker(prompts, [str(place) for place in places])
             limit = asked.context
             counts["tokens"] += sum(len(one.ids) for one in said)
             counts["too_long"] += sum(limit is not None and len(prompt) >= limit for prompt in prompts)
@@ -178,7 +178,7 @@ def answerer(suite: Suite, asked: Examinee, way: Way) -> Answering:
         return spoken
     scorer = Scorer(asked)
 
-    def scored(window: Sequence[Question], _: int, counts: Counter[str]) -> list[Answer]:
+    def scored(window: Sequence[Question], _: Sequence[int], counts: Counter[str]) -> list[Answer]:
         pieces: list[Scored] = []
         owners: list[tuple[int, int]] = []
         for number, question in enumerate(window):
