@@ -9,8 +9,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.base.files import write_record
 from fulltune.base.results import Examination
 from fulltune.engine.launch import machine
-from fulltune.evaluation.suites import Suite
-from fulltune.examining import Named, ask, comparison
+from fulltune.examining import AnySuite, Named, ask, comparison
 from fulltune.model.load import section_of
 from fulltune.planning.make import MICRO_TOKENS
 from fulltune.runs import RunFolder, is_run_folder, open_run
@@ -26,7 +25,7 @@ class Candidates:
     models: tuple[Named, ...]
     run: RunFolder | None
 
-    def asked(self, suites: Sequence[Suite], *, batch_tokens: int | None, out: Path | None) -> Examination:
+    def asked(self, suites: Sequence[AnySuite], *, batch_tokens: int | None, out: Path | None) -> Examination:
         """Put suites to each, one model in memory at a time; what they gave, and the paired tests of two."""
         folder = out if out is not None or self.run is None else self.run.evaluations
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -35,7 +34,7 @@ class Candidates:
         results = [ask(model, suites, batch_tokens=tokens, folder=folder) for model in self.models]
         made = Examination(
             reports=tuple(one.report for result in results for one in result),
-            comparisons=tuple(comparison(suites, *results)) if len(results) > 1 else (),
+            comparisons=tuple(comparison(*results)) if len(results) > 1 else (),
             folder=None if folder is None else str(folder),
         )
         if folder is not None and made.comparisons:

@@ -21,18 +21,21 @@ from fulltune.engine.crew import Crew
 from fulltune.engine.launch import world
 from fulltune.evaluation.answers import Metric
 from fulltune.evaluation.asking import Examinee
+from fulltune.evaluation.harness import Task
 from fulltune.evaluation.intervals import compared
 from fulltune.evaluation.metrics import DEFAULTS, metric
 from fulltune.evaluation.questions import Questions
 from fulltune.evaluation.speaking import Decoding
-from fulltune.evaluation.suites import SEED, Examined, Suite, examine
+from fulltune.evaluation.suites import SEED, Examined, Suite
 from fulltune.model.load import load_model, load_tokenizer, require_rows, stop_ids
 from fulltune.recipe.schema import ModelSection
 from fulltune.recipe.suites import MetricUse, SuiteSection
 from fulltune.training.manifest import step_name
 
+AnySuite = Suite | Task
 
-def suites_of(asked: Sequence[SuiteSection]) -> tuple[Suite, ...]:
+
+def suites_of(asked: Sequence[SuiteSection]) -> tuple[AnySuite, ...]:
     """Suites with their metrics, every file of questions read through once; all faults at once."""
     faults: list[Fault] = []
     made = []
@@ -49,7 +52,15 @@ def suites_of(asked: Sequence[SuiteSection]) -> tuple[Suite, ...]:
     return tuple(made)
 
 
-def _suite(asked: SuiteSection, where: str) -> Suite:
+def _suite(asked: SuiteSection, where: str) -> AnySuite:
+    if asked.kind == "lm_eval":
+        return Task(
+            name=asked.called,
+            path=Path(asked.data),
+            limit=asked.limit,
+            resamples=asked.resamples,
+            confidence=asked.confidence,
+        )
     metrics: dict[str, Metric] = {}
     faults: list[Fault] = []
     for used in asked.metrics or [MetricUse(use=name) for name in DEFAULTS[asked.kind]]:
@@ -98,7 +109,7 @@ class Examining:
     together, since each forward pass takes them all.
     """
 
-    suites: tuple[Suite, ...]
+    suites: tuple[AnySuite, ...]
     material: Material
     batch_tokens: int
     crew: Crew
@@ -114,11 +125,11 @@ class Examining:
             tell(made[-1])
         return tuple(made)
 
-    def _examined(self, suite: Suite, step: int, folder: Path | None, whole: bool, model: nn.Module) -> SuiteReport:
-        ours, several = self.material, self.crew.size > 1
-        check, crew = (stop.check, self.crew) if whole and several else (partial(stop.check_all, self.crew.any), None)
+    def _examined(self, suite: AnySuite, step: int, folder: Path | None, whole: bool, model: nn.Module) -> SuiteReport:
+        ours, shares = self.material, whole and self.crew.size > 1 and isinstance(suite, Suite)
+        check, crew = (stop.check, self.crew) if shares else (partial(stop.check_all, self.crew.any), None)
         asked = Examinee(model, ours.tokenizer, ours.template, ours.stop_ids, self.batch_tokens, check, crew)
-        return examine(suite, asked, model=step_name(step), step=step, folder=folder).report
+        return suite.examine(asked, model=step_name(step), step=step, folder=folder).report
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,7 @@ class Named:
     stop_ids: frozenset[int] = frozenset()
 
 
-def ask(model: Named, suites: Sequence[Suite], *, batch_tokens: int, folder: Path | None) -> list[Examined]:
+def ask(model: Named, suites: Sequence[AnySuite], *, batch_tokens: int, folder: Path | None) -> list[Examined]:
     """Load a model and put suites to it. `folder`: where a folder of this model's name is written.
 
     MachineError where memory runs out.
@@ -145,7 +156,7 @@ def ask(model: Named, suites: Sequence[Suite], *, batch_tokens: int, folder: Pat
     made = []
     with _fitting(batch_tokens):
         for suite in suites:
-            made.append(examine(suite, asked, model=model.name, folder=place))
+            made.append(suite.examine(asked, model=model.name, step=None, folder=place))
             tell(made[-1].report)
     return made
 
@@ -164,25 +175,18 @@ def tell(report: SuiteReport) -> None:
             LOGGER.warning(f"suite {report.suite}, {report.model}: {report.counts[name]:,} {what}")
 
 
-def comparison(
-    suites: Sequence[Suite], one: Sequence[Examined], other: Sequence[Examined]
-) -> Iterator[SuiteComparison]:
+def comparison(one: Sequence[Examined], other: Sequence[Examined]) -> Iterator[SuiteComparison]:
     """The paired tests of two models that were asked the same questions."""
-    for suite, ours, theirs in zip(suites, one, other, strict=True):
+    for ours, theirs in zip(one, other, strict=True):
+        report = ours.report
+        how: dict[str, Any] = {"resamples": report.resamples, "confidence": report.confidence, "seed": SEED}
         yield SuiteComparison(
-            suite=suite.name,
-            one=ours.report.model,
+            suite=report.suite,
+            one=report.model,
             other=theirs.report.model,
             metrics={
-                name: compared(
-                    ours.items[name],
-                    theirs.items[name],
-                    made.total,
-                    resamples=suite.resamples,
-                    confidence=suite.confidence,
-                    seed=SEED,
-                )
-                for name, made in suite.metrics.items()
+                name: compared(ours.items[name], theirs.items[name], total, **how)
+                for name, total in ours.totals.items()
             },
         )
 

@@ -20,7 +20,6 @@ from fulltune.evaluation.generate import greedy, ways
 from fulltune.evaluation.metrics import metric
 from fulltune.evaluation.scoring import Scored, Scorer
 from fulltune.evaluation.speaking import Decoding, Speaker
-from fulltune.evaluation.suites import examine
 from fulltune.evaluation.texts import number_in
 from fulltune.examining import suites_of
 from fulltune.model.load import stop_ids
@@ -176,10 +175,10 @@ def test_suites_that_are_described_already_fit_their_data(shared: Path, stories:
     if name not in ("arc_easy", "lambada", "text", "sst2", "sms_spam"):
         asked["max_new_tokens"] = 4
     (suite,) = suites_of(load_suites([asked], "test"))
-    report = examine(suite, stories, model="stories", folder=None).report
+    report = suite.examine(stories, model="stories", step=None, folder=None).report
     assert report.questions == 5
     assert all(np.isfinite(score) for score in report.scores.values())
 
 
 def test_every_description_is_tried_here() -> None:
-    assert set(SUITES) == set(DATA)
+    assert set(SUITES) == {*DATA, "lm_eval"}

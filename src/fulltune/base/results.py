@@ -22,13 +22,15 @@ class SuiteReport:
     """Who was asked: a folder or a hub id; of a run `base` or `result`, or `step` while it trains."""
     step: int | None
     """After how many updates of a run; None for a model of no run."""
-    form: Literal["answer", "choice", "text"]
-    """What was asked: to say something, to prefer a text, how likely a text is."""
+    form: Literal["answer", "choice", "text", "task"]
+    """What was asked: to say something, to prefer a text, how likely a text is; or a task of lm-eval."""
     questions: int
     scores: dict[str, float]
     """By metric."""
     intervals: dict[str, tuple[float, float]]
-    """By metric: percentile bootstrap over questions, of `resamples` draws, covering `confidence`."""
+    """By metric: percentile bootstrap over questions, of `resamples` draws, covering `confidence`. A score of lm-eval
+    that is no mean has none.
+    """
     better: dict[str, Literal["higher", "lower"]]
     """By metric: which way is up."""
     confidence: float

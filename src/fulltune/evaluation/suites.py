@@ -18,7 +18,7 @@ from fulltune.base.log import LOGGER
 from fulltune.base.results import Confusion, SuiteReport
 from fulltune.evaluation.answers import Answer, Items, Likelihood, Metric, Reference
 from fulltune.evaluation.asking import Examinee, Spelling
-from fulltune.evaluation.intervals import bootstrap
+from fulltune.evaluation.intervals import Total, bootstrap
 from fulltune.evaluation.labels import F1, Confusions
 from fulltune.evaluation.likelihoods import preferred
 from fulltune.evaluation.questions import Question, Questions
@@ -28,7 +28,7 @@ from fulltune.evaluation.speaking import Decoding, Speaker
 
 _AT_ONCE = 256
 """Questions that are in memory together, among which batches of similar length are made."""
-_LONGEST = 8192
+LONGEST = 8192
 """Tokens of a piece of a long text where the model has no limit of its own."""
 _SPEAK_EVERY = 30.0
 """Seconds."""
@@ -75,6 +75,40 @@ class Suite:
         said = [how.tokens, how.stop_texts, how.temperature, how.seed]
         return fingerprint([sha256(asked.path), *put, *said])
 
+    def examine(self, asked: Examinee, *, model: str, step: int | None, folder: Path | None) -> "Examined":
+        """Put every question to the model. `folder`: where `NAME.json` (the record) and `NAME.jsonl` (answers) go.
+
+        Interrupted between two batches where a signal came; half a file of answers does not stay.
+        """
+        begun = time.monotonic()
+        way = asked.asks(self.through, answers=self.questions.kind == "answer")
+        answering = answerer(self, asked, way)
+        if asked.crew is not None:
+            answering = shared(answering, asked.crew)
+        columns: dict[str, list[Items]] = {name: [] for name in self.metrics}
+        counts: Counter[str] = Counter()
+        confusions = Confusions() if any(isinstance(metric, F1) for metric in self.metrics.values()) else None
+        with writing_lines(None if folder is None else folder / f"{self.name}.jsonl") as write:
+            for done, window in _windows(self):
+                answers = answering(window, range(done, done + len(window)), counts)
+                references = [question.reference for question in window]
+                made = {name: _rows(self, name, answers, references) for name in self.metrics}
+                for name, rows in made.items():
+                    columns[name].append(rows)
+                if confusions is not None:
+                    confusions.add(answers, references)
+                for number, (question, answer) in enumerate(zip(window, answers, strict=True)):
+                    write(_line(question, answer, {name: rows[number].tolist() for name, rows in made.items()}))
+        items = {name: np.concatenate(parts) for name, parts in columns.items()}
+        table = None if confusions is None else confusions.table()
+        facts: dict[str, Any] = {"model": model, "step": step, "asked": way, "seconds": time.monotonic() - begun}
+        report = _report(
+            self, items, counts, table, {**facts, "items": None if folder is None else f"{self.name}.jsonl"}
+        )
+        if folder is not None:
+            write_record(folder / f"{self.name}.json", report)
+        return Examined(report, items, {name: metric.total for name, metric in self.metrics.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -82,39 +116,8 @@ class Examined:
 
     report: SuiteReport
     items: Mapping[str, Items]
-
-
-def examine(suite: Suite, asked: Examinee, *, model: str, step: int | None = None, folder: Path | None) -> Examined:
-    """Put every question to the model. `folder`: where record and answers are written, `NAME.json` and `NAME.jsonl`.
-
-    Interrupted between two batches where a signal came; half a file of answers does not stay.
-    """
-    begun = time.monotonic()
-    way = asked.asks(suite.through, answers=suite.questions.kind == "answer")
-    answering = answerer(suite, asked, way)
-    if asked.crew is not None:
-        answering = shared(answering, asked.crew)
-    columns: dict[str, list[Items]] = {name: [] for name in suite.metrics}
-    counts: Counter[str] = Counter()
-    confusions = Confusions() if any(isinstance(metric, F1) for metric in suite.metrics.values()) else None
-    with _writing(None if folder is None else folder / f"{suite.name}.jsonl") as write:
-        for done, window in _windows(suite):
-            answers = answering(window, range(done, done + len(window)), counts)
-            references = [question.reference for question in window]
-            made = {name: _rows(suite, name, answers, references) for name in suite.metrics}
-            for name, rows in made.items():
-                columns[name].append(rows)
-            if confusions is not None:
-                confusions.add(answers, references)
-            for number, (question, answer) in enumerate(zip(window, answers, strict=True)):
-                write(_line(question, answer, {name: rows[number].tolist() for name, rows in made.items()}))
-    items = {name: np.concatenate(parts) for name, parts in columns.items()}
-    table = None if confusions is None else confusions.table()
-    facts: dict[str, Any] = {"model": model, "step": step, "asked": way, "seconds": time.monotonic() - begun}
-    report = _report(suite, items, counts, table, {**facts, "items": None if folder is None else f"{suite.name}.jsonl"})
-    if folder is not None:
-        write_record(folder / f"{suite.name}.json", report)
-    return Examined(report, items)
+    totals: Mapping[str, Total]
+    """What makes a score of such numbers."""
 
 
 def _report(
@@ -185,7 +188,7 @@ def answerer(suite: Suite, asked: Examinee, way: Way) -> Answering:
             prompt = spelling.prompt(question.turns, question.prompt, question.where) if question.turns else []
             for choice, text in enumerate(question.choices):
                 ids, start = spelling.followed(prompt, question.prompt, suite.separator, text)
-                parts, cut = pieces_of(ids, start, asked.context or _LONGEST)
+                parts, cut = pieces_of(ids, start, asked.context or LONGEST)
                 counts["cut"] += cut
                 pieces += parts
                 owners += [(number, choice)] * len(parts)
@@ -246,7 +249,7 @@ def _line(question: Question, answer: Answer, numbers: Mapping[str, Sequence[flo
 
 
 @contextmanager
-def _writing(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def writing_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Appends lines to a file that stands under its name when all are written; to nothing if there is no path."""
     if path is None:
         yield lambda _: None

@@ -75,6 +75,7 @@ SUITES: Table[Description] = Table(
             ],
             "max_new_tokens": 64,
         },
+        "lm_eval": {"kind": "lm_eval", "name": None},
     },
 )
 """Descriptions without their data, of which only the path is missing."""
@@ -115,14 +116,14 @@ class SuiteSection(Section):
     """Questions that a model is asked, and how its answers are scored."""
 
     data: FilePath
-    """The questions: a JSONL file, one a line."""
+    """The questions: a JSONL file, one a line; of kind `lm_eval` the task's YAML file."""
     use: str | None = None
     """A description that is there already: an entry of SUITES or package.module:name; fields beside it go first."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=80)] | None = None
     """What scores and files are called by; by default the suite file's stem, or that of `data`."""
-    kind: Literal["answer", "choice", "text"] = "answer"
+    kind: Literal["answer", "choice", "text", "lm_eval"] = "answer"
     """`answer`: the model says something; `choice`: the most likely of several texts is its answer; `text`: how likely
-    it finds one text.
+    it finds one text; `lm_eval`: a task of lm-evaluation-harness, which has prompts and metrics of its own.
     """
     prompt: str | None = None
     """A column, or a Jinja template over the columns, such as `"{{ question }}\\nAnswer:"`. A column of messages is
@@ -161,7 +162,11 @@ class SuiteSection(Section):
     @property
     def called(self) -> str:
         """The suite's name."""
-        return self.name or re.sub(r"[^\w-]+", "_", Path(self.data).name.removesuffix(".jsonl"))
+        return self.name or re.sub(r"[^\w-]+", "_", Path(self.data).name.removesuffix(".jsonl").removesuffix(".yaml"))
+
+    def _given(self) -> set[str]:
+        """Fields that are not as they are by default; a resolved recipe names all of them."""
+        return {name for name, field in type(self).model_fields.items() if vars(self)[name] != field.default}
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +175,10 @@ class SuiteSection(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.kind == "lm_eval":
+            if odd := sorted(self._given() - {"data", "use", "name", "kind", "limit", "resamples", "confidence"}):
+                raise ValueError(f"`{odd[0]}` is in the task itself; leave it out")
+            return self
         needed = {"answer": ("prompt",), "choice": ("prompt", "choices", "answer"), "text": ("answer",)}[self.kind]
         if lacking := [name for name in needed if vars(self)[name] is None]:
             raise ValueError(f"a suite of kind {self.kind} needs {' and '.join(f'`{name}`' for name in lacking)}")

@@ -20,7 +20,7 @@ from fulltune.evaluation.asking import Examinee, Spelling, batches
 from fulltune.evaluation.generate import greedy, padded, ways
 from fulltune.evaluation.scoring import Scored, Scorer
 from fulltune.evaluation.speaking import Decoding, Speaker
-from fulltune.evaluation.suites import Examined, Suite, examine, pieces_of
+from fulltune.evaluation.suites import Examined, Suite, pieces_of
 from fulltune.examining import suites_of
 from fulltune.recipe.ask import load_suites
 from fulltune.recipe.schema import ModelSection
@@ -37,13 +37,14 @@ def examinee(model: Any, *, tokens: int = 4096, tokenizer: Any = None, stops: Se
 
 def suite(path: Path, **fields: Any) -> Suite:
     (made,) = suites_of(load_suites([{"data": str(path), **fields}], "test"))
+    assert isinstance(made, Suite)
     return made
 
 
 def asked(
     made: Suite, model: Any, *, tokens: int = 4096, folder: Path | None = None, tokenizer: Any = None
 ) -> Examined:
-    return examine(made, examinee(model, tokens=tokens, tokenizer=tokenizer), model="tiny", folder=folder)
+    return made.examine(examinee(model, tokens=tokens, tokenizer=tokenizer), model="tiny", step=None, folder=folder)
 
 
 @pytest.fixture
