@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fulltune import quickstart
 from fulltune.assemble import template
 from fulltune.base import stop
 from fulltune.base.errors import DataError, DivergedError, Interrupted, RecipeError
@@ -22,9 +23,11 @@ from fulltune.evaluation.scoring import Scored, Scorer
 from fulltune.evaluation.speaking import Decoding, Speaker
 from fulltune.evaluation.suites import Examined, Suite, pieces_of
 from fulltune.examining import suites_of
+from fulltune.model.load import load_model, load_tokenizer, section_of, stop_ids
 from fulltune.recipe.ask import load_suites
 from fulltune.recipe.schema import ModelSection
 from tests import tiny
+from tests.conftest import ROOT
 
 PROMPTS = [[5, 6, 7], [9], [10, 11, 12, 13, 14, 15, 16], [17, 18], [20] * 11, [21, 22, 23], [40, 41]]
 NAMES = [str(number) for number in range(len(PROMPTS))]
@@ -353,6 +356,23 @@ def test_numbers_that_are_not_finite_end_it(questions: Path) -> None:
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(DivergedError, match="loss of suite q is not finite"):
         asked(suite(questions, kind="text", answer="answer"), model)
+
+
+def test_the_embedded_model_is_asked_as_the_quickstart_asks_it(tmp_path: Path) -> None:
+    """Through its chat template, in batches: the answers of one by one, and the share that is right to the letter."""
+    embedded = ROOT / "src/fulltune/embedded"
+    some = quickstart.questions(embedded / "heldout.jsonl")[:10]
+    path = tiny.jsonl(tmp_path / "q.jsonl", [{"prompt": one.prompt, "right": one.completion} for one in some])
+    section = section_of(embedded / "model")
+    model, tokenizer = load_model(section), load_tokenizer(section)
+    made = suite(path, prompt="prompt", answer="right", max_new_tokens=64)
+    asked = Examinee(model, tokenizer, template(section, tokenizer), frozenset(stop_ids(section)), 2048, stop.check)
+    report = made.examine(asked, model="embedded", step=None, folder=tmp_path / "out").report
+    kept = [json.loads(line)["answer"] for line in (tmp_path / "out/q.jsonl").read_text().splitlines()]
+    alone = quickstart.answers(embedded / "model", some)
+    assert kept == alone
+    assert report.asked == "chat"
+    assert report.scores["exact_match"] == quickstart.right(some, alone)
 
 
 # --- questions that are none ---
