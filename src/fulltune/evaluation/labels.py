@@ -68,24 +68,23 @@ def _counted(said: NDArray[np.float64], classes: NDArray[np.float64]) -> NDArray
 
 
 class Confusions:
-    """Counts which label was taken for which, over any number of questions."""
+    """Remembers the labels of questions, and says from the items of an F1 which was taken for which."""
 
     def __init__(self) -> None:
-        self._pairs: Counter[tuple[str, str]] = Counter()
-        self._labels: set[str] = set()
+        self._names: dict[float, str] = {}
 
-    def add(self, answers: Iterable[Answer], references: Iterable[Reference]) -> None:
-        """Count these questions too. What is said is kept only if it is a label, so this does not grow without end."""
-        for answer, reference in zip(answers, references, strict=True):
+    def see(self, references: Iterable[Reference]) -> None:
+        """Remember the labels of these questions; what is said is not kept, so this does not grow with them."""
+        for reference in references:
             label = required(reference.texts)[0].strip()
-            self._labels.add(label)
-            self._pairs[label, answer.text.strip()[:200]] += 1
+            self._names[number_of(label)] = label
 
-    def table(self) -> Confusion:
+    def table(self, items: Items) -> Confusion:
         """Rows are the right labels, columns what was said; the last column is what is no label."""
-        labels = sorted(self._labels)
-        place = {label: number for number, label in enumerate(labels)}
-        counts = [[0] * (len(labels) + 1) for _ in labels]
-        for (wanted, said), count in self._pairs.items():
-            counts[place[wanted]][place.get(said, len(labels))] += count
-        return Confusion(labels=(*labels, _OTHER), counts=tuple(map(tuple, counts)))
+        numbers = sorted(self._names, key=lambda number: self._names[number])
+        place = {number: at for at, number in enumerate(numbers)}
+        counts = [[0] * (len(numbers) + 1) for _ in numbers]
+        for (wanted, said), count in Counter(map(tuple, items[:, 1:].tolist())).items():
+            counts[place[wanted]][place.get(said, len(numbers))] += count
+        labels = (*(self._names[number] for number in numbers), _OTHER)
+        return Confusion(labels=labels, counts=tuple(map(tuple, counts)))

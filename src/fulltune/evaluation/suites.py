@@ -87,7 +87,8 @@ class Suite:
             answering = shared(answering, asked.crew)
         columns: dict[str, list[Items]] = {name: [] for name in self.metrics}
         counts: Counter[str] = Counter()
-        confusions = Confusions() if any(isinstance(metric, F1) for metric in self.metrics.values()) else None
+        classes = next((name for name, metric in self.metrics.items() if isinstance(metric, F1)), None)
+        confusions = Confusions()
         with writing_lines(None if folder is None else folder / f"{self.name}.jsonl") as write:
             for done, window in _windows(self):
                 answers = answering(window, range(done, done + len(window)), counts)
@@ -95,12 +96,12 @@ class Suite:
                 made = {name: _rows(self, name, answers, references) for name in self.metrics}
                 for name, rows in made.items():
                     columns[name].append(rows)
-                if confusions is not None:
-                    confusions.add(answers, references)
+                if classes is not None:
+                    confusions.see(references)
                 for number, (question, answer) in enumerate(zip(window, answers, strict=True)):
                     write(_line(question, answer, {name: rows[number].tolist() for name, rows in made.items()}))
         items = {name: np.concatenate(parts) for name, parts in columns.items()}
-        table = None if confusions is None else confusions.table()
+        table = None if classes is None else confusions.table(items[classes])
         facts: dict[str, Any] = {"model": model, "step": step, "asked": way, "seconds": time.monotonic() - begun}
         report = _report(
             self, items, counts, table, {**facts, "items": None if folder is None else f"{self.name}.jsonl"}
