@@ -158,6 +158,18 @@ def test_any_model_folder_and_any_suite(tmp_path: Path, llama: Path, questions: 
     assert "+0.0000" in same.stdout
 
 
+def test_models_that_were_asked_in_different_ways_are_said_to_be(tmp_path: Path, llama: Path, questions: Path) -> None:
+    """One has a chat template and the other none, so they did not get the same question."""
+    assert questions
+    tiny.folder(tmp_path / "bare", tokens=tiny.tokenizer(template=None))
+    (tmp_path / "said.yaml").write_text("data: questions.jsonl\nprompt: question\nanswer: answer\nmax_new_tokens: 3\n")
+    words = ["evaluate", "bare", "--suite", "said.yaml", "--against"]
+    done = command.run(*words, str(llama), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bare was asked as plain, model as chat" in done.stderr
+    assert "was asked as" not in command.run(*words, "bare", cwd=tmp_path).stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -179,6 +179,11 @@ def comparison(one: Sequence[Examined], other: Sequence[Examined]) -> Iterator[S
     """The paired tests of two models that were asked the same questions."""
     for ours, theirs in zip(one, other, strict=True):
         report = ours.report
+        if report.asked != theirs.report.asked:
+            LOGGER.warning(
+                f"suite {report.suite}: {report.model} was asked as {report.asked}, {theirs.report.model} as "
+                f"{theirs.report.asked}; through=plain or a chat template for both makes it the same question"
+            )
         how: dict[str, Any] = {"resamples": report.resamples, "confidence": report.confidence, "seed": SEED}
         yield SuiteComparison(
             suite=report.suite,

@@ -106,6 +106,7 @@ class Questions:
 def _turns(value: Any) -> tuple[Message, ...]:
     """A text as one question, or a conversation up to where the assistant is to speak."""
     if isinstance(value, str):
+        require(value.strip() != "", "empty", "the prompt is empty", "write a question, or leave the row out")
         return (Message("user", value),)
     require(isinstance(value, list) and value != [], "type", f"the prompt is {said(value)}", "a text or messages")
     turns = [message(turn, number) for number, turn in enumerate(value, 1)]

@@ -182,6 +182,8 @@ class SuiteSection(Section):
         needed = {"answer": ("prompt",), "choice": ("prompt", "choices", "answer"), "text": ("answer",)}[self.kind]
         if lacking := [name for name in needed if vars(self)[name] is None]:
             raise ValueError(f"a suite of kind {self.kind} needs {' and '.join(f'`{name}`' for name in lacking)}")
+        if self.through == "chat" and self.prompt is None:
+            raise ValueError("`through: chat` needs a `prompt`: a chat template renders questions")
         called = [metric.called for metric in self.metrics]
         if twice := sorted({name for name in called if called.count(name) > 1}):
             raise ValueError(f"two metrics are called {twice[0]}; give one a `name`")

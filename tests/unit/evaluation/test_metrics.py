@@ -260,6 +260,10 @@ def test_calibration_is_the_papers_formula() -> None:
     assert made.total(rows) == pytest.approx(wanted, abs=1e-12)
     assert rows[:, 0] == pytest.approx((confidence - right) ** 2)
     assert made.better == "lower"
+    two = metric("calibration", {"bins": 2}, "choice", where="x")
+    sure = likelihoods([[-1.0, -1.0], [math.log(0.6), math.log(0.4)]])
+    rows = np.asarray(two.items(sure, [Reference(("x",), 0), Reference(("x",), 1)]))
+    assert two.total(rows) == pytest.approx((0.5 + 0.6) / 2), "0.5 lies in the first bin, 0.6 in the second"
 
 
 def test_loss_and_perplexity_are_of_one_mean_over_all_tokens() -> None:
