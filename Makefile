@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -19,6 +20,9 @@ slow: setup  ## the slow tests alone
 faults: setup  ## fault injection at length: killed at every write, full disks, damage (docs/reliability.md)
 	$(PYTEST) -m faults tests/faults tests/distributed
 
+zero: $(ZERO)/.ready  ## DeepSpeed's engines, all of their tests, in an environment that has it
+	OMP_NUM_THREADS=1 $(ZERO)/bin/python -m pytest tests/distributed tests/unit/planning/test_deepspeed.py -k "zero or deepspeed"
+
 soak: setup  ## one run and 200 faults (ARGS: --seed 1 --write puts the result into docs/reliability.md)
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
@@ -27,6 +31,14 @@ setup: $(VENV)/.ready  ## the environment of constraints.txt
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# That of constraints.txt and DeepSpeed besides. Not the same one: where it is installed, transformers loads it at every
+# save through accelerate, which would cost each of some hundred processes of the tests five seconds.
+$(ZERO)/.ready: $(VENV)/.ready
+	$(PYTHON) -m venv $(ZERO)
+	echo 'import site; site.addsitedir("$(abspath $(VENV))/lib/'$$(ls $(VENV)/lib)'/site-packages")' > $(ZERO)/lib/$$(ls $(ZERO)/lib)/site-packages/shared.pth
+	$(ZERO)/bin/python -m pip install --quiet --constraint constraints.txt deepspeed
 	touch $@
 
 check: setup  ## format, lint, types, floors, spelling
@@ -42,6 +54,7 @@ fix: setup  ## what can be mended by a program
 
 docs: setup  ## the pages that are generated from the code
 	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_scale
 
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded
@@ -60,3 +73,9 @@ bench-precision: setup  ## every precision against float32 on a real run
 
 bench-sharing: setup  ## memory of each process of several, by engine
 	$(BIN)/python -m benchmarks.sharing $(ARGS)
+
+bench-starting: setup  ## memory that each process of several needs to start
+	$(BIN)/python -m benchmarks.starting $(ARGS)
+
+bench-forecast: setup  ## what was forecast of memory beside what was held
+	$(BIN)/python -m benchmarks.forecast $(ARGS)

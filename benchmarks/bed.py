@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fulltune.base.formats import PrecisionPlan
 from fulltune.base.records import Precision
 from fulltune.batch import Batch
-from fulltune.engine.contract import World
-from fulltune.engine.layout import Layout
+from fulltune.engine.contract import Engine, MakeOptimizer, World
 from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.model.facts import head, keeps_logits, undecayed
@@ -37,6 +37,14 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
     },
+    "1b": {
+        "vocab_size": 32000,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+    },
     "tiny": {
         "vocab_size": 256,
         "hidden_size": 32,
@@ -48,6 +56,8 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
 }
 """Of random Llamas with tied embeddings; the first is SmolLM-135M's."""
 _RATE = 1e-5
+
+MakeEngine = Callable[[Any, NextToken, MakeOptimizer, PrecisionPlan], Engine]
 
 
 class Bed:
@@ -61,9 +71,9 @@ class Bed:
         *,
         rows: int,
         tokens: int,
-        lay: Callable[[Any], Layout] | None = None,
+        among: MakeEngine | None = None,
     ) -> None:
-        """`lay`: how the model lies over several processes."""
+        """`among`: makes the engine of a model among several processes."""
         torch.manual_seed(0)
         self.model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
         self._device, self._batch = device, _batch(rows, tokens, SHAPES[shape]["vocab_size"])
@@ -75,16 +85,16 @@ class Bed:
             made.append(make("adamw", grouped, lr=_RATE, weight_decay=0.01, options={}))
             return made[0]
 
-        world = World(rank=0, size=1, device=device)
         plan = precision_plan(precision, OptimSection(), several=False)
-        layout = Single(world) if lay is None else lay(self.model)
-        self.engine = NativeEngine(self.model, objective, optimizer, layout, clip=1.0, precision=plan)
-        self.optimizer = made[0]
-
-    @property
-    def parameters(self) -> int:
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         """How many there are; a tied one counts once."""
-        return sum(p.numel() for p in self.model.parameters())
+        self.engine: Engine
+        if among is None:
+            layout = Single(World(rank=0, size=1, device=device))
+            self.engine = NativeEngine(self.model, objective, optimizer, layout, clip=1.0, precision=plan)
+        else:
+            self.engine = among(self.model, objective, optimizer, plan)
+        self.optimizer = made[0]
 
     def update(self) -> float:
         """Learn the batch once more; the seconds that it took."""

@@ -54,8 +54,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "granite": {"model_type": "granite", "num_key_value_heads": 2, "logits_scaling": 3.0},
     "phi": {"model_type": "phi", "num_key_value_heads": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
     "mamba": {"model_type": "mamba", "state_size": 8},
+    "mixtral": {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
-"""Tiny random models by name; `phi` has a head with a bias, `gemma2` caps its logits, `cohere` and `granite` scale."""
+"""Tiny random models by name; `phi` has a head with a bias, `gemma2` caps its logits, `cohere` and `granite` scale;
+of `mixtral` transformers has the experts of a layer in one tensor, and files have them one by one.
+"""
 
 _COMMON = {
     "hidden_size": 32,

@@ -7,20 +7,37 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fulltune.base.formats import PrecisionPlan
+from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting, joined
-from fulltune.engine.layout import Layout
+from fulltune.engine.native import NativeEngine
 from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
+from fulltune.engine.zero import ZeroEngine
 from fulltune.model.facts import blocks
+from fulltune.planning.deepspeed import configuration
+from fulltune.recipe.load import load_recipe
 
-LAYOUTS: Mapping[str, Callable[[Meeting, Any], Layout]] = {
+NATIVE: Mapping[str, Callable[[Meeting, Any], Any]] = {
     "ddp": lambda here, _: Replicated(here.world, here.crew),
     "fsdp2": lambda here, model: Sharded(here.world, here.crew, blocks(model)),
     "fsdp2, weights kept": lambda here, model: Sharded(here.world, here.crew, blocks(model), reshard=False),
 }
+ZERO = ("zero1", "zero2", "zero3")
+"""Those that take DeepSpeed."""
+
+
+def engine(name: str, here: Meeting, model: Any, objective: Any, optimizer: Any, plan: PrecisionPlan) -> Engine:
+    """An engine by name, of a model among the processes that met."""
+    if name in NATIVE:
+        return NativeEngine(model, objective, optimizer, NATIVE[name](here, model), clip=1.0, precision=plan)
+    recipe = load_recipe({"model": {"path": "/none"}, "data": {"train": "/none"}, "engine": {"name": name}})
+    width = model.config.hidden_size
+    return ZeroEngine(model, objective, optimizer, here, configuration(recipe, plan, width), precision=plan)
 
 
 def held() -> int:
@@ -32,13 +49,13 @@ def held() -> int:
     return int(found[1]) * 1024
 
 
-def main(engine: str, shape: str, folder: Path) -> None:
+def main(name: str, shape: str, folder: Path) -> None:
     """Write `rank-N.json` into the folder."""
     from benchmarks.bed import Bed
 
     with joined(600) as here:
         before = held()
-        bed = Bed(shape, "cpu", "float32", rows=1, tokens=16, lay=lambda model: LAYOUTS[engine](here, model))
+        bed = Bed(shape, "cpu", "float32", rows=1, tokens=16, among=partial(engine, name, here))
         bed.passes()  # gradients are there; the step below lets them go
         between = held() - before
         bed.step()

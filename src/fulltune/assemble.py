@@ -11,7 +11,7 @@ from torch import nn
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EngineName, EvalReport, Plan, Progress
+from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.base.results import SuiteReport
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
@@ -22,12 +22,12 @@ from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
-from fulltune.engines import embedding, engine_for
+from fulltune.engines import By, engine_for, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
 from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.model.load import base_folder
-from fulltune.model.probe import head_agrees, packing_isolates
+from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.schedules import SCHEDULES, factor
@@ -78,7 +78,7 @@ def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable
     mixed = mixture(data, facts.splits["train"])
 
     def count(train: TrainSection, examples: int) -> int:
-        feed = Feed(store, mixed.order(train.seed), _portion(train), end=examples)
+        feed = Feed(store, mixed.order(train.seed), portion(train), end=examples)
         if train.batch_tokens is None:
             return -(-examples // train.batch_examples)
         updates = position = 0
@@ -89,7 +89,8 @@ def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable
     return count
 
 
-def _portion(train: TrainSection) -> Portion:
+def portion(train: TrainSection) -> Portion:
+    """What one update takes from the data."""
     return Portion(None if train.batch_tokens is not None else train.batch_examples, train.batch_tokens)
 
 
@@ -111,7 +112,7 @@ class Site:
     journal: Journal
     meeting: Meeting
     belonging: Belonging
-    engine: EngineName
+    by: By
     examine: Callable[[Engine, int], Sequence[SuiteReport]]
     """Puts the recipe's suites to the model of an engine, after so many updates."""
 
@@ -130,10 +131,12 @@ class Training:
     """The loop's parts, from where the run stands."""
 
 
-def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site: Site) -> Training:
-    """From a recipe and what the earlier stages left, everything the loop calls."""
-    objective = objective_for(recipe.train, model)
-    engine = engine_for(recipe, plan, model, objective, site.meeting, site.engine)
+def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site) -> Training:
+    """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
+    # Asked before an engine takes the weights apart.
+    objective, hidden = objective_for(recipe.train, model, answers), width(model)
+    rates = _rates(recipe.optim, plan, model)
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by)
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
@@ -142,14 +145,12 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
     updating = Updating(
         feed=Feed(
-            data.stores["train"], ordered, _portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
+            data.stores["train"], ordered, portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
         ),
-        budget=Budget(
-            plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * embedding(model).shape[1]
-        ),
+        budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden),
         engine=engine,
         objective=objective,
-        rates=_rates(recipe.optim, plan, model),
+        rates=rates,
         seed=recipe.train.seed,
         on_nonfinite=recipe.train.on_nonfinite,
         max_skipped=recipe.train.max_skipped,
@@ -186,11 +187,9 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, data: Prepared, site:
     )
 
 
-def objective_for(section: TrainSection, model: nn.Module) -> Objective:
-    """The objective around the model; our own cut of its head is used only if a probe shows that it is exact."""
-    cut = head(model)
-    if cut is not None and not head_agrees(model, cut, embedding(model).shape[0]):
-        cut = None
+def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> Objective:
+    """The objective around the model; our own cut of its head is used only if a probe showed that it is exact."""
+    cut = head(model) if answers.cut else None
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
@@ -214,9 +213,9 @@ def measuring(
     return lambda update: measure(batches, engine, objective, step=update) if batches else None
 
 
-def require_layout(plan: Plan, model: nn.Module) -> None:
+def require_layout(plan: Plan, model: nn.Module, answers: Answers) -> None:
     """RecipeError if examples packed into one row would see each other in this model."""
-    if plan.layout == "packed" and not packing_isolates(model, embedding(model).shape[0]):
+    if plan.layout == "packed" and not answers.isolates:
         raise RecipeError(
             f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
             where="train.layout",

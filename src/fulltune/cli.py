@@ -139,14 +139,15 @@ def plan(
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: updates, warm-up, micro-batches, and what is held in which precision."""
+    """Say what a run would do: updates, warm-up, micro-batches, what is held in which precision, and its memory."""
     from fulltune import stages
     from fulltune.base.files import to_json
 
     made = stages.plan(recipe, out=out, fresh=fresh, **_given(overrides))
-    shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix", "dtypes")}
+    shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix", "dtypes", "memory")}
     sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
-    _print(made, {**shown, **made.dtypes.rows(), **sources}, as_json)
+    memory = {} if made.memory is None else made.memory.rows()
+    _print(made, {**shown, **made.dtypes.rows(), **sources, **memory}, as_json)
 
 
 @app.command()
@@ -206,10 +207,8 @@ def evaluate(
     if batch_tokens is not None:
         raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
     reports = stages.evaluate(recipe, out=out, model=model, **_given(overrides))
-    if as_json:
-        typer.echo(printing.as_json({name: to_json(report) for name, report in reports.items()}))
-    else:
-        typer.echo(printing.scores(reports))
+    values = {name: to_json(report) for name, report in reports.items()}
+    typer.echo(printing.as_json(values) if as_json else printing.scores(reports))
 
 
 @app.command()

@@ -18,22 +18,22 @@ from fulltune.assemble import (
     measuring,
     objective_for,
     require_layout,
-    template,
     training,
 )
 from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
-from fulltune.engine.launch import Meeting, alone, deterministic, machine
-from fulltune.engines import engine_for
-from fulltune.examining import Examining, Material, suites_of
+from fulltune.engine.launch import Meeting, alone, deterministic
+from fulltune.engines import By, engine_for
+from fulltune.examining import examining_of
 from fulltune.model.load import load_model, load_tokenizer, require_rows
+from fulltune.model.probe import ask
 from fulltune.outcome import Outcome, peak_bytes, versions
-from fulltune.planning.engine import choose_engine
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
 from fulltune.runs import RunFolder
+from fulltune.starting import Start, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal, Sink, read
@@ -47,7 +47,7 @@ _MOMENTS = 8
 """Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
 
 
-_SINGLE: EngineName = "single"
+_SINGLE = By("single")
 
 
 @contextmanager
@@ -67,18 +67,24 @@ def _fitting(plan: Plan) -> Iterator[None]:
 
 
 def conduct(
-    run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink], meeting: Meeting
+    run: RunFolder,
+    plan: Plan,
+    data: Prepared,
+    model: ModelFacts,
+    sinks: Sequence[Sink],
+    meeting: Meeting,
+    by: By,
 ) -> RunRecord:
     """The training stage, from prepared data and a plan to a verified model folder and the record.
 
-    All processes of the meeting run it, in step.
+    All processes of the meeting run it, in step, each by the same engine.
     """
     for folder in (run.path, run.path / "checkpoints"):
         meeting.crew.told(partial(sweep, folder))
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
     with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
-        work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting))
+        work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
             for state in train(work.built.loop(progress)):
@@ -118,7 +124,7 @@ def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> 
     with _fitting(plan):
         model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
-        objective = objective_for(recipe.train, model)
+        objective = objective_for(recipe.train, model, ask(model, packed=False))
         engine = engine_for(recipe, plan, model, objective, alone(), _SINGLE)
         splits = [split for split in data.stores if split != "train"]
         report = measuring(data, splits, plan, engine, objective)(0)
@@ -153,6 +159,7 @@ class Workplace:
     folder: Path
     journal: Journal
     meeting: Meeting | None = None
+    by: By = _SINGLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,37 +172,31 @@ class _Work:
     journal: Journal
     built: Training
     outcome: Outcome
+    begun: Start
     engine: EngineName
+    bytes: tuple[int, int]
+    """Of the weights, and of weights and moments: what the disk must have room for."""
 
     @classmethod
     def begin(cls, run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, place: Workplace) -> "_Work":
         """Load model and tokenizer, ask what could forbid the run, and build all that it needs."""
         section = run.recipe.model
         tokenizer = load_tokenizer(section)
-        meeting, name = place.meeting or alone(), _SINGLE
-        if place.meeting is not None:
-            chosen = choose_engine(run.recipe, meeting.crew.size, plan, model, machine())
-            LOGGER.info(f"engine: {chosen}")
-            name = chosen.name
-        loaded = load_model(section).to(meeting.world.device)
-        require_rows(loaded, tokenizer, section.path)
-        require_layout(plan, loaded)
+        meeting, name = place.meeting or alone(), place.by.name
+        replicas, packed = run.recipe.engine.replicas, plan.layout == "packed"
+        begun = start(section, meeting, name, replicas=replicas, packed=packed)
+        require_rows(begun.model, tokenizer, section.path)
+        require_layout(plan, begun.model, begun.answers)
+        weights = sum(parameter.nbytes for parameter in begun.model.parameters())
+        state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         # A rehearsal and an export are of no account: they ask nothing, which might take hours.
-        asked = suites_of(run.recipe.evaluate.suites) if place.meeting is not None else ()
-        material = Material(tokenizer, template(section, tokenizer), frozenset(data.facts.stop_ids))
-        examining = Examining(
-            suites=asked,
-            material=material,
-            batch_tokens=run.recipe.evaluate.batch_tokens or plan.micro_tokens,
-            crew=meeting.crew,
-            folder=run.evaluations,
-        )
-        site = Site(place.folder, place.journal, meeting, belonging, name, examining)
-        built = training(run.recipe, plan, loaded, data, site)
-        outcome = Outcome(run, data, model, loaded, tokenizer, built.engine, meeting.crew)
-        return cls(run, plan, data, place.journal, built, outcome, name)
+        examining = examining_of(run, plan, data, tokenizer, place.meeting)
+        site = Site(place.folder, place.journal, meeting, belonging, place.by, examining)
+        built = training(run.recipe, plan, begun.model, begun.answers, data, site)
+        outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
+        return cls(run, plan, data, place.journal, built, outcome, begun, name, (weights, state))
 
     def go_on(self) -> Progress | None:
         """Where the newest whole checkpoint stands, the journal cut back to it; None if there is nothing to keep."""
@@ -206,6 +207,7 @@ class _Work:
             self.journal.cut(0)
             return None
         progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        self.begun.forgo()
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
         self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})
@@ -236,6 +238,7 @@ class _Work:
             "data": self.data.facts.fingerprint,
             "updates": self.plan.updates,
         }
+        self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
         self.outcome.write_model(self._scratch, self.run.recipe.export)
@@ -260,8 +263,7 @@ class _Work:
     def _require_room(self) -> None:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
-        weights = sum(parameter.nbytes for parameter in self.built.model.parameters())
-        state = weights + _MOMENTS * sum(parameter.numel() for parameter in self.built.model.parameters())
+        weights, state = self.bytes
         require_room(self.run.path, kept * state + weights, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:

@@ -1,6 +1,7 @@
 """The one branch over engines in the package: a model on the engine that was chosen for it."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,30 +16,42 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
+from fulltune.engine.zero import ZeroEngine
 from fulltune.model.facts import blocks, checkpoint_blocks, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
 from fulltune.objectives import Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.optimizers import make
-from fulltune.recipe.schema import EngineSection, OptimSection, Recipe
+from fulltune.planning.deepspeed import configuration
+from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
 
 
-def engine_for(
-    recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, name: EngineName
-) -> Engine:
+@dataclass(frozen=True, slots=True)
+class By:
+    """The engine that was chosen for a run."""
+
+    name: EngineName
+    offload: bool = False
+    """Whether weights, gradients and moments wait on the host."""
+
+
+def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, by: By) -> Engine:
     """The model on its engine."""
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
-    layout = _layout(recipe.engine, plan, model, meeting, name)
+    if by.name in ZERO:
+        zero = configuration(recipe, plan.dtypes, width(model))
+        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
+    layout = _layout(recipe.engine, plan, model, meeting, by)
     return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
 
 
-def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, name: EngineName) -> Layout:
+def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:
     world, crew = meeting.world, meeting.crew
-    match name:
+    match by.name:
         case "single":
             return Single(world)
         case "ddp":
@@ -51,8 +64,10 @@ def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeti
                 reshard=section.reshard,
                 replicas=section.replicas,
                 compute=cast(torch.dtype, vars(torch)[plan.dtypes.compute]),
-                offload=section.offload,
+                offload=by.offload,
             )
+        case _:
+            raise AssertionError(f"{by.name} has no layout")
 
 
 def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
@@ -73,3 +88,8 @@ def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
 def embedding(model: nn.Module) -> Tensor:
     """The input embedding [rows, hidden]."""
     return cast(Tensor, cast(Any, model).get_input_embeddings().weight)
+
+
+def width(model: nn.Module) -> int:
+    """Numbers of a hidden state; to be asked before an engine has taken the weights apart."""
+    return embedding(model).shape[1]

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fulltune.assemble import template
+from fulltune.assemble import Prepared, template
 from fulltune.base import stop
 from fulltune.base.errors import Fault, MachineError, RecipeError
 from fulltune.base.log import LOGGER
+from fulltune.base.records import Plan
 from fulltune.base.results import SuiteComparison, SuiteReport
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
-from fulltune.engine.crew import Crew
-from fulltune.engine.launch import world
+from fulltune.engine.crew import Alone, Crew
+from fulltune.engine.launch import Meeting, world
 from fulltune.evaluation.answers import Metric
 from fulltune.evaluation.asking import Examinee
 from fulltune.evaluation.harness import Task
@@ -30,6 +31,7 @@ from fulltune.evaluation.suites import SEED, Examined, Suite
 from fulltune.model.load import load_model, load_tokenizer, require_rows, stop_ids
 from fulltune.recipe.schema import ModelSection
 from fulltune.recipe.suites import MetricUse, SuiteSection
+from fulltune.runs import RunFolder
 from fulltune.training.manifest import step_name
 
 AnySuite = Suite | Task
@@ -130,6 +132,18 @@ class Examining:
         check, crew = (stop.check, self.crew) if shares else (partial(stop.check_all, self.crew.any), None)
         asked = Examinee(model, ours.tokenizer, ours.template, ours.stop_ids, self.batch_tokens, check, crew)
         return suite.examine(asked, model=step_name(step), step=step, folder=folder).report
+
+
+def examining_of(run: RunFolder, plan: Plan, data: Prepared, tokenizer: Any, meeting: Meeting | None) -> Examining:
+    """What asks the suites of a run's recipe; without a meeting nothing is asked."""
+    section = run.recipe.evaluate
+    return Examining(
+        suites=() if meeting is None else suites_of(section.suites),
+        material=Material(tokenizer, template(run.recipe.model, tokenizer), frozenset(data.facts.stop_ids)),
+        batch_tokens=section.batch_tokens or plan.micro_tokens,
+        crew=Alone() if meeting is None else meeting.crew,
+        folder=run.evaluations,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from fulltune.base.errors import FulltuneError, Interrupted, RankError, RecipeEr
 from fulltune.base.log import LOGGER
 from fulltune.base.place import FOLLOWED, place
 from fulltune.engine.agent import run_agent
+from fulltune.engine.deepspeed import require_library
 from fulltune.engine.launch import Meeting, alone, joined
 from fulltune.recipe.load import Asked
-from fulltune.recipe.schema import EngineSection
+from fulltune.recipe.schema import ZERO, EngineSection
 from fulltune.runs import RunFolder, recipe_of
 from fulltune.training.journal import Sink, followed
 
@@ -24,10 +25,12 @@ _KINDS = {kind.exit_code: kind for kind in FulltuneError.__subclasses__()}
 def together(recipe: Asked, overrides: Mapping[str, Any]) -> Iterator[Meeting]:
     """The processes that a launcher started for a recipe; this one alone if none did."""
     section = recipe_of(recipe, overrides).engine
+    if section.name in ZERO:
+        require_library()
     if wanted(section):
         yield alone()
         return
-    with joined(section.timeout, grouped=section.name in ("ddp", "fsdp2")) as meeting:
+    with joined(section.timeout, grouped=section.name not in ("auto", "single")) as meeting:
         yield meeting
 
 

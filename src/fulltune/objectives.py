@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fulltune.base.memory import CHUNK_BYTES
 from fulltune.base.table import Table
 from fulltune.batch import Batch
 
 T = TypeVar("T")
-
-CHUNK_BYTES = 1 << 28
-"""Float32 logits that are held at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
 
 
 class Cut(Protocol):
@@ -28,8 +26,8 @@ class Cut(Protocol):
         """Token ids -> hidden states."""
 
     @property
-    def projection(self) -> nn.Module:
-        """The matrix from hidden states to the vocabulary."""
+    def vocab(self) -> int:
+        """How many logits there are of a token; the weight itself may lie elsewhere when it is asked."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, hidden] -> float32 [tokens, vocab]."""
@@ -103,8 +101,7 @@ class NextToken(Objective):
 
     @staticmethod
     def _in_chunks(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        vocab = cast(Tensor, cut.projection.weight).shape[0]
-        size = max(1, CHUNK_BYTES // (4 * vocab))
+        size = max(1, CHUNK_BYTES // (4 * cut.vocab))
         total = hidden.new_zeros((), dtype=torch.float32)
         # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
         for start in range(0, max(1, len(labels)), size):

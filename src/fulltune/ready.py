@@ -1,6 +1,7 @@
 """What a stage needs of the stages before it: read if it is there, made if it is not."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ from fulltune.model.load import (
 )
 from fulltune.objectives import OBJECTIVES
 from fulltune.optim.optimizers import OPTIMIZERS
+from fulltune.outlook import case_of, require_room, sized
+from fulltune.planning.engine import Case, Chosen
 from fulltune.planning.make import keep_choices, make_plan, require_names
 from fulltune.recipe.changes import DATA, covers, differences, require_accepted
 from fulltune.recipe.schema import ModelSection, Recipe
@@ -83,17 +86,43 @@ def kit_of(section: ModelSection) -> Kit:
     return Kit(tokenizer, template(section, tokenizer), tuple(sorted(stop_ids(section))))
 
 
-def planned(run: RunFolder, data: Prepared, model: ModelFacts, *, trains: bool = False) -> Plan:
-    """The plan of a run, made now if it is not or if a run that goes on (`trains`) was asked for something else."""
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the engine that was chosen for it; None where nobody trains by it now."""
+
+    plan: Plan
+    chosen: Chosen | None
+
+
+def planned(
+    run: RunFolder,
+    data: Prepared,
+    model: ModelFacts,
+    *,
+    trains: bool = False,
+    judged: Callable[[Case], Chosen] | None = require_room,
+) -> Planned:
+    """The plan of a run, made now if it is not or if a run that goes on (`trains`) was asked for something else.
+
+    `judged`: chooses the engine, or refuses with a MachineError, before anything is written; None where nobody is to
+    train.
+    """
     before = run.plan() if run.begun and run.plan_card.exists() else None
-    if before is not None and not run.changes:
-        return before  # a run that has begun keeps its numbers, also on another machine
+    if before is not None and not run.changes:  # a run that has begun keeps its numbers, also on another machine
+        return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
     made = make_plan(run.recipe, data.facts, model, machine(), count)
     if before is not None:
         made = keep_choices(made, before, run.changes)
+    elif judged is not None:
+        made = sized(run.recipe, made, data, model)
+    chosen = judged(case_of(run.recipe, made, data, model)) if judged else None
+    if chosen is not None:
+        made = replace(made, memory=chosen.forecast)
+    elif run.plan_card.exists():
+        made = _as_planned(made, run.plan())
     if run.begun and not trains:
-        return made  # the cards of a run say what it does, not what it was asked in passing
+        return Planned(made, chosen)  # the cards of a run say what it does, not what it was asked in passing
     if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated
         with locked(run.path):
             run.begin()
@@ -107,7 +136,14 @@ def planned(run: RunFolder, data: Prepared, model: ModelFacts, *, trains: bool =
         LOGGER.info(f"mix: {source}")
     for note in made.notes:
         LOGGER.info(f"note: {note}")
-    return made
+    return Planned(made, chosen)
+
+
+def _as_planned(made: Plan, before: Plan) -> Plan:
+    """With what was forecast when the run was planned, and the micro-batches that were chosen by it."""
+    return replace(
+        made, memory=before.memory, micro_tokens=before.micro_tokens, dtypes=before.dtypes, notes=before.notes
+    )
 
 
 def facts_of(section: ModelSection) -> ModelFacts:

@@ -19,6 +19,7 @@ from fulltune.base.stop import listening
 from fulltune.candidates import candidates
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
+from fulltune.engines import By
 from fulltune.examining import suites_of
 from fulltune.gathering import start, together, wanted
 from fulltune.inspection.page import require_place, write_page
@@ -29,6 +30,7 @@ from fulltune.model.load import (
     section_of,
     tokenizer_digest,
 )
+from fulltune.outlook import require_state
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.ask import load_suites
 from fulltune.recipe.load import Asked
@@ -127,7 +129,8 @@ def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: An
     """
     with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
         model = facts_of(run.recipe.model)
-        return planned(run, prepared(run), model)
+        require_state(run.recipe, model)
+        return planned(run, prepared(run), model).plan
 
 
 def train(
@@ -157,15 +160,19 @@ def train(
         processes = wanted(run.recipe.engine)
         with _working(run):
             if processes > 1:
+                model = facts_of(run.recipe.model)
+                require_state(run.recipe, model)
                 with locked(run.path):
-                    planned(run, prepared(run), facts_of(run.recipe.model), trains=True)
+                    planned(run, prepared(run), model, trains=True)
                 start(processes, run, accept, sinks)
                 return run.finished()
+            model = facts_of(run.recipe.model)
+            crew.told(lambda: require_state(run.recipe, model))
             with locked(run.path) if crew.rank == 0 else nullcontext():
-                model = facts_of(run.recipe.model)
-                needed = crew.told(lambda: _made_ready(run, model))
-                data = opened(run, run.data_facts(), needed)
-                return conduct(run, run.plan(), data, model, sinks, meeting)
+                ready = crew.told(lambda: _made_ready(run, model))
+                data = opened(run, run.data_facts(), ready["depends"])
+                by = By(ready["engine"], ready["offload"])
+                return conduct(run, run.plan(), data, model, sinks, meeting, by)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:
@@ -176,16 +183,18 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     >>> fulltune.dry_run("recipe.yaml")["seconds_per_update"]
     """
     section = recipe_of(recipe, overrides).engine
-    if wanted(section) or section.name in ("ddp", "fsdp2"):
+    if wanted(section) or section.name not in ("auto", "single"):
         raise RecipeError(
             "a dry run is of one process",
             where="engine",
             mend="engine.name=single; or leave --dry-run out: before its first update training tries all of it too",
         )
-    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run, locked(run.path):
+    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
         model = facts_of(run.recipe.model)
+        require_state(run.recipe, model)
+    with _working(run), locked(run.path):
         data = prepared(run)
-        return rehearse(run, planned(run, data, model), data, model)
+        return rehearse(run, planned(run, data, model).plan, data, model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:
@@ -209,7 +218,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
                     where=section.path,
                     mend="prepare a run of its own with model.path set to it, and evaluate that",
                 )
-        plan = planned(run, data, facts_of(run.recipe.model))
+        plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
         return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
 
@@ -272,10 +281,13 @@ def export(
 
 
 def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:
-    """Data and plan on disk; what the data depends on."""
+    """Data and plan on disk; what the data depends on, and the engine that all processes are to take."""
     data = prepared(run)
-    planned(run, data, model, trains=True)
-    return data.depends
+    chosen = planned(run, data, model, trains=True).chosen
+    assert chosen is not None
+    LOGGER.info(f"engine: {chosen}")
+    LOGGER.info(f"memory: {chosen.forecast}")
+    return {"depends": data.depends, "engine": chosen.name, "offload": chosen.forecast.offload}
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import environment, memory, prepare, saving
+from benchmarks import environment, forecast, memory, prepare, saving
 from benchmarks.bed import Bed
 from benchmarks.savers import savers
 from tests.conftest import ROOT
@@ -105,3 +107,34 @@ def test_all_save_the_same_state(tmp_path: Path) -> None:
         for saved in weights:
             assert saved.keys() == own.keys()
             assert all(torch.equal(saved[name], own[name]) for name in own)
+
+
+@pytest.mark.slow
+def test_the_forecast_beside_what_is_held(tmp_path: Path) -> None:
+    """In a process of its own: torch's agent leaves files open, which is an error here."""
+    words = [sys.executable, "-m", "benchmarks.forecast", "--tiny", "--results", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "- inside: 2 of 2" in done.stdout
+    measured = record(tmp_path, "forecast")["measured"]
+    assert isinstance(measured, list)
+    assert [(one["engine"], one["peak"] > 1 << 20) for one in measured] == [("single", True), ("fsdp2", True)]
+
+
+def test_peaks_of_an_earlier_run_are_held_against_a_new_forecast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["tiny, single, float32, padded, 2 x 16", "tiny, fsdp2, float32, padded, 2 x 16"]
+    before = tmp_path / "before.json"
+    for peaks, code, inside in (((50 << 20, 60 << 20), 0, "2 of 2"), ((50 << 20, 1 << 40), 1, "1 of 2")):
+        made = [{"row": row, "peak": peak} for row, peak in zip(rows, peaks, strict=True)]
+        before.write_text(json.dumps({"measured": made}))
+        assert forecast.main(["--tiny", "--again", str(before), "--results", str(tmp_path)]) == code
+        shown = capsys.readouterr().out
+        assert f"- inside: {inside}" in shown
+        assert "- peaks: those of before.json" in shown
+
+
+def test_every_case_of_the_forecast_is_another() -> None:
+    names = [str(row) for row in forecast.ROWS]
+    assert len(set(names)) == len(names) > 20

@@ -68,6 +68,7 @@ class Ground:
         lay: Layout | None = None,
         rank: int = 0,
         size: int = 1,
+        make_engine: Any = None,
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -79,13 +80,21 @@ class Ground:
         self.model = model
         self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits)
         self.spared = facts.undecayed(model)
+        formats = precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True)
+
+        def make_optimizer(named: Any) -> Any:
+            return make(optimizer, groups(named, self.spared), lr=lr, weight_decay=0.01, options={})
+
+        if make_engine is not None:
+            self.engine = make_engine(model, self.objective, make_optimizer, precision=formats)
+            return
         self.engine = NativeEngine(
             model,
             self.objective,
-            lambda named: make(optimizer, groups(named, self.spared), lr=lr, weight_decay=0.01, options={}),
+            make_optimizer,
             Single(CPU) if lay is None else lay,
             **{"clip": None, **engine},
-            precision=precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True),
+            precision=formats,
         )
 
     def batches(self, members: Sequence[int] | None = None) -> list[Batch]:

@@ -3,6 +3,7 @@
 `python -m tests.distributed.ranks FOLDER CASE...`, started by `together` in the environment of a launcher.
 """
 
+import importlib.util
 import json
 import os
 import socket
@@ -15,22 +16,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Crew
-from fulltune.engine.launch import joined
+from fulltune.engine.launch import Meeting, joined
 from fulltune.engine.layout import Layout
 from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
+from fulltune.engine.zero import ZeroEngine
 from fulltune.model import facts
+from fulltune.planning.deepspeed import configuration
+from fulltune.planning.precision import precision_plan
+from fulltune.recipe.load import load_recipe
 from fulltune.training.step import Outcome, step
 from tests import tiny
 from tests.conftest import ROOT
 from tests.contract.ground import Ground
 
 UPDATES = 20
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'",
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,12 @@ class Case:
     precision: str = "float32"
 
     def __str__(self) -> str:
-        return "-".join(map(str, (self.layout, self.kind, self.micro, self.precision)))
+        return ":".join(map(str, (self.layout, self.kind, self.micro, self.precision)))
 
     @classmethod
     def of(cls, text: str) -> "Case":
-        layout, *kind, micro, precision = text.split("-")
-        return cls(layout, "-".join(kind), int(micro), precision)
+        layout, kind, micro, precision = text.split(":")
+        return cls(layout, kind, int(micro), precision)
 
     def lay(self, model: Any, world: World, crew: Crew) -> Layout:
         shard = partial(Sharded, world, crew, facts.blocks(model))
@@ -62,19 +72,30 @@ class Case:
         }
         return made[self.layout]()  # type: ignore[no-any-return]
 
+    def zero(self, world: World, crew: Crew) -> Any:
+        """Makes an engine on DeepSpeed: `zero2` or `zero3offload`."""
+        stage = self.layout.removesuffix("offload")
+        engine = {"name": stage, "offload": stage != self.layout}
+        values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine}
+        recipe = load_recipe(values, {"train.precision": self.precision})
+        zero = configuration(recipe, precision_plan(self.precision, recipe.optim, several=True), 8)
+        return lambda *made, precision: ZeroEngine(*made, Meeting(world, crew), zero, precision=precision)
 
-def ground(folder: Path, case: Case, world: World, crew: Crew, *, pulls: Sequence[Any] = ()) -> Ground:
+
+def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
     model = tiny.model(case.kind)
+    zero = case.layout.startswith("zero")
     return Ground(
         folder,
         model,
         count=40,
         micro=case.micro,
-        lay=case.lay(model, world, crew),
+        lay=None if zero else case.lay(model, world, crew),
+        make_engine=case.zero(world, crew) if zero else None,
         clip=1.0,
         rank=world.rank,
         size=world.size,
-        pulls=pulls,
+        precision=case.precision,
     )
 
 

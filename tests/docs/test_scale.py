@@ -10,8 +10,28 @@ from typer.main import get_command
 
 from fulltune.cli import app
 from tests.conftest import ROOT
+from tools import make_scale
 
 SCALE = ROOT / "docs/scale"
+
+
+def test_the_table_is_what_the_formulas_say() -> None:
+    assert make_scale.TARGET.read_text() == make_scale.page(), "run: make docs"
+    for name, billions in (("Llama 3.1 8B", 8.03), ("Llama 3.1 70B", 70.55)):
+        assert round(make_scale.MODELS[name].parameters / 1e9, 2) == billions
+
+
+def test_what_is_exchanged_by_hand() -> None:
+    """Of N parameters among 8: 4 bytes twice; 2 bytes twice and 4 once; 2 and 4 once. In 7 of 8 parts each."""
+    model = make_scale.MODELS["Llama 3.1 8B"]
+    size = model.parameters * 7 / 8
+    ddp, sharded, kept = (make_scale.exchanged(way, model) for _, way in make_scale.ways(8))
+    assert ddp == (8 * size, 0)
+    assert sharded == (8 * size, 8 * size)
+    assert kept == (6 * size, 2 * size)
+    *_, (_, grid) = make_scale.ways(16)
+    among = 2 * 4 * model.parameters / 8 * 1 / 2
+    assert make_scale.exchanged(grid, model) == (8 * size + among, 8 * size + among)
 
 
 def trained(words: list[str]) -> list[str]:

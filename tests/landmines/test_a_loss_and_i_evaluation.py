@@ -112,6 +112,25 @@ def test_landmine_A9_micro_batches_and_updates_without_supervised_tokens(tmp_pat
         assert torch.equal(a, b)
 
 
+def test_landmine_A11_what_balances_experts_is_no_part_of_the_loss_and_routers_learn_alike(tmp_path: Path) -> None:
+    """Also where the config asks for it: a term of each forward pass would weigh more the more passes there are."""
+    found = []
+    for micro in (8, 2, 1):
+        model = tiny.model("mixtral", output_router_logits=True, router_aux_loss_coef=10.0)
+        ground = Ground(tmp_path / str(micro), model, count=8, micro=micro)
+        found.append(ground.gradients())
+    rows = ground.rows()
+    plain = tiny.model("mixtral")
+    logits = [plain(input_ids=ids[None], use_cache=False).logits[0] for ids, _ in rows]
+    labels = torch.cat([labels for _, labels in rows])
+    torch.nn.functional.cross_entropy(torch.cat(logits), labels, ignore_index=IGNORE).backward()
+    for name, parameter in plain.named_parameters():
+        for gradients in found:
+            assert (gradients[name] - parameter.grad).abs().max() < 1e-6, name
+    routers = [name for name in found[0] if name.endswith("gate.weight")]
+    assert len(routers) == 2 and all(found[0][name].abs().max() > 1e-4 for name in routers)
+
+
 @pytest.mark.parametrize("micro", [1, 4])
 def test_landmine_A12_the_logged_loss_is_the_optimised_loss(tmp_path: Path, micro: int) -> None:
     """Tested on tokens recomputed one example at a time."""

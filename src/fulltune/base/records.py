@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from fulltune.base.formats import PrecisionPlan
+from fulltune.base.memory import Forecast, Shape
 from fulltune.base.results import SuiteReport
 
 IGNORE = -100
@@ -12,7 +13,7 @@ IGNORE = -100
 
 Layout = Literal["padded", "packed"]
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed", "bf16-sr"]
-EngineName = Literal["single", "ddp", "fsdp2"]
+EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Unit = Literal["updates", "epochs", "minutes"]
 
 
@@ -96,6 +97,7 @@ class ModelFacts:
     tied_embeddings: bool
     dtype: str
     """Number format of the weights on disk."""
+    shape: Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class Machine:
     name: str
     devices: int
     bytes_per_device: int
+    """Of a GPU, or of the host: what a container may have, where that is less."""
     cores: int
     bf16: bool
     """Whether bf16 matrix products are faster than float32 ones here."""
@@ -149,6 +152,8 @@ class Plan:
     """What `precision` means for weights, gradients and moments, and what they cost."""
     mix: tuple[SourceMix, ...]
     """The sources of data.train, then those of data.replay."""
+    memory: Forecast | None = None
+    """What each process will hold; None in a plan that was made before there was a forecast."""
     notes: tuple[str, ...] = ()
 
 

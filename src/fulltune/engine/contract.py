@@ -20,6 +20,9 @@ T = TypeVar("T")
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Called by the engine once the parameters have their final form."""
 
+Read = Callable[[str, slice | None], Tensor]
+"""Rows of a named weight, or all of it, from wherever weights lie."""
+
 Visitor = Callable[[str, Tensor], None]
 Extra = Mapping[str, Tensor]
 """Named shards of pulls and averages, saved with the weights they belong to."""
@@ -125,6 +128,9 @@ class Engine(Protocol):
 
         With `weights_only` the optimizer is left as it is.
         """
+
+    def fill(self, read: Read) -> None:
+        """Take the weights to begin with: each process reads what it holds. For a model that came without memory."""
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole model on rank 0, one tensor at a time, under the names that the model has for them.

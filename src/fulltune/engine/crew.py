@@ -8,8 +8,9 @@ may take hours to prepare, a collective may not.
 import faulthandler
 import json
 import math
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch._C._distributed_c10d import Store
 
 from fulltune.base import errors, stop
 from fulltune.base.errors import Fault, FulltuneError, Interrupted, RankError
+from fulltune.base.place import place
 
 T = TypeVar("T")
 
@@ -59,6 +61,9 @@ class Crew(Protocol):
     def gathered(self, value: T) -> list[T]:
         """What each has to say, by rank; JSON values. All have to come within the patience of the first to ask."""
 
+    def in_turn(self, act: Callable[[], T]) -> T:
+        """`act` on each, on a machine one after the other, however long it takes; returns when all are done."""
+
     def told(self, act: Callable[[], T]) -> T:
         """What `act` gives on the first, which alone does it; JSON values. What it fails of fails on all."""
 
@@ -80,6 +85,9 @@ class Alone:
     def gathered(self, value: T) -> list[T]:
         return [value]
 
+    def in_turn(self, act: Callable[[], T]) -> T:
+        return act()
+
     def told(self, act: Callable[[], T]) -> T:
         return act()
 
@@ -91,7 +99,7 @@ class Several:
         """`timeout`: seconds from one sum to the next after which a process writes its stack to stderr, and ends."""
         self.rank, self.size = dist.get_rank(control), dist.get_world_size(control)
         self._control, self._store, self.patience = control, store, timeout
-        self._told = 0
+        self._told = self._turns = 0
 
     def _beat(self) -> None:
         """It lives. A timer in C, so that it also ends a process that hangs in C."""
@@ -124,6 +132,21 @@ class Several:
     def _reduced(self, host: Tensor, way: dist.ReduceOp.RedOpType) -> None:
         dist.all_reduce(host, way, group=self._control)
         self._beat()
+
+    def in_turn(self, act: Callable[[], T]) -> T:
+        self._turns += 1
+        self.rest()
+        key, here = f"fulltune/turn/{self._turns}", place()
+        machine = f"{key}/{socket.gethostname()}"
+        if here.local:
+            self._await([f"{machine}/{here.local - 1}"])
+        try:
+            value = act()
+        finally:  # who comes next does not wait for one that failed; it hears of it when they compute together
+            self._store.set(f"{machine}/{here.local}", "")
+            self._store.set(f"{key}/{self.rank}", "")
+        self._await([f"{key}/{rank}" for rank in range(self.size)])
+        return value
 
     def told(self, act: Callable[[], T]) -> T:
         self._told += 1
@@ -163,16 +186,20 @@ class Several:
         return value
 
     def _heard(self, key: str) -> dict[str, Any]:
-        """What the first process said, however long it takes. A wish to stop is its to agree to, but not for ever."""
+        """What the first process said, however long it takes."""
+        self._await([key])
+        answer: dict[str, Any] = json.loads(self._store.get(key))
+        return answer
+
+    def _await(self, keys: Sequence[str]) -> None:
+        """Until all of them were set. A wish to stop is for those to agree to who work meanwhile, but not for ever."""
         asked: float | None = None
-        while not self._store.check([key]):
+        while not self._store.check(list(keys)):
             if stop.asked() is not None:
                 asked = asked or time.monotonic()
                 if time.monotonic() - asked > _GRACE:
                     raise Interrupted("stopped while another process worked for all", mend="the same command goes on")
             time.sleep(_ASK_EVERY)
-        answer: dict[str, Any] = json.loads(self._store.get(key))
-        return answer
 
 
 def parted(fault: RuntimeError) -> bool:

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.place import Place, place
-from fulltune.base.processors import cores
+from fulltune.base.processors import cores, total_bytes
 from fulltune.base.records import Machine
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Alone, Crew, Several, lost, parted
@@ -158,7 +158,7 @@ def machine() -> Machine:
         kind="cpu",
         name=str(capabilities.get("cpu_name", "CPU")),
         devices=1,
-        bytes_per_device=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        bytes_per_device=total_bytes(),
         cores=cores(),
         bf16=bool(capabilities.get("amx_bf16")),
     )

@@ -25,7 +25,10 @@ class Layout(Protocol):
         """The processes of the run."""
 
     def lay(self, objective: nn.Module) -> nn.Module:
-        """Wrap it, or shard its parameters in place; what comes back is called in place of it. Once, at the start."""
+        """Bring it to the device and wrap it, or shard its parameters in place. Once, at the start.
+
+        What comes back is called in place of it.
+        """
 
     def exchanging(self, *, last: bool) -> AbstractContextManager[None]:
         """Around one micro-batch: gradients are exchanged in it if they have to be."""

@@ -16,7 +16,7 @@ from fulltune.base.errors import CheckpointError
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
-from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Update, Visitor
+from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Read, Update, Visitor
 from fulltune.engine.layout import Layout
 from fulltune.engine.pieces import Piece, Pieces, file_of
 from fulltune.engine.precision import LossScale, autocast
@@ -29,7 +29,8 @@ _LOSS_SCALE = "loss_scale"
 """Its key among a checkpoint's numbers; those of the optimizer have a slash."""
 
 _STEMS = ("weights", "optimizer", "extra")
-_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+"""What it takes to load a state, of whichever engine."""
 
 
 class NativeEngine:
@@ -48,7 +49,7 @@ class NativeEngine:
     ) -> None:
         """`objective` is the module around `model` that computes the loss; None for `clip` means no limit."""
         self.world, self._layout = layout.world, layout
-        self._objective = objective.to(layout.world.device).train()
+        self._objective = objective.train()
         self._model = model
         self._wrapped = layout.lay(self._objective)
         self._weights = weights_for(model, make_optimizer, precision)
@@ -154,7 +155,7 @@ class NativeEngine:
 
     @property
     def files(self) -> frozenset[str]:
-        return _FILES
+        return FILES
 
     def capture(self, extra: Extra) -> Capture:
         self._release()
@@ -229,11 +230,23 @@ class NativeEngine:
         if self._scale is not None:
             self._scale.restore(numbers.pop(_LOSS_SCALE))
 
+    def fill(self, read: Read) -> None:
+        self._release()
+        fill(self._model, self._layout, read)
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in unique_state(self._model).items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             if self.world.rank == 0:
                 yield name, whole.detach().cpu().contiguous()
+
+
+@torch.no_grad()
+def fill(model: nn.Module, layout: Layout, read: Read) -> None:
+    """Give a model that was laid out its weights, in each process those rows that are there."""
+    for name, value in unique_state(model).items():
+        here, piece = local(value), layout.piece(value)
+        here.copy_(read(name, None if piece is None else slice(piece.start, piece.start + here.shape[0])))
 
 
 def _parameter(key: str) -> str:

@@ -1,10 +1,11 @@
-"""Tensors of a checkpoint, whichever files hold which rows of them: what was saved by four ranks is read by one.
+"""Tensors of a checkpoint, whichever files hold which part of them: what was saved by four ranks is read by one.
 
-Each file says of its own tensors which rows they are, in the metadata of the safetensors header; a tensor of which it
+Each file says of its own tensors which part they are, in the metadata of the safetensors header; a tensor of which it
 says nothing is whole. So no file lists the others, and any engine reads what any other wrote.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,15 +19,42 @@ from torch import Tensor
 from fulltune.base.errors import CheckpointError
 
 KEY = "pieces"
-"""In the metadata of a file: JSON of names to `[first row, rows of the whole]`."""
+"""In the metadata of a file: JSON of names to `[first row, rows of the whole]`, or of what is cut anywhere to
+`[first number, numbers of the whole, shape of the whole]`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a tensor: they begin at `start`, of `total`."""
+    """Rows of a tensor: they begin at `start`, of `total`. With a `shape`: numbers of a tensor of it, as one line."""
 
     start: int
     total: int
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where some numbers of a tensor lie: from `first` on, counted along the whole, up to `last`."""
+
+    first: int
+    last: int
+    width: int
+    """Numbers of one row of what `source` slices: 1 if it is a line of them."""
+    source: Any
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The numbers from `start` to `stop`, as a line; rows are read whole, which is all that a file can slice."""
+        begin, end = start - self.first, stop - self.first
+        row = begin // self.width
+        rows = cast(Tensor, self.source[row : -(-end // self.width)])
+        return rows.reshape(-1)[begin - row * self.width : end - row * self.width]
+
+
+def part(total: int, shards: int, number: int) -> slice:
+    """Which of so many rows the shard of this number has: fully_shard cuts as torch.chunk does."""
+    each = -(-total // shards)
+    return slice(min(number * each, total), min((number + 1) * each, total))
 
 
 def file_of(stem: str, number: int) -> str:
@@ -36,28 +64,33 @@ def file_of(stem: str, number: int) -> str:
 
 def metadata(pieces: Mapping[str, Piece]) -> dict[str, str]:
     """What a file says of its tensors."""
-    return {KEY: json.dumps({name: [piece.start, piece.total] for name, piece in pieces.items()})} if pieces else {}
+    said = {name: [p.start, p.total, *([] if p.shape is None else [p.shape])] for name, p in pieces.items()}
+    return {KEY: json.dumps(said)} if said else {}
 
 
 class Pieces:
-    """All files of one stem in a folder, opened; rows are read when they are asked for."""
+    """All files of one stem in a folder, opened; numbers are read when they are asked for."""
 
     def __init__(self, folder: Path, stem: str) -> None:
         self._folder = folder
-        self._places: dict[str, list[tuple[int, Any]]] = defaultdict(list)
-        """By name: first row, and what reads from there."""
+        self._places: dict[str, list[_Place]] = defaultdict(list)
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob(f"{stem}.safetensors")) + sorted(folder.glob(f"{stem}-*.safetensors")):
             file: Any = safe_open(path, "pt")
             said = json.loads((file.metadata() or {}).get(KEY, "{}"))
             for name in file.keys():  # noqa: SIM118 - it is no mapping
-                rows = file.get_slice(name)
-                shape = tuple(rows.get_shape())
-                start, total = said.get(name, (0, shape[0] if shape else 1))
-                self._places[name].append((start, rows))
-                self._shapes[name] = (total, *shape[1:]) if shape else ()
+                self._add(name, file.get_slice(name), said.get(name))
         for places in self._places.values():
-            places.sort(key=lambda place: place[0])
+            places.sort(key=lambda place: place.first)
+
+    def _add(self, name: str, source: Any, said: list[Any] | None) -> None:
+        here = tuple(source.get_shape())
+        if said is None:
+            said = [0, here[0] if here else 1]
+        start, total, *shape = said
+        self._shapes[name] = tuple(shape[0]) if shape else (total, *here[1:]) if here else ()
+        width = math.prod(here[1:])
+        self._places[name].append(_Place(start * width, start * width + math.prod(here), width, source))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -66,24 +99,32 @@ class Pieces:
         """Of the whole tensor."""
         return self._shapes[name]
 
-    def read(self, name: str, piece: Piece | None = None, rows: int = 0) -> Tensor:
-        """The whole tensor, or so many rows of it from where the piece begins; CheckpointError if some are missing."""
-        if not self._shapes[name]:
-            return cast(Tensor, self._places[name][0][1][...])
-        start, stop = (0, self._shapes[name][0]) if piece is None else (piece.start, piece.start + rows)
-        found = []
-        at = start
-        for first, source in self._places[name]:
-            last = first + source.get_shape()[0]
-            if first <= at < last and at < stop:
-                found.append(source[at - first : min(stop, last) - first])
-                at = min(stop, last)
+    def read(self, name: str, piece: Piece | None = None, count: int = 0) -> Tensor:
+        """The whole tensor, or so many rows (numbers, of a piece with a shape) from where the piece begins.
+
+        CheckpointError if some of them are in no file.
+        """
+        shape = self._shapes[name]
+        if not shape:
+            return cast(Tensor, self._places[name][0].source[...])
+        if piece is not None and piece.shape is not None:
+            return self._line(name, piece.start, piece.start + count)
+        start, rows = (0, shape[0]) if piece is None else (piece.start, count)
+        width = math.prod(shape[1:])
+        return self._line(name, start * width, (start + rows) * width).reshape(rows, *shape[1:])
+
+    def _line(self, name: str, start: int, stop: int) -> Tensor:
+        found, at = [], start
+        for place in self._places[name]:
+            if place.first <= at < min(place.last, stop):
+                found.append(place.read(at, min(stop, place.last)))
+                at = min(stop, place.last)
         if at < stop:
             raise CheckpointError(
-                f"rows {at} to {stop} of {name} are in none of its files",
+                f"numbers {at} to {stop} of {name} are in none of its files",
                 where=str(self._folder),
                 mend="copy all files of the checkpoint, those of every rank",
             )
         if len(found) == 1:
-            return cast(Tensor, found[0])
-        return torch.cat(found) if found else cast(Tensor, self._places[name][0][1][0:0])
+            return found[0]
+        return torch.cat(found) if found else cast(Tensor, self._places[name][0].source[0:0]).reshape(-1)

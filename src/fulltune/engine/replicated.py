@@ -32,7 +32,7 @@ class Replicated:
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.13
         quiet: dict[str, Any] = {buffers: False}
         self._wrapped = DistributedDataParallel(
-            objective,
+            objective.to(self.world.device),
             **quiet,
             gradient_as_bucket_view=True,
             find_unused_parameters=self._some_unused,

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Crew
-from fulltune.engine.pieces import Piece
+from fulltune.engine.pieces import Piece, part
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 class Sharded:
     """torch's `fully_shard` on each block, then on the rest with the objective around it (arXiv 2304.11277).
 
+    A model without memory (on the meta device) gets some for what this process holds of it, with nothing in it yet.
     Embedding and head lie in the outermost group, tied or not. With `replicas` the processes form a grid: a model is
     sharded over one row of it, and rows are replicas (hybrid sharding).
     """
@@ -56,6 +57,9 @@ class Sharded:
 
     def lay(self, objective: nn.Module) -> nn.Module:
         kind = self.world.device.split(":")[0]
+        memoryless = any(parameter.is_meta for parameter in objective.parameters())
+        if not memoryless:
+            objective.to(self.world.device)
         shards = self.crew.size // self._replicas
         grid = (self._replicas, shards) if self._replicas > 1 else (shards,)
         names = ("replicate", "shard")[-len(grid) :]
@@ -68,6 +72,8 @@ class Sharded:
         for block in self._blocks:
             fully_shard(block, **how)
         fully_shard(objective, **how)
+        if memoryless:
+            _take_memory(objective, "cpu" if self._offload else self.world.device, self.world.device)
         register_fsdp_forward_method(objective, "through")
         self._objective = objective
         return objective
@@ -97,8 +103,7 @@ class Sharded:
         mesh = weight.device_mesh
         shards, number = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
         total = weight.shape[0]
-        start = min(number * -(-total // shards), total)  # fully_shard cuts as torch.chunk does
-        return Piece(start, total)
+        return Piece(part(total, shards, number).start, total)
 
     @property
     def writers(self) -> int:
@@ -107,3 +112,18 @@ class Sharded:
     def inside(self, act: Callable[[nn.Module], T]) -> T:
         result: T = cast(Any, self._objective).through(act)
         return result
+
+
+def _take_memory(objective: nn.Module, place: str, device: str) -> None:
+    """Memory for the shards at `place`; buffers, which have theirs, go to the device.
+
+    A parameter that is sharded gets its memory in place (torch swaps it), so that tied ones stay one.
+    """
+    buffers = [
+        (module, name, value.to(device))
+        for module in objective.modules()
+        for name, value in module.named_buffers(recurse=False)
+    ]
+    objective.to_empty(device=place)  # of everything, buffers too
+    for module, name, value in buffers:
+        module._buffers[name] = value

@@ -23,7 +23,7 @@ class Single:
         self._objective: nn.Module | None = None
 
     def lay(self, objective: nn.Module) -> nn.Module:
-        self._objective = objective
+        self._objective = objective.to(self.world.device)
         return objective
 
     def exchanging(self, *, last: bool) -> AbstractContextManager[None]:

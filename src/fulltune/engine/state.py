@@ -1,6 +1,6 @@
 """An optimizer's state as named tensors and plain numbers, and back. No pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from fulltune.base.errors import CheckpointError
 
 SEPARATOR = "/"
-_GROUP = "group:"
+GROUP = "group:"
+"""Before a group's number, where a key is of no weight."""
 
 
 def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -25,15 +26,31 @@ def flatten(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[di
                 tensors[key] = value.detach()
             else:
                 numbers[key] = value
-    # Some optimizers (schedule-free ones, Prodigy) count in their groups; what the recipe sets stands there too.
-    for index, group in enumerate(optimizer.param_groups):
+    counted, plain = group_numbers(optimizer.param_groups)
+    return tensors | counted, numbers | plain
+
+
+def group_numbers(groups: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What stands in an optimizer's groups themselves.
+
+    Some optimizers (schedule-free ones, Prodigy) count in their groups; what the recipe sets stands there too.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, group in enumerate(groups):
         for key in sorted(group.keys() - {"params"}):
-            value, place = group[key], f"{_GROUP}{index}{SEPARATOR}{key}"
+            value, place = group[key], f"{GROUP}{index}{SEPARATOR}{key}"
             if isinstance(value, Tensor):
                 tensors[place] = value.detach()
             else:
                 numbers[place] = value
     return tensors, numbers
+
+
+def restore_group(groups: Sequence[dict[str, Any]], name: str, entry: str, value: Any) -> None:
+    """Put one of them back; `name` is the group's."""
+    group = groups[int(name.removeprefix(GROUP))]
+    group[entry] = tuple(value) if isinstance(group.get(entry), tuple) else value  # JSON has lists only
 
 
 def restore(
@@ -47,9 +64,8 @@ def restore(
     optimizer.state.clear()
     for key, value in [*tensors.items(), *numbers.items()]:
         name, _, entry = key.rpartition(SEPARATOR)
-        if name.startswith(_GROUP):
-            group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
-            group[entry] = tuple(value) if isinstance(group.get(entry), tuple) else value  # JSON has lists only
+        if name.startswith(GROUP):
+            restore_group(optimizer.param_groups, name, entry, value)
             continue
         if name not in parameters:
             raise CheckpointError(

@@ -99,7 +99,7 @@ def ways(model: nn.Module) -> Ways:
     limit = context(cast(Any, model).config.get_text_config())
     if limit is not None and limit < _LONG + _STEPS:
         return Ways(cache=False, together="alone")
-    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    rows = cast(Any, model).config.get_text_config().vocab_size  # a sharded embedding may have none here
     draws = torch.Generator().manual_seed(6)
     short, other, long = (torch.randint(rows, (size,), generator=draws).tolist() for size in (_SHORT, _SHORT, _LONG))
     noise = _CLOSE if next(model.parameters()).dtype == torch.float32 else _CLOSE_IN_HALF

@@ -7,11 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fulltune.base.memory import CHUNK_BYTES
 from fulltune.evaluation.asking import Examinee, batches
 from fulltune.evaluation.generate import evaluated
 from fulltune.model.facts import Head, arithmetic, head
 from fulltune.model.probe import head_agrees
-from fulltune.objectives import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Scorer:
 
     def __init__(self, asked: Examinee) -> None:
         self._asked = asked
-        rows = cast(Any, asked.model).get_input_embeddings().weight.shape[0]
+        rows = cast(Any, asked.model).config.get_text_config().vocab_size  # a sharded embedding may have none here
         cut = head(asked.model)
         self._cut: Head | None = cut if cut is not None and head_agrees(asked.model, cut, rows) else None
 
@@ -88,8 +88,7 @@ class Scorer:
                 return _judged(logits.flatten(0, 1).index_select(0, places).float(), targets)
             hidden = self._cut.backbone(input_ids=ids, use_cache=False)[0].flatten(0, 1)
             hidden = hidden.index_select(0, places)
-            rows = cast(Tensor, self._cut.projection.weight).shape[0]
-            size = max(1, CHUNK_BYTES // (4 * rows))
+            size = max(1, CHUNK_BYTES // (4 * self._cut.vocab))
             parts = [
                 _judged(self._cut.logits(hidden[at : at + size]), targets[at : at + size])
                 for at in range(0, len(places), size)

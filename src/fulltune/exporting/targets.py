@@ -1,7 +1,9 @@
 """Weights -> a Hugging Face folder: the base's own files, changed only where they must be."""
 
+import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +61,8 @@ def write(model: nn.Module, state: Mapping[str, torch.Tensor], target: Target, f
     stop.check()
     foreign.generation_config = GenerationConfig()  # a base may bring one that save_pretrained refuses to write
     try:
-        foreign.save_pretrained(folder, state_dict=dict(state))
+        with contextlib.redirect_stdout(sys.stderr):  # it loads DeepSpeed where that is installed, which says so there
+            foreign.save_pretrained(folder, state_dict=dict(state))
     finally:
         foreign.generation_config = own
     stop.check()

@@ -48,11 +48,13 @@ def verify(folder: Path, written: Written, target: Target, ids: Tensor, tokenize
     dtype = cast(torch.dtype, vars(torch)[target.dtype])
     model, code, device = written.model, written.code, written.device
     attention = cast(Any, model).config._attn_implementation
-    reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, **code
-    ).to(device)
+    how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **code}
+    reloaded, info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **how
+    )
+    reloaded = reloaded.to(device)
     stop.check()
-    _verify_weights(folder, written.state, reloaded)
+    _verify_weights(folder, written.state, reloaded, info)
     stop.check()
     ids = ids.to(device)
     training = model.training
@@ -72,13 +74,15 @@ def verify(folder: Path, written: Written, target: Target, ids: Tensor, tokenize
     return difference
 
 
-def _verify_weights(folder: Path, state: Mapping[str, Tensor], reloaded: nn.Module) -> None:
+def _verify_weights(folder: Path, state: Mapping[str, Tensor], reloaded: nn.Module, info: Mapping[str, Any]) -> None:
+    """`info`: what transformers did not find, and made anew, which might by chance come out the same."""
     found = {name: value.cpu() for name, value in reloaded.named_parameters()}
     named = found.keys() | {name for name, _ in reloaded.named_buffers()}
     differing = sorted(found.keys() - state.keys()) + sorted(state.keys() - named)
+    differing += sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     differing += [name for name in found if name in state and not torch.equal(state[name], found[name])]
     if differing:
-        raise _refused(f"{len(differing)} of its weights differ, such as {differing[0]}", folder)
+        raise _refused(f"{len(set(differing))} of its weights differ, such as {differing[0]}", folder)
 
 
 def _verify_tokens(folder: Path, target: Target, ids: Tensor, tokenizer: Any, code: Mapping[str, Any]) -> None:

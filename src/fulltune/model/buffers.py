@@ -1,4 +1,4 @@
-"""Buffers that no file holds: whether loading a model with code of its own left what that code had put into them."""
+"""Buffers that no file holds, as a model's code makes them, and whether loading the model left them so."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -19,7 +19,7 @@ def require_buffers(model: nn.Module, config: Any, where: str) -> None:
     held before, unless the model's `_init_weights` knows of it. transformers' own models do, foreign code often does
     not. Mending it here would not help whoever loads the result.
     """
-    made = dict(_unsaved(_without_parameters(config)))
+    made = dict(_unsaved(outline(config, trust_remote_code=True)))
     lost = [name for name, value in _unsaved(model) if not _equal(value, made.get(name))]
     if lost:
         raise DataError(
@@ -29,8 +29,11 @@ def require_buffers(model: nn.Module, config: Any, where: str) -> None:
         )
 
 
-def _without_parameters(config: Any) -> nn.Module:
-    """The model as its code builds it, buffers in memory and parameters without."""
+def outline(config: Any, **how: Any) -> nn.Module:
+    """The model as its code builds it, buffers in memory and float32 parameters without.
+
+    `how`: what transformers is told besides.
+    """
 
     def on_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:
@@ -39,7 +42,7 @@ def _without_parameters(config: Any) -> nn.Module:
 
     hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # it may return one
     try:
-        return cast(nn.Module, AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=True))
+        return cast(nn.Module, AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how))
     finally:
         hook.remove()
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.memory import Shape
 from fulltune.base.records import ModelFacts
 
 _STATE_SPACE = ("A_log", "dt_bias")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
 def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
@@ -29,21 +31,63 @@ def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
         context=context(text),
         tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         dtype=dtype or str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
+        shape=shape(model, text),
     )
 
 
 def context(config: Any) -> int | None:
     """Longest sequence that the model's positions were made for; None if it has no such limit."""
-    for name in _CONTEXT:
-        if isinstance(value := getattr(config, name, None), int) and value > 0:
-            return value
-    return None
+    return _number(config, _CONTEXT) or None
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated layers, bottom first: the longest list of modules."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])
+
+
+def shape(model: nn.Module, config: Any) -> Shape:
+    """Counted on the modules, so that any architecture has one; works on the meta device."""
+    repeated, hidden = blocks(model), cast(Any, model).get_input_embeddings().weight.shape[1]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in repeated]
+    chosen = _chosen_experts(config)
+    sides = [[side for p in block.parameters() for side in _inner_sides(p, hidden, chosen)] for block in repeated]
+    heads = _number(config, _HEADS)
+    groups = _number(config, ("num_key_value_heads",)) or heads
+    head_size = _number(config, ("head_dim",)) or hidden // max(1, heads)
+    return Shape(
+        block=max(sizes, default=0),
+        outside=sum(p.numel() for p in model.parameters()) - sum(sizes),
+        tensor=max((p.numel() for p in model.parameters()), default=0),
+        inner=sum(map(sum, sides)),
+        inner_block=max(map(sum, sides), default=0),
+        widest=max((side for each in sides for side in each), default=0),
+        heads=heads,
+        repeated=2 * max(0, heads - groups) * head_size,
+        cut=head(model) is not None,
+    )
+
+
+def _inner_sides(weight: Tensor, hidden: int, chosen: int) -> list[int]:
+    """Of a matrix, the side that is no hidden state, or both; of the matrices of experts those that a token sees."""
+    times, sides = (1, list(weight.shape)) if weight.ndim == 2 else (chosen, list(weight.shape[1:]))
+    if len(sides) != 2 or min(sides) < 2:
+        return []
+    if hidden in sides:
+        sides.remove(hidden)
+    return sides * times
+
+
+def _chosen_experts(config: Any) -> int:
+    return _number(config, ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k")) or 1
+
+
+def _number(config: Any, names: tuple[str, ...]) -> int:
+    """The first of these that a config has as a number; 0 if it has none."""
+    for name in names:
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +100,7 @@ class Head:
 
     backbone: nn.Module
     projection: nn.Module
+    vocab: int
     scale: float
     softcap: float | None
 
@@ -74,7 +119,9 @@ def head(model: nn.Module) -> Head | None:
     config = foreign.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-    return Head(backbone, projection, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(
+        backbone, projection, projection.weight.shape[0], scale, getattr(config, "final_logit_softcapping", None)
+    )
 
 
 def arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> AbstractContextManager[Any]:
@@ -152,3 +199,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
     # transformers 5.23 renamed it and warns of the old name; 5.17 knows only that.
     enable = getattr(foreign, "activation_checkpointing_enable", None) or foreign.gradient_checkpointing_enable
     enable()
+
+
+def may_lack(model: nn.Module) -> bool:
+    """Whether some weights may be missing in its files, for its own code makes them."""
+    return bool(getattr(model, "_keys_to_ignore_on_load_missing", None))

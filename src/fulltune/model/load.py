@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import struct
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,21 +17,11 @@ from transformers.utils.hub import cached_file
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.files import fingerprint
 from fulltune.model import trust
-from fulltune.model.buffers import require_buffers
+from fulltune.model.buffers import outline, require_buffers
+from fulltune.model.files import header, require_json, require_whole
 from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_JSON_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
-"""Each is a JSON object, if it is there. So is `tokenizer.json`, but that takes a second to read."""
-_LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header; its own readers allow no more."""
-_AGAIN = "copy or download it again"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "tokenizer_config.json")
 
 
@@ -64,7 +54,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(section.path, **trust.options(section))
     except Exception as fault:  # foreign code on foreign files: the tokenizers library raises plain Exceptions
-        raise _unusable("tokenizer", section, fault) from fault
+        raise unusable("tokenizer", section, fault) from fault
     if not tokenizer.is_fast:
         raise DataError(
             f"{type(tokenizer).__name__} does not report offsets",
@@ -76,14 +66,7 @@ def load_tokenizer(section: ModelSection) -> Any:
 
 def load_model(section: ModelSection) -> nn.Module:
     """The model with float32 weights, whatever its file holds, all of them read from it and finite; in eval mode."""
-    _hush()
-    if load_config(section).to_dict().get("quantization_config"):
-        raise DataError(
-            "the weights are quantised, and rounded weights cannot be trained",
-            where=section.path,
-            mend="start from the model that it was made from",
-        )
-    attention = {} if section.attention == "auto" else {"attn_implementation": section.attention}
+    config = _trainable(section)
     try:
         # Without dtype the file's own is kept; AdamW on bf16 weights leaves 85% of them unchanged at a rate of 1e-5.
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -91,16 +74,45 @@ def load_model(section: ModelSection) -> nn.Module:
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **attention,
+            **_attention(section),
             **trust.options(section),
             **trust.weights(section),
         )
     except Exception as fault:  # foreign code on foreign files
-        raise _unusable("model", section, fault) from fault
+        raise unusable("model", section, fault) from fault
     _check_weights(model, info, section.path)
     if section.trust_remote_code:
-        require_buffers(model, load_config(section), section.path)
+        require_buffers(model, config, section.path)
     return cast(nn.Module, model)
+
+
+def outline_model(section: ModelSection) -> nn.Module:
+    """As `load_model` gives it but for its parameters, which have no memory (the meta device); buffers are made.
+
+    Not for models with code of their own: whether loading them gives the same buffers is known when they are loaded.
+    """
+    config = _trainable(section)
+    try:
+        return outline(config, **_attention(section), **trust.for_config(section, config)).eval()
+    except Exception as fault:  # foreign code on a foreign config
+        raise unusable("model", section, fault) from fault
+
+
+def _trainable(section: ModelSection) -> Any:
+    """The model's config; DataError if its weights are rounded."""
+    _hush()
+    config = load_config(section)
+    if config.to_dict().get("quantization_config"):
+        raise DataError(
+            "the weights are quantised, and rounded weights cannot be trained",
+            where=section.path,
+            mend="start from the model that it was made from",
+        )
+    return config
+
+
+def _attention(section: ModelSection) -> dict[str, str]:
+    return {} if section.attention == "auto" else {"attn_implementation": section.attention}
 
 
 def empty_model(section: ModelSection) -> nn.Module:
@@ -111,26 +123,26 @@ def empty_model(section: ModelSection) -> nn.Module:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **trust.for_config(section, config))
     except Exception as fault:  # foreign code on a foreign config: an unknown activation is a KeyError
-        raise _unusable("model", section, fault) from fault
+        raise unusable("model", section, fault) from fault
     return cast(nn.Module, model)
 
 
 def load_config(section: ModelSection) -> Any:
     """The model's config. DataError if it, or a file of weights beside it, is damaged."""
     folder = base_folder(section)
-    _check_weight_files(folder)
+    require_whole(folder)
     trust.require_weights(section, folder)
     try:
         return AutoConfig.from_pretrained(section.path, **trust.options(section))
     except Exception as fault:  # foreign code on a foreign file
-        raise _unusable("config", section, fault) from fault
+        raise unusable("config", section, fault) from fault
 
 
 def stored_dtype(section: ModelSection) -> str | None:
     """Number format of most weights on disk (`bfloat16`); None if the files do not say."""
     counts: Counter[str] = Counter()
     for path in base_folder(section).glob("*.safetensors"):
-        for entry in _header(path)[0].values():
+        for entry in header(path)[0].values():
             counts[entry["dtype"]] += math.prod(entry["shape"])
     known = [_DTYPES[name] for name, _ in counts.most_common() if name in _DTYPES]
     return known[0] if known else None
@@ -148,7 +160,7 @@ def base_folder(section: ModelSection) -> Path:
             )
         if not (folder / "config.json").exists():
             raise DataError("there is no config.json", where=section.path, mend="name a Hugging Face model folder")
-        _check_json_files(folder)
+        require_json(folder)
         trust.require_trust(section, folder)
         return folder
     if section.path.startswith((".", "/", "~")):
@@ -158,9 +170,9 @@ def base_folder(section: ModelSection) -> Path:
     try:
         found = cached_file(section.path, "config.json", revision=trust.revision(section))
     except OSError as fault:
-        raise _unusable("model", section, fault) from fault
+        raise unusable("model", section, fault) from fault
     folder = Path(cast(str, found)).parent
-    _check_json_files(folder)
+    require_json(folder)
     trust.require_trust(section, folder)
     return folder
 
@@ -207,7 +219,8 @@ def _hush() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError | RecipeError:
+def unusable(what: str, section: ModelSection, fault: Exception) -> DataError | RecipeError:
+    """What transformers could not load, and what may mend it."""
     said = " ".join(str(fault).split())
     if not isinstance(fault, ValueError | OSError | ImportError | RuntimeError):
         said = f"{type(fault).__name__}: {said}"  # the text of a KeyError is the key alone
@@ -221,56 +234,6 @@ def _unusable(what: str, section: ModelSection, fault: Exception) -> DataError |
         else "check the hub id, the network, and your access to it"
     )
     return DataError(f"the {what} cannot be loaded: {said[:300]}", where=section.path, mend=mend)
-
-
-def _check_json_files(folder: Path) -> None:
-    """Each JSON file is whole and holds an object; transformers would say so late, and not which file it is."""
-    for path in (folder / name for name in _JSON_FILES):
-        if not path.exists():
-            continue
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as fault:
-            raise DataError(f"the file is no JSON: {fault}", where=str(path), mend=_AGAIN) from fault
-        if not isinstance(values, dict):
-            raise DataError(f"the file holds no JSON object, but {type(values).__name__}", where=str(path), mend=_AGAIN)
-
-
-def _check_weight_files(folder: Path) -> None:
-    """Each safetensors file is as long as its header says; transformers' own message names neither file nor size."""
-    for path in sorted(folder.glob("*.safetensors")):
-        header, expected = _header(path)
-        size = path.stat().st_size
-        expected += max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if expected != size:
-            raise DataError(f"the file has {size:,} bytes, its header says {expected:,}", where=str(path), mend=_AGAIN)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, and where they begin; empty if it ends before that."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
-        if 8 + length > path.stat().st_size:
-            return {}, 8 + length
-        said = file.read(min(length, _LONGEST_HEADER + 1))
-    try:
-        return _tensors(said), 8 + length
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
-        what = "the file does not begin with the header of a safetensors file"
-        raise DataError(what, where=str(path), mend=_AGAIN) from fault
-
-
-def _tensors(header: bytes) -> dict[str, Any]:
-    """The entries of a safetensors header. It may hold any JSON, or none: what is asked of it here must be there."""
-    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    for entry in entries.values():
-        begin, end = entry["data_offsets"]
-        if not isinstance(entry["dtype"], str) or not all(
-            type(n) is int and n >= 0 for n in (*entry["shape"], begin, end)
-        ):
-            raise ValueError
-    return entries
 
 
 def _check_weights(model: Any, info: dict[str, Any], where: str) -> None:
@@ -288,8 +251,13 @@ def _check_weights(model: Any, info: dict[str, Any], where: str) -> None:
             if not bool(torch.isfinite(weight).all())
         ]
     if faults:
-        raise DataError(
-            "the weights cannot be trained from: " + "; ".join(faults),
-            where=where,
-            mend="get the model's files again; a weight that is not read would start at random",
-        )
+        raise unfit(faults, where)
+
+
+def unfit(faults: Sequence[str], where: str) -> DataError:
+    """Weights that no run may start from."""
+    return DataError(
+        "the weights cannot be trained from: " + "; ".join(faults),
+        where=where,
+        mend="get the model's files again; a weight that is not read would start at random",
+    )

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fulltune.model.facts import Head, arithmetic, without_dropout
+from fulltune.model.facts import Head, arithmetic, head, without_dropout
 
 _CLOSE = 1e-4
 """Of the largest logit, in float32: noise stays below 1e-5."""
@@ -15,6 +16,24 @@ _SAME = 1e-5
 """Of the largest logit, in float32, when other tokens stand before: experts make 3e-7 of it, the smallest leak 1e-4."""
 _CLOSE_IN_HALF = 5e-2
 """In bf16, where noise is 1e-2. Whether anything leaks is told by another question, to the bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a loaded model said."""
+
+    cut: bool
+    """Whether our cut of its head gives its own logits."""
+    isolates: bool
+    """Whether examples that are packed into one row are as if alone; True if that was not asked."""
+
+
+def ask(model: nn.Module, *, packed: bool) -> Answers:
+    """The questions before a run; `packed`: whether its examples will be."""
+    vocab = cast(Tensor, cast(Any, model).get_input_embeddings().weight).shape[0]
+    cut = head(model)
+    exact = cut is not None and head_agrees(model, cut, vocab)
+    return Answers(exact, not packed or packing_isolates(model, vocab))
 
 
 @torch.no_grad()

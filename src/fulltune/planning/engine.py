@@ -1,70 +1,172 @@
-"""Which engine a run is trained by: as the recipe says, or what its processes and its size ask for. Pure."""
+"""Which engine a run is trained by: as the recipe says, or the first that fits its processes and their memory. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import EngineName, Machine, ModelFacts, Plan
-from fulltune.recipe.schema import Recipe
+from fulltune.base.formats import BYTES, PrecisionPlan
+from fulltune.base.memory import Forecast, between, gib
+from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
+from fulltune.planning.deepspeed import configuration
+from fulltune.planning.memory import forecast
+from fulltune.planning.way import Pass, Way
+from fulltune.recipe.schema import ZERO, Recipe
 
-_STATE = 0.6
-"""Part of a device's memory that weights, gradients and moments may fill: the rest is for what passes leave behind."""
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many processes train, and how many of them on this machine."""
+
+    size: int = 1
+    here: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """All that decides what a run holds in memory, but for its engine."""
+
+    recipe: Recipe
+    dtypes: PrecisionPlan
+    layout: Layout
+    model: ModelFacts
+    machine: Machine
+    crowd: Crowd
+    load: Pass
+
+    def by(self, engine: EngineName, *, offload: bool = False) -> Forecast:
+        """What each process holds, trained by this engine."""
+        section = self.recipe.engine
+        way = Way(
+            engine=engine,
+            processes=self.crowd.size,
+            dtypes=self.dtypes,
+            kind=self.machine.kind,
+            layout=self.layout,
+            checkpointed=self.recipe.memory.checkpointing == "full",
+            eager=self.recipe.model.attention == "eager",
+            reshard=section.reshard,
+            replicas=section.replicas,
+            offload=offload,
+        )
+        return forecast(way, self.model, self.load)
+
+    @property
+    def room(self) -> int:
+        """Bytes that each process may have: a GPU, or its part of the host's memory."""
+        return self.machine.bytes_per_device // (1 if self.machine.kind == "cuda" else self.crowd.here)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
+        return self.dtypes.weights == "float32" and "moments" in self.dtypes.bytes
+
+    @property
+    def free(self) -> bool:
+        """Whether the plan chooses the size of micro-batches."""
+        return self.recipe.train.micro_examples is None and self.recipe.train.micro_tokens is None
+
+    def cuts(self) -> "list[Case]":
+        """With micro-batches of half the size, of a quarter, and so on to the longest example alone."""
+        load, packed = self.load, self.layout == "packed"
+        size, least = (load.width, load.longest) if packed else (load.rows, 1)
+        # Gradients of several micro-batches are added up in float32.
+        dtypes = replace(self.dtypes, bytes={**self.dtypes.bytes, "gradients": BYTES[self.dtypes.reduction]})
+        cuts = []
+        while size > least:
+            size = max(least, size // 2)
+            rows, width = (1, size) if packed else (size, load.width)
+            taught = min(load.taught, rows * width)
+            smaller = replace(load, rows=rows, width=width, taught=taught, several=True)
+            cuts.append(replace(self, load=smaller, dtypes=dtypes))
+        return cuts
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An engine, and why."""
+    """An engine, why, and what each of its processes holds."""
 
     name: EngineName
     why: str
+    forecast: Forecast
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.why}"
+        return f"{self.name}{' with offload' if self.forecast.offload else ''}, {self.why}"
 
 
-def choose_engine(recipe: Recipe, processes: int, plan: Plan, model: ModelFacts, machine: Machine) -> Chosen:
+def choose_engine(case: Case) -> Chosen:
     """RecipeError if what was asked for does not go with so many processes, or with the plan's precision."""
-    section = recipe.engine
-    chosen = _chosen(section.name, processes, plan, model, machine)
+    recipe, processes = case.recipe, case.crowd.size
+    _require_groups(case)
+    chosen = _chosen(case)
     if chosen.name == "single" and processes > 1:
         raise RecipeError(
             f"the engine is single, and {processes} processes were started",
             where="engine.name",
             mend="engine.name=auto, or one process",
         )
-    if plan.dtypes.weights != "float32" and chosen.name != "single":
+    if case.dtypes.weights != "float32" and chosen.name != "single":
         raise RecipeError(
             f"bf16-sr rounds the weights of one process; of {processes} processes each would round by itself",
             where="train.precision",
             mend="train.precision=bf16-mixed, or one process",
         )
-    if processes % section.replicas:
+    if chosen.name not in ("single", "ddp") and not case.divisible:
         raise RecipeError(
-            f"{processes} processes cannot form {section.replicas} groups of the same size",
-            where="engine.replicas",
-            mend="a number that divides that of the processes",
-        )
-    if chosen.name == "fsdp2" and "moments" not in plan.dtypes.bytes:
-        raise RecipeError(
-            f"fsdp2 gives an optimizer rows of each weight, and whether {recipe.optim.name} may see rows is not known",
+            f"{chosen.name} gives an optimizer parts of each weight, and whether {recipe.optim.name} may see parts is "
+            "not known",
             where="optim.name",
             mend="optim.name=adamw, or engine.name=ddp",
         )
+    if chosen.name in ZERO and case.dtypes.compute == "float16":
+        raise RecipeError(
+            f"{chosen.name} is built for float32 and bf16-mixed",
+            where="train.precision",
+            mend="train.precision=bf16-mixed, or engine.name=fsdp2",
+        )
+    if chosen.name in ZERO:
+        configuration(recipe, case.dtypes, case.model.hidden)  # what contradicts is to be said before a model is loaded
     return chosen
 
 
-def _chosen(asked: str, processes: int, plan: Plan, model: ModelFacts, machine: Machine) -> Chosen:
-    if asked == "single":
-        return Chosen("single", "as the recipe says")
-    if asked == "ddp":
-        return Chosen("ddp", "as the recipe says")
-    if asked == "fsdp2":
-        return Chosen("fsdp2", "as the recipe says")
-    if processes == 1:
-        return Chosen("single", "since there is one process")
-    # On a CPU the processes of a machine share its memory.
-    state = model.parameters * sum(plan.dtypes.bytes.values())
-    room = machine.bytes_per_device / (1 if machine.kind == "cuda" else processes)
-    told = f"{state / 2**30:,.1f} GiB of weights, gradients and moments of {room / 2**30:,.1f} GiB for each process"
-    if state <= _STATE * room:
-        return Chosen("ddp", f"since they fit: {told}")
-    return Chosen("fsdp2", f"since it is too much for each to have all: {told}")
+def _require_groups(case: Case) -> None:
+    if case.crowd.size % case.recipe.engine.replicas:
+        raise RecipeError(
+            f"{case.crowd.size} processes cannot form {case.recipe.engine.replicas} groups of the same size",
+            where="engine.replicas",
+            mend="a number that divides that of the processes",
+        )
+
+
+def _chosen(case: Case) -> Chosen:
+    section = case.recipe.engine
+    if section.name != "auto":
+        return Chosen(section.name, "as the recipe says", case.by(section.name, offload=section.offload))
+    if case.crowd.size == 1:
+        return Chosen("single", "since there is one process", case.by("single"))
+    tried: list[str] = []
+    for name, offload, smaller in _candidates(case):
+        found = case.by(name, offload=offload)
+        least = smaller.by(name, offload=offload)
+        need = f"{between(least.low, least.high)} GiB"
+        need += " with one example in a micro-batch" if smaller is not case else ""
+        if least.high <= case.room:
+            beside = f"; {', '.join(tried)}" if tried else ""
+            return Chosen(name, f"since it fits into {gib(case.room)} GiB for each process: {need}{beside}", found)
+        tried.append(f"{name}{' with offload' if offload else ''} would take {need}")
+    return Chosen(name, f"though {gib(case.room)} GiB for each process may not do: {', '.join(tried)}", found)
+
+
+def _candidates(case: Case) -> Iterator[tuple[EngineName, bool, Case]]:
+    """From the one that exchanges least to the one that holds least: engine, whether offloaded, with which passes.
+
+    Smaller micro-batches cost less than to offload; where the recipe leaves their size to the plan, it makes them so.
+    """
+    yield "ddp", False, case
+    if not case.divisible:
+        return
+    yield "fsdp2", False, case
+    smallest = [case, *case.cuts()][-1] if case.free else case
+    if smallest is not case:
+        yield "fsdp2", False, smallest
+    if case.machine.kind == "cuda":  # on a CPU there is nowhere else to put it
+        yield "fsdp2", True, smallest

@@ -33,12 +33,17 @@ def require_precision(recipe: Recipe) -> None:
             where="optim.moments",
             mend="optim.moments=float32, or train.precision=bf16-sr",
         )
-    if rounded and recipe.optim.name not in _MOMENTS:
+    if rounded and not rounds(recipe.optim.name):
         raise RecipeError(
             f"bf16-sr moves one weight tensor at a time, which is known to be right for {' and '.join(_MOMENTS)}",
             where="optim.name",
             mend=f"optim.name={next(iter(_MOMENTS))}, or train.precision=bf16-mixed",
         )
+
+
+def rounds(optimizer: str) -> bool:
+    """Whether weights that this optimizer moves may be rounded stochastically."""
+    return optimizer in _MOMENTS
 
 
 def resolve(recipe: Recipe, machine: Machine) -> Precision:

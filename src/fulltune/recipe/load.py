@@ -131,11 +131,13 @@ def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
 
 def _root_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of a tree absolute, in place; whatever has the wrong shape is left for the check."""
-    model, data = values.get("model"), values.get("data")
+    model, data, engine = values.get("model"), values.get("data"), values.get("engine")
     if isinstance(model, dict):
         _root(model, "chat_template", folder)
         if _is_local(model.get("path"), folder):
             _root(model, "path", folder)
+    if isinstance(engine, dict):
+        _root(engine, "deepspeed", folder)
     if isinstance(data, dict):
         for name in ("train", "replay", "heldout", "test", "retention", "benchmarks"):
             _root_sources(data, name, folder)

@@ -13,8 +13,11 @@ from fulltune.recipe.suites import Suites
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
 
-SHARDED = ("reshard", "replicas", "offload")
-"""Fields of the engine section that act where the model is sharded alone."""
+ZERO = ("zero1", "zero2", "zero3")
+"""The engines that are DeepSpeed's."""
+
+ACTS = {"reshard": ("fsdp2",), "replicas": ("fsdp2",), "offload": ("fsdp2", *ZERO), "deepspeed": ZERO}
+"""Fields of the engine section that act with some engines alone, and which."""
 
 
 class ModelSection(Section):
@@ -61,9 +64,9 @@ class TrainSection(Section):
     batch_tokens: Count | None = None
     """Tokens of one update, in place of `batch_examples`: as many whole examples as fit."""
     micro_examples: Count | None = None
-    """Most examples of one forward pass; by default the plan chooses."""
+    """Most examples of one forward pass; by default the plan chooses what fits."""
     micro_tokens: Count | None = None
-    """Most tokens of one forward pass, padding included; by default the plan chooses."""
+    """Most tokens of one forward pass, padding included; by default the plan chooses what fits."""
     layout: Literal["auto", "padded", "packed"] = "auto"
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other."""
     objective: str = "next_token"
@@ -147,9 +150,11 @@ class MemorySection(Section):
 class EngineSection(Section):
     """How the processes of a run share the model."""
 
-    name: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
-    """`ddp`: the whole model in each process. `fsdp2`: a part of every weight, gradient and moment in each. `auto`: one
-    process is `single`; several are `ddp` where weights, gradients and moments leave room, else `fsdp2`.
+    name: Literal["auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
+    """`ddp`: the whole model in each process. `fsdp2`: a part of every weight, gradient and moment in each. `zero1`,
+    `zero2`, `zero3`: DeepSpeed divides the moments, gradients too, weights too. `auto`: one process is `single`;
+    several are the first that fits by the forecast of memory: `ddp`, `fsdp2`, `fsdp2` with smaller micro-batches, and
+    on GPUs with `offload`.
     """
     processes: Count | None = None
     """How many processes train on this machine; by default as many as it has GPUs, or one. Under a launcher (torchrun,
@@ -162,7 +167,13 @@ class EngineSection(Section):
     replicas: Count = 1
     """Of `fsdp2`: in so many groups of processes each has the whole model between them (hybrid sharding)."""
     offload: bool = False
-    """Of `fsdp2`: whether weights, gradients and moments wait on the host while they are not needed."""
+    """Of `fsdp2` and `zero3`: whether weights, gradients and moments wait on the host while they are not needed. Of
+    `zero1` and `zero2`: the moments, which are then moved there.
+    """
+    deepspeed: FilePath | None = None
+    """Of `zero1`, `zero2`, `zero3`: a DeepSpeed configuration (JSON). It may say what the recipe says, or `"auto"`, and
+    besides how DeepSpeed does it: sizes of buckets, prefetching, logs. What contradicts the recipe is refused.
+    """
     timeout: Annotated[float, Field(gt=0, le=86400)] = 600.0
     """Seconds that a process waits for another before the run ends with exit code 8."""
 
@@ -175,10 +186,10 @@ class EngineSection(Section):
     @model_validator(mode="after")
     def _only_where_it_acts(self) -> Self:
         fields = type(self).model_fields
-        given = [name for name in SHARDED if vars(self)[name] != fields[name].default]
-        if given and self.name != "fsdp2":
-            named = " and ".join(f"`engine.{name}`" for name in given)
-            raise ValueError(f"{named}: only the engine fsdp2 does this; add engine.name: fsdp2")
+        for name, engines in ACTS.items():
+            if vars(self)[name] != fields[name].default and self.name not in engines:
+                who = " or ".join(engines)
+                raise ValueError(f"`engine.{name}`: only the engine {who} does this; add engine.name: {engines[0]}")
         return self
 
 

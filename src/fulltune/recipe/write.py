@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from fulltune.base.secrets import masked_tree
-from fulltune.recipe.schema import EITHER_OR, SHARDED, Recipe
+from fulltune.recipe.schema import ACTS, EITHER_OR, Recipe
 
 
 def as_values(recipe: Recipe) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def as_values(recipe: Recipe) -> dict[str, Any]:
         del train["spike_window"], train["spike_score"]
     if optim["schedule"] == "constant":
         del optim["floor"]
-    if recipe.engine.name != "fsdp2":
-        for name in SHARDED:
+    for name, engines in ACTS.items():
+        if recipe.engine.name not in engines:
             del values["engine"][name]
     if not recipe.data.heldout and "best_by" not in recipe.checkpoint.model_fields_set:
         del values["checkpoint"]["best_by"]  # nobody asked for a held-out score, and none will be measured

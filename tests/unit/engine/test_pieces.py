@@ -40,6 +40,25 @@ def test_any_number_reads_what_any_number_wrote(tmp_path: Path, cuts: list[int],
     assert torch.equal(pieces.read("weight"), WHOLE)
 
 
+@pytest.mark.parametrize("cuts", [[5, 13], [1, 2, 20], [9], [0, 21], []])
+def test_rows_and_numbers_are_read_from_each_other(tmp_path: Path, cuts: list[int]) -> None:
+    """A part may begin in the middle of a row, as ZeRO cuts; who wants rows gets rows, and the other way round."""
+    lines, rows = tmp_path / "lines", written(tmp_path, [2, 3])
+    lines.mkdir()
+    for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 21], strict=True)):
+        said = metadata({"weight": Piece(start, 21, (7, 3))})
+        write_tensors(lines / file_of("weights", number), {"weight": WHOLE.reshape(-1)[start:stop].contiguous()}, said)
+    for pieces in (Pieces(lines, "weights"), Pieces(rows, "weights")):
+        assert pieces.shape("weight") == (7, 3)
+        assert torch.equal(pieces.read("weight"), WHOLE)
+        for start in range(7):
+            assert torch.equal(pieces.read("weight", Piece(start, 7), 7 - start), WHOLE[start:])
+        for start in range(21):
+            for stop in range(start, 22):
+                found = pieces.read("weight", Piece(start, 21, (7, 3)), stop - start)
+                assert torch.equal(found, WHOLE.reshape(-1)[start:stop])
+
+
 def test_a_file_without_a_word_of_it_is_whole(tmp_path: Path) -> None:
     write_tensors(tmp_path / "weights.safetensors", {"weight": WHOLE})
     assert torch.equal(Pieces(tmp_path, "weights").read("weight"), WHOLE)
@@ -50,8 +69,7 @@ def test_a_file_without_a_word_of_it_is_whole(tmp_path: Path) -> None:
 def test_rows_that_nobody_has_are_named(tmp_path: Path, missing: int) -> None:
     written(tmp_path, [2, 4])
     (tmp_path / file_of("weights", missing)).unlink()
-    start = 2 * missing
-    with pytest.raises(CheckpointError, match=f"rows {start} to 7 of weight" if missing else "rows 0 to 7 of weight"):
+    with pytest.raises(CheckpointError, match=f"numbers {6 * missing} to 21 of weight"):
         Pieces(tmp_path, "weights").read("weight")
 
 

@@ -23,13 +23,52 @@ def test_facts(kind: str) -> None:
     assert facts.dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("kind", "inner", "widest", "repeated"),
+    [
+        ("llama", 32 + 2 * 16 + 32 + 3 * 64, 64, 2 * 16),  # q, k and v, o, three matrices of the perceptron
+        ("qwen3", 32 + 2 * 16 + 32 + 3 * 64, 64, 2 * 16),
+        ("gpt2", 96 + 32 + 2 * 128, 128, 0),  # q, k and v in one
+        ("phi", 4 * 32 + 2 * 64, 64, 0),
+    ],
+)
+def test_the_shape_that_memory_asks_for(kind: str, inner: int, widest: int, repeated: int) -> None:
+    model = tiny.model(kind)
+    shape = about.facts(model, model.config, None).shape
+    assert (shape.inner, shape.inner_block, shape.widest) == (2 * inner, inner, widest)
+    assert (shape.heads, shape.repeated, shape.cut) == (4, repeated, True)
+    block = sum(p.numel() for p in about.blocks(model)[0].parameters())
+    assert (shape.block, shape.outside) == (block, sum(p.numel() for p in model.parameters()) - 2 * block)
+    assert shape.tensor == max(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        assert about.shape(AutoModelForCausalLM.from_config(model.config), model.config) == shape, "without weights"
+
+
+def test_of_experts_those_count_that_a_token_sees() -> None:
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=8,
+        num_key_value_heads=4,
+        mlp_only_layers=[],
+        **sizes,
+    )
+    shape = about.shape(AutoModelForCausalLM.from_config(config), config)
+    attention, router = 4 * 32, 8
+    assert shape.inner_block == attention + router + 2 * 3 * 48
+
+
 @pytest.mark.parametrize("kind", sorted(tiny.KINDS))
 def test_our_cut_of_the_head_is_exact(kind: str) -> None:
     model = tiny.model(kind)
     cut = about.head(model)
     assert cut is not None
     assert head_agrees(model, cut, tiny.VOCAB)
-    wrong = about.Head(cut.backbone, cut.projection, cut.scale * 1.01, cut.softcap)
+    wrong = about.Head(cut.backbone, cut.projection, cut.vocab, cut.scale * 1.01, cut.softcap)
     assert not head_agrees(model, wrong, tiny.VOCAB)
 
 
@@ -37,7 +76,7 @@ def test_a_cap_that_is_not_applied_is_seen() -> None:
     model = tiny.model("gemma2", final_logit_softcapping=0.5)
     cut = about.head(model)
     assert cut is not None
-    assert not head_agrees(model, about.Head(cut.backbone, cut.projection, 1.0, None), tiny.VOCAB)
+    assert not head_agrees(model, about.Head(cut.backbone, cut.projection, cut.vocab, 1.0, None), tiny.VOCAB)
 
 
 @pytest.mark.parametrize("kind", ATTENDING)

@@ -6,45 +6,87 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import Machine
-from fulltune.planning.engine import choose_engine
+from fulltune.base.records import Machine, ModelFacts
+from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
+from fulltune.planning.way import Pass
 from fulltune.recipe.load import load_recipe
 from tests.unit.planning.test_make import CPU, GPUS, model, plan
 
-MODEL = model()
+GIB = 2**30
+LOAD = Pass(rows=2, width=16, taught=20, several=False, longest=16)
+LARGE = replace(
+    model(), parameters=GIB, shape=replace(model().shape, block=GIB // 8, outside=GIB // 8, tensor=GIB // 16)
+)
+"""Of 16 GiB of float32 weights, gradients and moments."""
 
 
-def chosen(processes: int, *, machine: Machine = CPU, **sections: Any) -> str:
+def case(crowd: Crowd | int, *, machine: Machine = CPU, of: ModelFacts = LARGE, **sections: Any) -> Case:
     values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, **sections}
-    made = plan(machine=machine, **{name: part for name, part in sections.items() if name != "engine"})
-    return choose_engine(load_recipe(values, {}), processes, made, MODEL, machine).name
+    made = plan(machine=machine, **{name: part for name, part in sections.items() if name not in ("engine", "memory")})
+    return Case(
+        recipe=load_recipe(values, {}),
+        dtypes=made.dtypes,
+        layout=made.layout,
+        model=of,
+        machine=machine,
+        crowd=Crowd(crowd, crowd) if isinstance(crowd, int) else crowd,
+        load=LOAD,
+    )
 
 
-def small(machine: Machine, count: int, *, bytes_per_device: int) -> Machine:
-    return replace(machine, bytes_per_device=bytes_per_device, devices=count)
+def chosen(crowd: Crowd | int, **given: Any) -> Chosen:
+    return choose_engine(case(crowd, **given))
 
 
-STATE = 16 * MODEL.parameters
-"""Float32 weights, gradients and two moments."""
+def of(machine: Machine, gibs: float) -> Machine:
+    return replace(machine, bytes_per_device=int(gibs * GIB))
 
 
 def test_one_process_is_single_and_several_share_what_they_must() -> None:
-    assert chosen(1) == "single"
-    ample = small(GPUS, 8, bytes_per_device=2 * STATE)
-    assert chosen(8, machine=ample) == "ddp"
-    tight = small(GPUS, 8, bytes_per_device=int(1.5 * STATE))
-    assert chosen(8, machine=tight) == "fsdp2"
+    assert chosen(1).name == "single"
+    for gibs, name, offload in ((30, "ddp", False), (14, "fsdp2", False), (7, "fsdp2", True)):
+        found = chosen(8, machine=of(GPUS, gibs))
+        assert (found.name, found.forecast.offload) == (name, offload), gibs
+    none = chosen(8, machine=of(GPUS, 0.1))
+    assert (none.name, none.forecast.offload) == ("fsdp2", True), "the one that holds least"
+    assert none.why.startswith("though 0.10 GiB for each process may not do: ddp would take 18.")
 
 
-def test_processes_of_a_cpu_share_its_memory() -> None:
-    machine = small(CPU, 1, bytes_per_device=4 * STATE)
-    assert chosen(2, machine=machine) == "ddp"
-    assert chosen(4, machine=machine) == "fsdp2"
+def test_the_reason_has_the_figures_of_what_did_not_fit() -> None:
+    found = chosen(8, machine=of(GPUS, 14))
+    assert str(found).startswith("fsdp2, since it fits into 14.0 GiB for each process: 2.")
+    assert "; ddp would take 18." in str(found)
+    assert str(chosen(8, machine=of(GPUS, 7))).startswith("fsdp2 with offload, since")
+
+
+def test_smaller_micro_batches_come_before_offload_where_the_plan_may_choose_them() -> None:
+    wide = replace(LARGE, hidden=4096, shape=replace(LARGE.shape, inner=80_000, inner_block=40_000))
+    load = Pass(rows=64, width=1024, taught=64, several=False, longest=1024)
+    tight = replace(case(8, machine=of(GPUS, 12), of=wide), load=load)
+    assert tight.by("fsdp2", offload=True).high > tight.room, "what fills it are activations"
+    found = choose_engine(tight)
+    assert (found.name, found.forecast.offload) == ("fsdp2", False)
+    assert "with one example in a micro-batch" in found.why
+    said = case(8, machine=of(GPUS, 12), of=wide, train={"micro_tokens": 1 << 16})
+    assert "one example" not in choose_engine(replace(said, load=load)).why, "their size is the recipe's"
+
+
+def test_processes_of_a_cpu_share_the_memory_of_their_own_machine() -> None:
+    host = of(CPU, 60)
+    assert chosen(2, machine=host).name == "ddp", "30 GiB for each"
+    assert chosen(4, machine=host).name == "fsdp2", "15 GiB for each"
+    assert chosen(Crowd(size=4, here=2), machine=host).name == "ddp", "30 GiB for each, on two machines"
+
+
+def test_on_a_cpu_there_is_nowhere_to_offload_to() -> None:
+    assert not chosen(4, machine=of(CPU, 1)).forecast.offload
 
 
 @pytest.mark.parametrize(("name", "processes"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 1), ("single", 1)])
 def test_what_the_recipe_says_is_done(name: str, processes: int) -> None:
-    assert chosen(processes, engine={"name": name}) == name
+    found = chosen(processes, engine={"name": name}, machine=of(CPU, 1))
+    assert (found.name, found.why) == (name, "as the recipe says"), "whatever it takes"
+    assert chosen(2, machine=GPUS, engine={"name": "fsdp2", "offload": True}).forecast.offload
 
 
 @pytest.mark.parametrize(
@@ -53,6 +95,7 @@ def test_what_the_recipe_says_is_done(name: str, processes: int) -> None:
         (2, {"engine": {"name": "single"}}, "2 processes were started"),
         (2, {"train": {"precision": "bf16-sr"}}, "bf16-sr"),
         (4, {"engine": {"name": "fsdp2", "replicas": 3}}, "cannot form 3 groups"),
+        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "mine:Own"}}, "may see parts is not known"),
     ],
 )
 def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str, Any], said: str) -> None:
@@ -60,11 +103,15 @@ def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str
         chosen(processes, **sections)
 
 
+def test_an_optimizer_that_may_not_see_rows_is_never_given_them() -> None:
+    assert chosen(8, machine=of(GPUS, 1), optim={"name": "mine:Own"}).name == "ddp"
+
+
 def test_a_setting_of_one_engine_is_no_setting_of_another() -> None:
     for given in ({"reshard": False}, {"replicas": 2}, {"offload": True}):
         with pytest.raises(RecipeError, match="only the engine fsdp2"):
             chosen(2, engine={"name": "ddp", **given})
-        assert chosen(2, engine={"name": "fsdp2", **given}) == "fsdp2"
+        assert chosen(2, engine={"name": "fsdp2", **given}).name == "fsdp2"
     with pytest.raises(RecipeError, match=r"`engine.processes` is 2, and `engine.name` is single"):
         chosen(1, engine={"name": "single", "processes": 2})
-    assert chosen(2, engine={"name": "ddp", "replicas": 1}) == "ddp", "a default changes nothing"
+    assert chosen(2, engine={"name": "ddp", "replicas": 1}).name == "ddp", "a default changes nothing"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import RecipeError
+from fulltune.base.memory import Shape
 from fulltune.base.records import DataFacts, Machine, ModelFacts, SourceFacts, SplitFacts
 from fulltune.planning.make import make_plan, require_names
 from fulltune.planning.precision import precision_notes
@@ -15,6 +16,7 @@ from fulltune.recipe.schema import TrainSection
 from fulltune.recipe.write import as_yaml
 
 CPU = Machine(kind="cpu", name="a CPU", devices=1, bytes_per_device=1 << 30, cores=2, bf16=False)
+SHAPE = Shape(block=400, outside=200, tensor=100, inner=120, inner_block=60, widest=16, heads=2, repeated=8, cut=True)
 SOURCE = SourceFacts(path="a.jsonl", files=("a.jsonl",), format="text", sha256="", rows=1, examples=1)
 MINIMAL = {"model": {"path": "x"}, "data": {"train": "a"}}
 GPUS = Machine(kind="cuda", name="a GPU", devices=4, bytes_per_device=80 << 30, cores=16, bf16=True)
@@ -64,6 +66,7 @@ def model(context: int | None = 4096) -> ModelFacts:
         context=context,
         tied_embeddings=True,
         dtype="float32",
+        shape=SHAPE,
     )
 
 

@@ -1,0 +1,205 @@
+"""How much memory a run takes: in closed form, from a model's shape, before anything of it is loaded. Pure.
+
+Where the formulas come from, and how they were held against reality: docs/memory.md.
+"""
+
+from collections.abc import Iterator
+
+from fulltune.base.formats import BYTES
+from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
+from fulltune.base.records import ModelFacts
+from fulltune.planning.way import Pass, Way
+
+_BUCKET = 1 << 20
+"""Numbers that ZeRO exchanges at once at least (planning/deepspeed.py)."""
+_LIVE = 10**9
+"""Weights that ZeRO 3 keeps whole if they are used again soon: DeepSpeed's `stage3_max_live_parameters`."""
+
+_UNKNOWN_MOMENTS = 8
+"""Bytes for each parameter that an optimizer of the user's own is expected to keep at most."""
+
+GATHERED = "gathered weights"
+
+_CERTAIN = 0.85
+"""Part of the activations by the formula that is there for certain: peaks of others were up to 16% off (docs)."""
+
+_MIB = 2**20
+_MAPPED = 32 * _MIB
+"""Bytes from which glibc gives every tensor memory of its own, which it gives back with it."""
+
+
+def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
+    """What each process holds at its fullest moment.
+
+    That is either the beginning of a backward pass, with all activations and the first gradients to come, or the
+    optimizer's step, with all gradients: memory that passes leave free takes gradients, unless those of another
+    micro-batch are there already. How well an allocator does that is what `high` leaves open.
+    """
+    weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
+    whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
+    state = [weights, gradients, moments]
+    if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
+        state[1] = _late(way, model, gradients, whole)
+    host: list[Part] = []
+    if way.offload and way.kind == "cuda":
+        host, state = [weights, gradients, moments], []
+    return Forecast(
+        engine=way.engine,
+        offload=way.offload,
+        processes=way.processes,
+        parts=(*state, *whole, _overhead(way, model, load, state, whole)),
+        host=tuple(host),
+    )
+
+
+def _weights(way: Way, model: ModelFacts) -> Part:
+    size = model.parameters * way.dtypes.bytes["weights"] // way.divided("weights")
+    if way.stage:  # those that compute, and float32 ones that the optimizer moves, which are divided in any stage
+        size = model.parameters * way.compute // way.divided("weights")
+        size += model.parameters * way.dtypes.bytes["weights"] // way.shards
+    return Part("weights", size, size)
+
+
+def _gradients(way: Way, model: ModelFacts, load: Pass) -> Part:
+    size = model.parameters * way.dtypes.bytes["gradients"] // way.divided("gradients")
+    if way.stage:
+        return _of_zero(way, model)
+    if way.engine == "fsdp2" and not way.reshard and load.several:  # they wait whole for the last micro-batch
+        return Part("gradients", model.parameters * way.compute, model.parameters * way.dtypes.bytes["gradients"])
+    return Part("gradients", size, size)
+
+
+def _of_zero(way: Way, model: ModelFacts) -> Part:
+    """Gradients in DeepSpeed: as passes make them, exchanged by the bucket, added up, copied for the optimizer."""
+    made, added = way.compute, BYTES[way.dtypes.reduction]
+    whole, divided = (made + added, added) if way.stage == 1 else (0, made + 2 * added)
+    # Stages 2 and 3 let go of a gradient when its bucket was exchanged; a bucket holds the largest tensor at least.
+    bucket = 2 * (made + added) * max(model.shape.tensor, model.hidden**2, _BUCKET)
+    low = model.parameters * made // way.divided("gradients")
+    return Part("gradients", low, model.parameters * whole + model.parameters * divided // way.shards + bucket)
+
+
+def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> Part:
+    """Gradients for which memory is needed besides what activations leave as they go."""
+    low = max(0, gradients.low - sum(part.low for part in passes))
+    if way.kind == "cpu":  # its allocator hardly puts one in the place of the other
+        return Part(gradients.name, low, gradients.high)
+    # The head's come while all activations are there still, and those of a block before its own have gone.
+    first = (model.shape.outside + model.shape.block) * way.dtypes.bytes["gradients"]
+    later = max(0, gradients.high - sum(part.high for part in passes))
+    return Part(gradients.name, low, max(low, min(gradients.high, later + first)))
+
+
+def _moments(way: Way, model: ModelFacts) -> Part:
+    each = way.dtypes.bytes.get("moments")
+    low, high = (0, _UNKNOWN_MOMENTS) if each is None else (each, each)
+    parts = way.divided("moments")
+    return Part("moments", model.parameters * low // parts, model.parameters * high // parts)
+
+
+def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
+    """Weights once more in the format of computing: until the backward pass, or of one block where it is made again."""
+    if way.engine == "fsdp2" or way.stage or way.compute == BYTES[way.dtypes.weights]:
+        return
+    blocks = model.parameters - model.shape.outside
+    kept = way.compute * (model.shape.block if way.checkpointed else blocks)
+    yield Part("weights in 16 bits", kept, kept + way.compute * model.shape.outside)
+
+
+def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
+    """Weights whole while they compute: one block and what lies outside of blocks, or all; and what arrives and leaves.
+
+    Beside them are the next block's, the buffers that weights arrive in, and gradients that leave whole to be added up.
+    """
+    if way.stage == 3 and way.shards > 1:  # what is used again soon is kept; that is all of a model of this size
+        kept = way.compute * min(model.parameters, _LIVE)
+        yield Part(GATHERED, way.compute * (model.shape.outside + model.shape.block) // 2, 2 * kept)
+    if way.engine != "fsdp2" or way.shards == 1:
+        return
+    compute, reduced = way.compute, BYTES[way.dtypes.reduction]
+    outside, block = model.shape.outside, model.shape.block
+    kept = 0 if way.reshard else compute * (model.parameters - outside - block)
+    if way.kind == "cpu":  # measured: gloo copies besides, and what small buffers leave is of little use
+        low = compute * (3 * outside + 6 * block)
+        high = (compute + reduced) * (3 * outside + 5 * block) + 12 * min(_MAPPED, compute * (outside + block))
+    else:
+        low, high = compute * (outside + block), (2 * compute + reduced) * (outside + 2 * block)
+    yield Part(GATHERED, kept + low, kept + high)
+
+
+def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
+    """What the forward pass leaves for the backward pass (Korthikanti et al. 2022, arXiv 2205.05198, by element)."""
+    shape, tokens = model.shape, load.tokens
+    low, high = (int(tokens * each) for each in _of_blocks(way, model, shape.inner, model.layers))
+    if way.checkpointed:
+        kept = tokens * way.stream * model.hidden * model.layers
+        low, high = (kept + int(tokens * each) for each in _of_blocks(way, model, shape.inner_block, 1))
+    blocks = 1 if way.checkpointed else model.layers
+    pairs = load.rows * load.width**2
+    if way.eager:  # the weights, in float32 for the softmax and in the format of computing
+        low += blocks * pairs * shape.heads * way.compute
+        high += blocks * pairs * shape.heads * (4 + 2 * way.compute)
+    elif way.layout == "packed":  # a mask, and what kernels make of it
+        low += pairs
+        high += pairs * (1 + 4 + (blocks + 1) * way.compute)
+    return Part("activations", low, high)
+
+
+def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[float, float]:
+    """Bytes for each token of so many blocks, whose inner sides are `inner` together: lowest and highest."""
+    shape, compute = model.shape, way.compute
+    beside = inner + shape.widest * blocks
+    if way.compute == way.stream == 4:
+        hidden = 2 * (4 + 4 + 4)  # of both norms: what comes in, what is scaled, what goes out
+    elif way.stream == 4:
+        hidden = 2 * (4 + 4) + 5 * compute  # and a copy in 16 bits for each of five matrices
+    else:
+        hidden = 2 * (4 + 2 + 2)
+    exact = compute * beside + hidden * model.hidden * blocks  # one operation after the other, as in transformers
+    fused = compute * beside + 4 * compute * model.hidden * blocks  # norms in one kernel each
+    # Kernels that take a mask want keys and values for every head.
+    repeated = compute * shape.repeated * blocks if way.layout == "packed" else 0
+    return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
+
+
+def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
+    """Of as many tokens as are held at once: of the softmax its result and its gradient, and what leads to it."""
+    numbers = _logits_at_once(model, load)
+    narrow = way.compute if way.compute < 4 else 0
+    return Part("logits", 2 * 4 * numbers, (3 * 4 + 2 * narrow) * numbers)
+
+
+def _logits_at_once(model: ModelFacts, load: Pass) -> int:
+    """How many numbers."""
+    tokens = load.taught
+    if model.shape.cut:
+        tokens = min(tokens, max(1, CHUNK_BYTES // (4 * model.vocab)))
+    return tokens * model.vocab
+
+
+def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes: list[Part]) -> Part:
+    """What libraries and allocators take, and what is held for a moment."""
+    held, passing = sum(part.high for part in state), sum(part.high for part in passes)
+    moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
+    if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
+        moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
+    if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
+        moment += _gradients(way, model, load).high
+    if way.kind == "cpu":
+        scattered = _scattered(way, model, load, passes)
+        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 150 * _MIB))
+    context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
+    return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
+
+
+def _scattered(way: Way, model: ModelFacts, load: Pass, passes: list[Part]) -> float:
+    """Of small tensors that passes leave and free, what glibc's allocator cannot use again (measured).
+
+    It is up to half of them, and all of them between gradients that stay.
+    """
+    sizes: dict[str, float] = {part.name: part.high for part in passes if part.name != GATHERED}
+    if load.tokens * model.hidden * way.compute >= _MAPPED:
+        sizes["activations"] *= 0.2
+    if 4 * _logits_at_once(model, load) >= _MAPPED:
+        sizes["logits"] = 0
+    return (1.2 if load.several else 0.5) * sum(sizes.values())
