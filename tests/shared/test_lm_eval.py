@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fulltune
 from fulltune.base.results import SuiteReport
 from fulltune.examining import Named, ask, suites_of
 from fulltune.model.load import section_of
@@ -124,6 +126,21 @@ def test_tasks_of_other_kinds_on_the_command_line(tmp_path: Path) -> None:
     (likely,) = json.loads(done.stdout)["reports"]
     assert likely["scores"]["bits_per_byte"] == pytest.approx(ours["scores"]["bits_per_byte"], rel=1e-4)
     assert likely["better"] == {"bits_per_byte": "lower"}
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_task_in_a_run_changes_nothing_that_is_learned(tmp_path: Path, llama: Path, data: Path) -> None:
+    """lm-eval seeds every generator that there is; updates are seeded for themselves."""
+    rows = [{"q": row["prompt"], "choices": ["yes", "no"], "answer": n % 2} for n, row in enumerate(tiny.rows(4))]
+    asked = task(tmp_path, "chosen", tiny.jsonl(tmp_path / "q.jsonl", rows), "multiple_choice", "{{q}}", CHOICE)
+    suites = {"suites": [{"kind": "lm_eval", "data": str(asked)}], "suites_every": 2}
+    recipe = tiny.recipe(llama, data, model={"dropout": 0.1, "path": str(tiny.folder(tmp_path / "gpt2", "gpt2"))})
+    record = fulltune.train(recipe, out=tmp_path / "with", evaluate=suites)
+    assert [report.step for report in record.suites] == [0, 2, 4, 6]
+    assert all(report.form == "task" and report.questions == 4 for report in record.suites)
+    fulltune.train(recipe, out=tmp_path / "without")
+    one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("with", "without"))
+    assert all(bool((one[name] == other[name]).all()) for name in other)
 
 
 @pytest.mark.usefixtures("cache")
