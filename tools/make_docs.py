@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from fulltune.recipe.data import Augmentation, ReplaySection, Source
 from fulltune.recipe.foreign import FOREIGN
 from fulltune.recipe.schema import Recipe
+from fulltune.recipe.suites import MetricUse, SuiteSection
 from fulltune.recipe.write import inline
 
 TARGET = Path(__file__).resolve().parent.parent / "docs/recipe.md"
@@ -32,6 +33,9 @@ def page() -> str:
             lines += _table(f"a source of {', '.join(f'`data.{split}`' for split in splits)}", Source)
             lines += _table("`data.replay`", ReplaySection)
             lines += _table("an entry of a source's `augment`", Augmentation)
+        if section == "evaluate":
+            lines += _table("a suite of `evaluate.suites`, or a suite file", SuiteSection)
+            lines += _table("an entry of a suite's `metrics`", MetricUse)
     lines += ["## Names that other tools use", "", "| elsewhere | here |", "|---|---|"]
     lines += [f"| `{name}` | {answer} |" for name, answer in sorted(FOREIGN.items())]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
-    from fulltune.stages import check, compare, dry_run, evaluate, export, inspect, plan, prepare, report, train
+    from fulltune.stages import (
+        check,
+        compare,
+        dry_run,
+        evaluate,
+        examine,
+        export,
+        inspect,
+        plan,
+        prepare,
+        report,
+        train,
+    )
 
 # Read when huggingface_hub is first imported, so they stand here. Nothing is told to anybody about runs, and weights of
 # a hub id are those that lie there, not those that a converter makes of pickles.
@@ -22,6 +34,7 @@ __all__ = [
     "compare",
     "dry_run",
     "evaluate",
+    "examine",
     "export",
     "inspect",
     "plan",

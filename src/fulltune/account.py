@@ -1,5 +1,6 @@
 """Gives account of runs: the report in every run folder, with what its prepared data tells; several runs compared."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,10 +57,16 @@ def catch_up(run: RunFolder) -> None:
         write(run)
 
 
-def report(folder: Path, out: Path | None) -> Path:
-    """Write the report of a run folder, as it stands now, to `out` or into the folder; returns where it is."""
+def report(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of a run folder, as it stands now: one page that needs no network. Returns where it is.
+
+    `out`: where to, by default `report.html` in the folder.
+
+    >>> fulltune.report("runs/recipe")
+    """
+    folder = Path(run)
     _require_run(folder)
-    place = out or folder / "report.html"
+    place = folder / "report.html" if out is None else Path(out)
     require_place(place)
     try:
         beside = _beside(open_run(folder, {}, whole=False))
@@ -69,16 +76,20 @@ def report(folder: Path, out: Path | None) -> Path:
     return place
 
 
-def compare(folders: Sequence[Path], out: Path | None) -> Compared:
-    """Several run folders side by side, as one page too if `out` is given."""
+def compare(runs: Sequence[str | os.PathLike[str]], *, page: str | os.PathLike[str] | None = None) -> Compared:
+    """Run folders side by side: scores with the best marked, and where their recipes differ. `page`: write a page too.
+
+    >>> print(fulltune.compare(["runs/one", "runs/other"]).as_text())
+    """
+    folders, place = [Path(run) for run in runs], None if page is None else Path(page)
     for folder in folders:
         _require_run(folder)
-    if out is not None:
-        require_place(out)
+    if place is not None:
+        require_place(place)
     stories = [read_story(folder) for folder in folders]
     found = compared(stories)
-    if out is not None:
-        write_page(out, compare_page(found, stories))
+    if place is not None:
+        write_page(place, compare_page(found, stories))
     return found
 
 

@@ -12,6 +12,7 @@ from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
+from fulltune.base.results import SuiteReport
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
@@ -112,6 +113,8 @@ class Site:
     meeting: Meeting
     belonging: Belonging
     by: By
+    examine: Callable[[Engine, int], Sequence[SuiteReport]]
+    """Puts the recipe's suites to the model of an engine, after so many updates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +160,19 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         stopped=lambda: stop.asked() is not None,
         journal=site.journal,
     )
-    evaluating = Evaluating(
-        measure=measuring(data, _MEASURED, plan, engine, objective),
-        best_by=recipe.checkpoint.best_by,
-        journal=site.journal,
-    )
     cadence = Cadence(
         plan=plan,
         evaluate=recipe.evaluate.every,
         save=recipe.checkpoint.every,
         patience=recipe.checkpoint.patience,
+        ask=recipe.evaluate.suites_every,
+    )
+    evaluating = Evaluating(
+        measure=measuring(data, _MEASURED, plan, engine, objective),
+        best_by=recipe.checkpoint.best_by,
+        journal=site.journal,
+        examine=partial(site.examine, engine),
+        asks=cadence.asks,
     )
     return Training(
         model=model,

@@ -9,7 +9,7 @@ from transformers import TextStreamer
 from fulltune.base.errors import DataError
 from fulltune.base.visible import visible
 from fulltune.engine.launch import world
-from fulltune.evaluation.generate import generating, plain_config
+from fulltune.evaluation.generate import generating, plain_config, ways
 from fulltune.model.facts import arithmetic, context
 from fulltune.model.load import load_model, load_tokenizer, section_of
 
@@ -66,7 +66,7 @@ def _answer(model: Any, tokenizer: Any, turns: list[dict[str, str]], tokens: int
         raise DataError(
             f"the conversation fills all {limit:,} tokens of this model", where="chat", mend="/new begins anew"
         )
-    config = plain_config(stops, room)
+    config = plain_config(stops, room, cache=ways(model).cache)
     with arithmetic(model), generating(model, config):
         made = model.generate(
             asked["input_ids"], attention_mask=asked["attention_mask"], generation_config=config, streamer=streamer

@@ -1,7 +1,6 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fulltune import printing
+from fulltune import afterwards, printing
 from fulltune.base.errors import RecipeError
 from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
 from fulltune.ending import ended
 from fulltune.options import (
     AsJson,
-    DType,
     Fresh,
     NodeRank,
     Nodes,
@@ -26,6 +24,7 @@ from fulltune.options import (
     RecipeOrRun,
     Rendezvous,
     Split,
+    fields,
     machines,
 )
 
@@ -94,12 +93,12 @@ def prepare(
     from fulltune.data.doctor.report import retold
 
     if check_only:
-        checked = stages.check(recipe, out=out, **_given(overrides))
+        checked = stages.check(recipe, out=out, **fields(overrides))
         typer.echo(printing.as_json(checked.card) if as_json else checked.report)
         if checked.refusal is not None:
             raise checked.refusal
         return
-    facts = stages.prepare(recipe, out=out, fresh=fresh, **_given(overrides))
+    facts = stages.prepare(recipe, out=out, fresh=fresh, **fields(overrides))
     if not as_json:
         typer.echo(retold(facts.doctor) + "\n")
     _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
@@ -127,7 +126,7 @@ def inspect(
     from fulltune.inspection.terminal import put
 
     chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
-    rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **_given(overrides))
+    rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **fields(overrides))
     if as_json:
         typer.echo(printing.as_json([item.as_values() for item in rows], rows=True))
     elif html is not None:
@@ -148,7 +147,7 @@ def plan(
     from fulltune import stages
     from fulltune.base.files import to_json
 
-    made = stages.plan(recipe, out=out, fresh=fresh, **_given(overrides))
+    made = stages.plan(recipe, out=out, fresh=fresh, **fields(overrides))
     shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix", "dtypes", "memory")}
     sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
     memory = {} if made.memory is None else made.memory.rows()
@@ -183,91 +182,14 @@ def train(
         train_here(recipe, hosts, overrides, out=out, options=options)
         return
     if dry:
-        figures = stages.dry_run(recipe, out=out, fresh=fresh, **_given(overrides))
+        figures = stages.dry_run(recipe, out=out, fresh=fresh, **fields(overrides))
         typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
         return
     with _progress() as sink:
         accept = accept_change or []
-        record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **_given(overrides))
+        record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **fields(overrides))
     if place().rank == 0:
         _print(record, printing.outcome(record), as_json)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeOrRun,
-    overrides: Overrides = None,
-    out: Out = None,
-    model: Annotated[Path | None, typer.Option(help="Any model folder, in place of the run's result.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score the base and the result on held-out, test and retention data."""
-    from fulltune import stages
-    from fulltune.base.files import to_json
-
-    reports = stages.evaluate(recipe, out=out, model=model, **_given(overrides))
-    if as_json:
-        typer.echo(printing.as_json({name: to_json(report) for name, report in reports.items()}))
-    else:
-        typer.echo(printing.scores(reports))
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[Path, typer.Argument(help="The model folder to write.")],
-    step: Annotated[int | None, typer.Option(min=1, help="Which checkpoint; by default the best, or the last.")] = None,
-    dtype: Annotated[
-        DType | None, typer.Option(help="Number format of the weights; by default that of the recipe.")
-    ] = None,
-) -> None:
-    """Write a checkpoint as a Hugging Face folder, and verify it."""
-    from fulltune import stages
-
-    typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is not done.")],
-    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
-) -> None:
-    """Write the report of a run: one page that needs no network."""
-    from fulltune import stages
-
-    typer.echo(f"{stages.report(run, out=out)} is written")
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
-    page: Annotated[Path | None, typer.Option(help="Write a page with curves over each other, too.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show runs side by side: scores with the best marked, and where their recipes differ."""
-    from fulltune import stages
-
-    found = stages.compare(runs, page=page)
-    typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
-    if page is not None:
-        sys.stderr.write(f"{page} is written\n")
-
-
-@app.command()
-def chat(
-    run: Annotated[Path, typer.Argument(help="A run folder, or any model folder with a chat template.")],
-    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-) -> None:
-    """Talk to the tuned model through its own chat template."""
-    from fulltune.chat import chat
-
-    chat(run, tokens=tokens)
-
-
-def _given(overrides: list[str] | None) -> dict[str, Any]:
-    from fulltune.recipe.load import given
-
-    return given(overrides or [])
 
 
 @contextmanager
@@ -287,6 +209,10 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
     from fulltune.base.files import to_json
 
     typer.echo(printing.as_json(to_json(record)) if as_json else printing.as_table(shown))
+
+
+for _verb in (afterwards.evaluate, afterwards.export, afterwards.report, afterwards.compare, afterwards.chat):
+    app.command()(_verb)
 
 
 def main() -> int:

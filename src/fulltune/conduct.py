@@ -27,6 +27,7 @@ from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic
 from fulltune.engines import By, engine_for
+from fulltune.examining import examining_of
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
 from fulltune.outcome import Outcome, peak_bytes, versions
@@ -192,7 +193,9 @@ class _Work:
         state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
-        site = Site(place.folder, place.journal, meeting, belonging, place.by)
+        # A rehearsal and an export are of no account: they ask nothing, which might take hours.
+        examining = examining_of(run, plan, data, tokenizer, place.meeting)
+        site = Site(place.folder, place.journal, meeting, belonging, place.by, examining)
         built = training(run.recipe, plan, begun.model, begun.answers, data, site)
         outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
         return cls(run, plan, data, place.journal, built, outcome, begun, name, (weights, state))
@@ -245,6 +248,7 @@ class _Work:
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
             require_finite(report)
+        self.built.evaluating.examined(0)
         progress = self.built.saving(self.built.updating.rehearse(Progress()))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
@@ -277,8 +281,14 @@ class _Work:
         place = partial(whole_folder, self.run.model)
         difference = self.outcome.write_model(place, self.run.recipe.export, step=chosen)
         answers = self.outcome.answers()
+        if not self.outcome.crew.told(lambda: self._was_examined(chosen)):
+            self.built.evaluating.examined(chosen)
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
+
+    def _was_examined(self, step: int) -> bool:
+        """Whether the suites were put to this very state while it was trained."""
+        return any(line["step"] == step for line in read(self.run.journal, "suite"))
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)

@@ -1,20 +1,14 @@
 """How a command ends: what was wrong in three lines on standard error, and the exit code of it."""
 
-import errno
 import os
 import sys
 
 import typer
 
 from fulltune import printing
-from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.errors import FulltuneError, RecipeError, disk_error
 from fulltune.base.log import speak
 from fulltune.base.place import place
-
-_FREE = "free some space, then run the same command: it goes on with what is done"
-_HEALTHY = "check the disk, or name a folder on another with --out"
-_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
-"""What the disk itself may say, also without naming a file."""
 
 
 def ended(app: typer.Typer) -> int:
@@ -38,11 +32,7 @@ def _run(app: typer.Typer) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on with what is done", 130)
     except OSError as fault:
-        if fault.errno not in _DISK and fault.filename is None:
-            raise  # without a file it is no matter of the disk but a bug of ours
-        what = fault.strerror or str(fault)
-        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
-        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+        failing = disk_error(fault)
         return _fail(str(failing), failing.exit_code)
     except typer.Exit as leaving:
         return leaving.exit_code

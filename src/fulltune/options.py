@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,13 @@ Processes = Annotated[int | None, typer.Option(min=1, help="On this machine; the
 Nodes = Annotated[int, typer.Option(min=1, help="Machines, on each of which this command is run.")]
 NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this is; by default as they come.")]
 Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: on the first of them.")]
+
+
+def fields(overrides: list[str] | None) -> dict[str, Any]:
+    """What `KEY=VALUE` words say of a recipe."""
+    from fulltune.recipe.load import given
+
+    return given(overrides or [])
 
 
 def machines(nodes: int, number: int | None, rendezvous: str | None, *, alone: Mapping[str, bool]) -> "Hosts | None":

@@ -2,7 +2,7 @@
 
 import platform
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fulltune.assemble import Prepared, target, template
 from fulltune.base import stop
-from fulltune.base.files import write_whole, writing
+from fulltune.base.files import from_json, write_whole, writing
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
+from fulltune.base.results import SuiteReport
 from fulltune.base.version import __version__
 from fulltune.describing import model_card
 from fulltune.engine.contract import Engine
@@ -117,6 +118,7 @@ class Outcome:
             result=str(self.run.model),
             largest_logit_difference=difference,
             samples=tuple(self._samples(before, after)),
+            suites=_suites(read(self.run.journal, "suite")),
             peak_bytes=peak_bytes(),
             weights=weight_changes(base_folder(self.run.recipe.model), self.run.model),
         )
@@ -133,6 +135,15 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
     """A journal line's evaluation; numbers that are not finite were written by name."""
     scores = {name: float(score) for name, score in line["scores"].items()}
     return {"step": line["step"], "scores": scores, "counts": line["counts"]}
+
+
+def _suites(lines: Iterable[Mapping[str, Any]]) -> tuple[SuiteReport, ...]:
+    """The reports of a journal by update; after a rollback updates come a second time, and the later report counts."""
+    last = {(line["step"], line["suite"]): line for line in lines}
+    made = [
+        from_json({key: value for key, value in line.items() if key != "kind"}, SuiteReport) for line in last.values()
+    ]
+    return tuple(sorted(made, key=lambda report: report.step or 0))
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,12 @@
 """How results are written to standard output: JSON for programs, a table for people. No secrets, nothing to obey."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fulltune.base.records import EvalReport, RunRecord
+from fulltune.base.results import Examination
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
 
@@ -33,6 +34,13 @@ def outcome(record: RunRecord) -> Mapping[str, Any]:
     if record.baseline is not None and after is not None:
         for name, score in after.scores.items():
             shown[name] = f"{record.baseline.scores[name]:.4f} -> {score:.4f}"
+    asked = {(report.step, report.suite): report for report in record.suites}
+    for (step, suite), report in asked.items():
+        before = asked.get((0, suite))
+        if step == record.result_step and before is not None:
+            for name, score in report.scores.items():
+                low, high = report.intervals[name]
+                shown[f"{suite}.{name}"] = f"{before.scores[name]:.4f} -> {score:.4f} [{low:.4f}, {high:.4f}]"
     shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
     shown["time"] = f"{record.progress.seconds:.1f} s of training"
     shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
@@ -49,3 +57,36 @@ def scores(reports: Mapping[str, EvalReport]) -> str:
     for name in names:
         lines.append(f"{name:<{width}}" + "".join(f"{report.scores[name]:>14.4f}" for report in reports.values()))
     return "\n".join(lines)
+
+
+def examination(made: Examination) -> str:
+    """A row for each model, suite and metric with its interval; then one for each paired test."""
+    rows: list[tuple[str, ...]] = [("suite", "metric", "model", "score", "interval", "questions", "")]
+    for report in made.reports:
+        for name, score in report.scores.items():
+            low, high = report.intervals[name]
+            what = f"{report.confidence:.0%}, {report.better[name]} is better"
+            found = (f"{score:.4f}", f"[{low:.4f}, {high:.4f}]", f"{report.questions:,}", what)
+            rows.append((report.suite, name, report.model, *found))
+    blocks = [_aligned(rows)]
+    if made.comparisons:
+        rows = [("suite", "metric", "difference", "interval", "p", "test", "")]
+        for pair in made.comparisons:
+            for name, test in pair.metrics.items():
+                low, high = test.interval
+                counts = f"{pair.one} above on {test.higher:,}, below on {test.lower:,} of {test.questions:,}"
+                told = (f"{test.difference:+.4f}", f"[{low:+.4f}, {high:+.4f}]", f"{test.p:.3g}", test.test, counts)
+                rows.append((pair.suite, name, *told))
+        pair = made.comparisons[0]
+        blocks.append(f"{pair.one} minus {pair.other}, the same questions:\n{_aligned(rows)}")
+    blocks.append(
+        f"answers and records: {made.folder}" if made.folder else "answers are not kept; --out DIR keeps them"
+    )
+    return plain("\n\n".join(blocks))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -13,6 +13,7 @@ from fulltune.base.records import DataFacts, ModelFacts, Plan
 from fulltune.data.prepare import Kit, depends, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
+from fulltune.examining import suites_of
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import (
     empty_model,
@@ -70,6 +71,7 @@ def checked(recipe: Recipe) -> Kit:
     require_names(recipe)
     OBJECTIVES.find(recipe.train.objective, where="train.objective")
     OPTIMIZERS.find(recipe.optim.name, where="optim.name")
+    suites_of(recipe.evaluate.suites)
     return kit_of(recipe.model)
 
 

@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def evaluations(self) -> Path:
+        """What suites of questions gave, a folder for each time they were asked."""
+        return self.path / "evaluations"
+
+    @property
     def record(self) -> Path:
         """The one paper that explains the run; it stands when the run is done."""
         return self.path / "record.json"

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fulltune import account
+from fulltune.account import compare as compare
+from fulltune.account import report as report
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
+from fulltune.candidates import examine as examine
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
 from fulltune.engines import By
@@ -28,7 +31,6 @@ from fulltune.outlook import require_state
 from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
-from fulltune.reporting.compare import Compared
 from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.training.journal import Sink
 
@@ -244,24 +246,6 @@ def export(
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
-
-
-def report(run: str | os.PathLike[str], *, out: Out = None) -> Path:
-    """Write the report of a run folder, as it stands now: one page that needs no network. Returns where it is.
-
-    `out`: where to, by default `report.html` in the folder.
-
-    >>> fulltune.report("runs/recipe")
-    """
-    return account.report(Path(run), None if out is None else Path(out))
-
-
-def compare(runs: Sequence[str | os.PathLike[str]], *, page: Out = None) -> Compared:
-    """Run folders side by side: scores with the best marked, and where their recipes differ. `page`: write a page too.
-
-    >>> print(fulltune.compare(["runs/one", "runs/other"]).as_text())
-    """
-    return account.compare([Path(run) for run in runs], None if page is None else Path(page))
 
 
 def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:

@@ -52,8 +52,8 @@ def test_sizes(path: Path) -> None:
             assert count <= ARGUMENTS, f"{function.name} takes {count} arguments"
 
 
-FOREIGN_CODE = ("template.py", "load.py", "hub.py", "opened.py")
-"""Modules that run what a user brings: templates, a model folder's files and code, data sets, file systems."""
+FOREIGN_CODE = ("template.py", "load.py", "hub.py", "opened.py", "harness.py")
+"""Modules that run what a user brings: templates, a model folder's files and code, data sets, file systems, tasks."""
 
 
 @pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=name)

@@ -1,6 +1,8 @@
 """Landmines A and I: how a loss is normalised, in training and in evaluation. docs/landmines.md lists them all."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fulltune.base.records import IGNORE
 from fulltune.training.journal import read
 from fulltune.training.step import step
 from tests import tiny
+from tests.conftest import ROOT
 from tests.contract.ground import Ground
 
 
@@ -184,3 +187,14 @@ def test_landmine_I7_the_model_trains_in_train_mode_and_is_measured_in_eval_mode
     assert {mode for mode, grad in modes if grad} == {True}
     assert {mode for mode, grad in modes if not grad} == {False}
     assert len([1 for _, grad in modes if grad]) == 2 + 6, "the trial's, and one for each update"
+
+
+@pytest.mark.parametrize("kind", ["heldout", "text", "answer"])
+def test_landmine_I6_peak_memory_of_an_evaluation_does_not_grow_with_its_rows(tmp_path: Path, kind: str) -> None:
+    """Also trl#4679. In a process of its own; the third number shows that what is kept would be seen."""
+    words = [sys.executable, "-m", "tests.landmines.memory_of_evaluation", kind, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, grown, kept = (int(number) / 2**20 for number in done.stdout.split())
+    assert grown < 24, f"{grown:.0f} MiB more for twenty times as many rows"
+    assert kept > 200

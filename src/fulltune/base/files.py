@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,6 +212,11 @@ def write_record(path: Path, record: Any) -> None:
 def as_text(record: Any) -> str:
     """What `write_record` writes."""
     return json.dumps(masked_tree(to_json(record), keys=False), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(values: Mapping[str, Any], kind: type[T]) -> T:
+    """The record that `to_json` made these values of."""
+    return TypeAdapter(kind).validate_python(dict(values))
 
 
 def read_record(path: Path, kind: type[T]) -> T:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fulltune.base.formats import PrecisionPlan
 from fulltune.base.memory import Forecast, Shape
+from fulltune.base.results import SuiteReport
 
 IGNORE = -100
 """The label of a token that carries no loss."""
@@ -278,6 +279,8 @@ class RunRecord:
     largest_logit_difference: float
     """Between the exported folder, loaded anew, and the weights it was written from, on a held-out batch."""
     samples: tuple[Sample, ...]
+    suites: tuple[SuiteReport, ...] = ()
+    """What suites of questions gave, in order: of the base (step 0), while training if asked for, and of the result."""
     peak_bytes: int
     """Most memory that the process, of several the first, held: on the device if there is one, else on the host."""
     weights: tuple[WeightChange, ...] = ()

@@ -58,6 +58,9 @@ class Crew(Protocol):
     def any(self, flag: bool) -> bool:
         """Whether it is set on any."""
 
+    def gathered(self, value: T) -> list[T]:
+        """What each has to say, by rank; JSON values. All have to come within the patience of the first to ask."""
+
     def in_turn(self, act: Callable[[], T]) -> T:
         """`act` on each, on a machine one after the other, however long it takes; returns when all are done."""
 
@@ -78,6 +81,9 @@ class Alone:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def gathered(self, value: T) -> list[T]:
+        return [value]
 
     def in_turn(self, act: Callable[[], T]) -> T:
         return act()
@@ -111,6 +117,17 @@ class Several:
         host = torch.tensor(int(flag))
         self._reduced(host, dist.ReduceOp.MAX)
         return bool(host)
+
+    def gathered(self, value: T) -> list[T]:
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        lengths = self.sum(sizes).tolist()
+        starts = [sum(lengths[:rank]) for rank in range(self.size)]
+        board = torch.zeros(sum(lengths), dtype=torch.uint8)
+        board[starts[self.rank] :][: len(own)] = own  # everything else is 0, so the sum is what each wrote
+        said = bytes(self.sum(board).tolist())
+        return [cast(T, json.loads(said[at : at + size])) for at, size in zip(starts, lengths, strict=True)]
 
     def _reduced(self, host: Tensor, way: dist.ReduceOp.RedOpType) -> None:
         dist.all_reduce(host, way, group=self._control)

@@ -18,7 +18,7 @@ from fulltune.recipe.changes import Change
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
 
-_MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
+MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
 
 _MANY_PASSES = 4
@@ -75,7 +75,7 @@ def make_plan(
     longest = max(split.lengths["max"] for split in data.splits.values())
     # With `batch_tokens` an update has at most that many examples, of one token each.
     micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
-    micro_tokens = train.micro_tokens or max(_MICRO_TOKENS[machine.kind], longest)
+    micro_tokens = train.micro_tokens or max(MICRO_TOKENS[machine.kind], longest)
     whole = train.batch_tokens is None and layout == "padded"
     whole = whole and Budget(micro_examples, micro_tokens, layout, model.context).fits(train.batch_examples, longest)
     return Plan(

@@ -104,6 +104,8 @@ FOREIGN: Mapping[str, str] = {
     "eval_steps": "evaluate.every",
     "evals_per_epoch": "evaluate.every: 0.25 epochs",
     "do_eval": "evaluate.every",
+    "compute_metrics": "evaluate.suites: {metrics: package.module:name} (docs/evaluation.md)",
+    "predict_with_generate": "evaluate.suites: questions that base and result answer",
     "save_strategy": "checkpoint.every",
     "save_steps": "checkpoint.every",
     "saves_per_epoch": "checkpoint.every: 0.25 epochs",

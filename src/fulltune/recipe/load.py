@@ -5,20 +5,23 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fulltune.base.errors import Fault, RecipeError
+from fulltune.recipe import suites
 from fulltune.recipe.data import BRANCHES
 from fulltune.recipe.foreign import FOREIGN
-from fulltune.recipe.kinds import can_be_held, is_address, is_hub_id
+from fulltune.recipe.kinds import Section, can_be_held, is_address, is_hub_id
 from fulltune.recipe.schema import EITHER_OR, Recipe
 from fulltune.recipe.tree import Tree, override, parse
 
 Asked = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 """What a recipe may be given as: a file, a mapping of the same shape, or one that is loaded already."""
+
+S = TypeVar("S", bound=Section)
 
 _LARGEST = 1 << 20
 _TYPED = "command line"
@@ -42,7 +45,8 @@ def load_recipe(asked: Asked, overrides: Mapping[str, Any] = MappingProxyType({}
     changes = dict(_flat(overrides))
     _displace(tree, changes)
     override(tree, changes, "override")
-    return _checked(tree)
+    suites.include(tree)
+    return checked(tree, Recipe)
 
 
 def given(texts: Iterable[str]) -> dict[str, Any]:
@@ -139,6 +143,7 @@ def _root_paths(values: dict[str, Any], folder: Path) -> None:
             _root_sources(data, name, folder)
         if isinstance(data.get("replay"), dict):
             _root_sources(data["replay"], "sources", folder)
+    suites.root_all(values, folder)
 
 
 def _root_sources(values: dict[str, Any], name: str, folder: Path) -> None:
@@ -182,16 +187,17 @@ def _rooted(path: Any, folder: Path) -> Any:
         return path
 
 
-def _checked(tree: Tree) -> Recipe:
+def checked(tree: Tree, kind: type[S]) -> S:
+    """A tree as a section; RecipeError with all of its faults."""
     try:
-        recipe = Recipe.model_validate(tree.values)
+        made = kind.model_validate(tree.values)
     except ValidationError as fault:
         details = [detail for detail in fault.errors(include_url=False) if tree.is_read(_path(detail))]
         found = [_fault(detail, tree) for detail in details]
         raise RecipeError(faults=[*tree.faults, *_unique(found)]) from None
     if tree.faults:
         raise RecipeError(faults=tree.faults)
-    return recipe
+    return made
 
 
 def _unique(faults: list[Fault]) -> list[Fault]:

@@ -8,6 +8,7 @@ from fulltune.base.records import Every
 from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust, Warmup
+from fulltune.recipe.suites import Suites
 
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
 """Fields of the train section of which one is given; the second of each pair is none by default."""
@@ -201,6 +202,25 @@ class EvaluateSection(Section):
     """Held-out prompts answered before and after, greedily."""
     sample_tokens: Count = 96
     """Most tokens of such an answer."""
+    suites: Suites = ()
+    """Questions that the base and the result are asked, scored with intervals: a suite file, a mapping such as
+    `{use: gsm8k, data: test.jsonl}`, or a list of them (docs/evaluation.md). They choose no checkpoint.
+    """
+    suites_every: Cadence | None = None
+    """Between two times that suites are asked while training, held-out loss beside them; by default they are asked of
+    the base and of the result only, since answers cost far more than a loss.
+    """
+    batch_tokens: Count | None = None
+    """Most tokens of a batch of questions, padding and answers included; by default those of a micro-batch. It changes
+    no score.
+    """
+
+    @model_validator(mode="after")
+    def _suites_are_asked(self) -> Self:
+        given = [name for name in ("suites_every", "batch_tokens") if vars(self)[name] is not None]
+        if given and not self.suites:
+            raise ValueError(f"`evaluate.{given[0]}` is of suites, and there are none in evaluate.suites")
+        return self
 
 
 class CheckpointSection(Section):

@@ -1,13 +1,14 @@
 """What the loop does besides updates: one evaluation, one checkpoint, each with its lines in the journal."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fulltune.base.errors import DivergedError
 from fulltune.base.files import to_json
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, Progress
+from fulltune.base.results import SuiteReport
 from fulltune.engine.contract import Engine
 from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal
@@ -20,8 +21,19 @@ class Evaluating:
     measure: Callable[[int], EvalReport | None]
     best_by: str
     journal: Journal
+    examine: Callable[[int], Sequence[SuiteReport]]
+    """Puts suites of questions to the model as it is after so many updates."""
+    asks: Callable[[Progress], bool]
+    """Whether it is time for that."""
+
+    def examined(self, step: int) -> None:
+        """Put the suites to the model, and say in the journal what they gave."""
+        for report in self.examine(step):
+            self.journal.write("suite", to_json(report))
 
     def __call__(self, progress: Progress) -> Progress:
+        if self.asks(progress):
+            self.examined(progress.update)
         report = self.measure(progress.update)
         if report is None:
             return progress

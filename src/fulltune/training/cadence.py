@@ -13,6 +13,8 @@ class Cadence:
     evaluate: Every
     save: Every
     patience: int | None
+    ask: Every | None = None
+    """Between two times that suites of questions are asked; None: not while training."""
 
     def finished(self, progress: Progress) -> bool:
         """Whether all data was seen, all updates were made, or the run stopped getting better."""
@@ -26,7 +28,11 @@ class Cadence:
         """Whether it is time to measure; after the last update in any case."""
         if progress.judged == progress.update:
             return False
-        return self.finished(progress) or self._crossed(self.evaluate, progress)
+        return self.finished(progress) or self._crossed(self.evaluate, progress) or self.asks(progress)
+
+    def asks(self, progress: Progress) -> bool:
+        """Whether it is time to ask suites of questions; held-out loss is measured then too."""
+        return self.ask is not None and self._crossed(self.ask, progress)
 
     def saves(self, progress: Progress) -> bool:
         """Whether it is time to save; at a new best and after the last update in any case."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,9 @@ PLAN = Plan(
 def at(update: int, **more: object) -> Progress:
     begun = Mark(8 * (update - 1), update - 1, 30.0 * (update - 1))
     return Progress(update=update, position=8 * update, seconds=30.0 * update, **{"begun": begun, **more})  # type: ignore[arg-type]
+
+
+ASKS_NOTHING: dict[str, Any] = {"examine": lambda step: (), "asks": lambda progress: False}
 
 
 def cadence(evaluate: Every, save: Every, patience: int | None = None, plan: Plan = PLAN) -> Cadence:
@@ -211,6 +215,14 @@ def test_the_journal_is_lines_on_disk_and_can_be_cut_back(tmp_path: Path) -> Non
         journal.write("step", {"loss": math.nan})
 
 
+def test_suites_have_a_cadence_of_their_own_at_which_losses_are_measured_too(tmp_path: Path) -> None:
+    asking = replace(cadence(Every(4, "updates"), Every(9, "updates")), ask=Every(3, "updates"))
+    states = [replace(at(update), begun=Mark(0, update - 1, 0.0)) for update in range(1, 8)]
+    assert [state.update for state in states if asking.asks(state)] == [3, 6]
+    assert [state.update for state in states if asking.evaluates(state)] == [3, 4, 6]
+    assert not any(cadence(Every(4, "updates"), Every(9, "updates")).asks(state) for state in states)
+
+
 def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
     scores = iter([3.0, 2.0, 2.5, 2.0])
     with Journal(tmp_path / "j.jsonl") as journal:
@@ -218,6 +230,7 @@ def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
             measure=lambda step: EvalReport(step=step, scores={"heldout.loss": next(scores)}, counts={"heldout": 1}),
             best_by="heldout.loss",
             journal=journal,
+            **ASKS_NOTHING,
         )
         progress = at(1)
         seen = []
@@ -230,7 +243,7 @@ def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
 def test_a_score_that_is_nan_ends_the_run_and_stands_in_the_journal(tmp_path: Path) -> None:
     report = EvalReport(step=4, scores={"heldout.loss": math.nan}, counts={"heldout": 1})
     with Journal(tmp_path / "j.jsonl") as journal:
-        evaluating = Evaluating(measure=lambda step: report, best_by="heldout.loss", journal=journal)
+        evaluating = Evaluating(measure=lambda step: report, best_by="heldout.loss", journal=journal, **ASKS_NOTHING)
         with pytest.raises(DivergedError, match=r"heldout\.loss is NaN"):
             evaluating(at(4))
     assert json.loads((tmp_path / "j.jsonl").read_text())["scores"] == {"heldout.loss": "NaN"}

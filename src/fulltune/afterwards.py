@@ -1,0 +1,92 @@
+"""Verbs about what came of a run: evaluate, export, report, compare, chat. As in cli.py they decide nothing."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fulltune import printing
+from fulltune.base.errors import RecipeError
+from fulltune.options import AsJson, DType, Overrides, fields
+
+
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe, a run folder; with --suite any model.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; with --suite where answers are written.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Any model folder, in place of the run's result.")] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUITE", help="Questions: a suite file, or NAME=DATA such as gsm8k=FILE."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another model folder or run to compare with, or `base`.")
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a batch of questions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score base and result on held-out, test and retention data; or any model on suites of questions."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    if suite or against is not None:
+        for name, given in {"--model": model, "KEY=VALUE": overrides}.items():
+            if given:
+                raise RecipeError(f"{name} is of losses, not of suites", where=name, mend="name the model itself first")
+        made = stages.examine(recipe, suite or (), against=against, out=out, batch_tokens=batch_tokens)
+        typer.echo(printing.as_json(to_json(made)) if as_json else printing.examination(made))
+        return
+    if batch_tokens is not None:
+        raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
+    reports = stages.evaluate(recipe, out=out, model=model, **fields(overrides))
+    values = {name: to_json(report) for name, report in reports.items()}
+    typer.echo(printing.as_json(values) if as_json else printing.scores(reports))
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    step: Annotated[int | None, typer.Option(min=1, help="Which checkpoint; by default the best, or the last.")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Number format of the weights; by default that of the recipe.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder, and verify it."""
+    from fulltune import stages
+
+    typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is not done.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
+) -> None:
+    """Write the report of a run: one page that needs no network."""
+    from fulltune import stages
+
+    typer.echo(f"{stages.report(run, out=out)} is written")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
+    page: Annotated[Path | None, typer.Option(help="Write a page with curves over each other, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side: scores with the best marked, and where their recipes differ."""
+    from fulltune import stages
+
+    found = stages.compare(runs, page=page)
+    typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
+    if page is not None:
+        sys.stderr.write(f"{page} is written\n")
+
+
+def chat(
+    run: Annotated[Path, typer.Argument(help="A run folder, or any model folder with a chat template.")],
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+) -> None:
+    """Talk to the tuned model through its own chat template."""
+    from fulltune.chat import chat
+
+    chat(run, tokens=tokens)

@@ -1,0 +1,105 @@
+"""Which models `fulltune evaluate --suite` asks: the result or the base of a run, a model folder, a hub id."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fulltune.base.errors import RecipeError
+from fulltune.base.files import write_record
+from fulltune.base.results import Examination
+from fulltune.base.stop import listening
+from fulltune.engine.launch import machine
+from fulltune.examining import AnySuite, Named, ask, comparison, suites_of
+from fulltune.model.load import section_of
+from fulltune.planning.make import MICRO_TOKENS
+from fulltune.recipe.suites import load_suites
+from fulltune.runs import RunFolder, is_run_folder, open_run
+
+_BASE = "base"
+"""What the model that a run began with is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """One model, or two that are to be compared, and the run that the first is the result of."""
+
+    models: tuple[Named, ...]
+    run: RunFolder | None
+
+    def asked(self, suites: Sequence[AnySuite], *, batch_tokens: int | None, out: Path | None) -> Examination:
+        """Put suites to each, one model in memory at a time; what they gave, and the paired tests of two."""
+        folder = out if out is not None or self.run is None else self.run.evaluations
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise RecipeError("this is no folder", where=str(folder), mend="name another with --out")
+        tokens = MICRO_TOKENS[machine().kind] if batch_tokens is None else batch_tokens
+        results = [ask(model, suites, batch_tokens=tokens, folder=folder) for model in self.models]
+        made = Examination(
+            reports=tuple(one.report for result in results for one in result),
+            comparisons=tuple(comparison(*results)) if len(results) > 1 else (),
+            folder=None if folder is None else str(folder),
+        )
+        if folder is not None and made.comparisons:
+            one, other = (model.name for model in self.models)
+            write_record(folder / f"{one}-against-{other}.json", made)
+        return made
+
+
+def candidates(model: str | os.PathLike[str], against: str | os.PathLike[str] | None) -> Candidates:
+    """The models of a command. RecipeError if a run has no result yet, or a base is asked for and there is no run."""
+    first, run = _found(model, "result")
+    if against is None:
+        return Candidates((first,), run)
+    second = _base(run, model) if os.fspath(against) == _BASE else _found(against, Path(against).resolve().name)[0]
+    if second.name == first.name:
+        second = replace(second, name=f"{second.name}-2")
+    return Candidates((first, second), run)
+
+
+def _found(model: str | os.PathLike[str], name: str) -> tuple[Named, RunFolder | None]:
+    path = Path(model)
+    if not is_run_folder(path):
+        called = path.resolve().name if path.is_dir() else os.fspath(model).replace("/", "--")
+        return Named(called, section_of(model)), None
+    run = open_run(path, {}, whole=False)
+    run.finished()
+    return Named(name, section_of(run.model, run.recipe.model), frozenset(run.data_facts().stop_ids)), run
+
+
+def _base(run: RunFolder | None, model: str | os.PathLike[str]) -> Named:
+    if run is None:
+        raise RecipeError(
+            "only a run has a base, and this is none", where=os.fspath(model), mend="name a model folder with --against"
+        )
+    return Named(_BASE, run.recipe.model, frozenset(run.data_facts().stop_ids))
+
+
+def examine(
+    model: str | os.PathLike[str],
+    suites: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
+    *,
+    against: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    batch_tokens: int | None = None,
+) -> Examination:
+    """Put suites of questions to a model folder, a hub id or the result of a run; `against`: to another one too.
+
+    A suite is a file, `NAME=DATA` with an entry of SUITES, or a mapping; by default those of the run's recipe.
+    `against` may be `base`, the model that the run began with. Records and answers go to `out`, or to the run's
+    `evaluations/`.
+
+    >>> fulltune.examine("runs/recipe", ["gsm8k=test.jsonl"], against="base").comparisons
+    """
+    chosen = candidates(model, against)
+    recipe = None if chosen.run is None else chosen.run.recipe
+    sections = load_suites(suites, "--suite") if suites else () if recipe is None else recipe.evaluate.suites
+    if not sections:
+        raise RecipeError(
+            "no suite is named",
+            where=os.fspath(model),
+            mend="name one with --suite, or in the recipe's evaluate.suites",
+        )
+    tokens = batch_tokens if batch_tokens is not None or recipe is None else recipe.evaluate.batch_tokens
+    with listening():
+        return chosen.asked(suites_of(sections), batch_tokens=tokens, out=None if out is None else Path(out))

@@ -1,0 +1,225 @@
+"""Suites of questions, put to the model of a run while it trains, or to any model or two that are to be compared."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fulltune.assemble import Prepared, template
+from fulltune.base import stop
+from fulltune.base.errors import Fault, MachineError, RecipeError
+from fulltune.base.log import LOGGER
+from fulltune.base.records import Plan
+from fulltune.base.results import SuiteComparison, SuiteReport
+from fulltune.data.template import Template
+from fulltune.engine.contract import Engine
+from fulltune.engine.crew import Alone, Crew
+from fulltune.engine.launch import Meeting, world
+from fulltune.evaluation.answers import Metric
+from fulltune.evaluation.asking import Examinee
+from fulltune.evaluation.harness import Task
+from fulltune.evaluation.intervals import compared
+from fulltune.evaluation.metrics import DEFAULTS, metric
+from fulltune.evaluation.questions import Questions
+from fulltune.evaluation.speaking import Decoding
+from fulltune.evaluation.suites import SEED, Examined, Suite
+from fulltune.model.load import load_model, load_tokenizer, require_rows, stop_ids
+from fulltune.recipe.schema import ModelSection
+from fulltune.recipe.suites import MetricUse, SuiteSection
+from fulltune.runs import RunFolder
+from fulltune.training.manifest import step_name
+
+AnySuite = Suite | Task
+
+
+def suites_of(asked: Sequence[SuiteSection]) -> tuple[AnySuite, ...]:
+    """Suites with their metrics, every file of questions read through once; all faults at once."""
+    faults: list[Fault] = []
+    made = []
+    for number, section in enumerate(asked):
+        try:
+            suite = _suite(section, f"evaluate.suites.{number}.metrics")
+            suite.check()
+        except RecipeError as fault:
+            faults += fault.faults
+            continue
+        made.append(suite)
+    if faults:
+        raise RecipeError(faults=faults)
+    return tuple(made)
+
+
+def _suite(asked: SuiteSection, where: str) -> AnySuite:
+    if asked.kind == "lm_eval":
+        return Task(
+            name=asked.called,
+            path=Path(asked.data),
+            limit=asked.limit,
+            resamples=asked.resamples,
+            confidence=asked.confidence,
+        )
+    metrics: dict[str, Metric] = {}
+    faults: list[Fault] = []
+    for used in asked.metrics or [MetricUse(use=name) for name in DEFAULTS[asked.kind]]:
+        try:
+            metrics[used.called] = metric(used.use, used.options, asked.kind, where=where)
+        except RecipeError as fault:
+            faults += fault.faults
+    if faults:
+        raise RecipeError(faults=faults)
+    return Suite(
+        name=asked.called,
+        questions=Questions(
+            path=Path(asked.data),
+            kind=asked.kind,
+            prompt=asked.prompt,
+            answer=asked.answer,
+            choices=asked.choices,
+            limit=asked.limit,
+        ),
+        metrics=metrics,
+        through=asked.through,
+        separator=asked.separator,
+        decoding=Decoding(
+            tokens=asked.max_new_tokens, stop_texts=asked.stop, temperature=asked.temperature, seed=asked.seed
+        ),
+        resamples=asked.resamples,
+        confidence=asked.confidence,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What belongs to a model that is asked."""
+
+    tokenizer: Any
+    template: Template
+    stop_ids: frozenset[int]
+    """What ends an answer, besides the tokenizer's end token and what the template writes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examining:
+    """Puts a recipe's suites to the model of a run. The first process writes.
+
+    Processes that each have the whole model share the questions; those that have a part of it answer all of them
+    together, since each forward pass takes them all.
+    """
+
+    suites: tuple[AnySuite, ...]
+    material: Material
+    batch_tokens: int
+    crew: Crew
+    folder: Path
+
+    def __call__(self, engine: Engine, step: int) -> tuple[SuiteReport, ...]:
+        """The reports; records and answers lie in `step-00000120/` of the folder."""
+        folder = self.folder / step_name(step) if self.crew.rank == 0 else None
+        made = []
+        for suite in self.suites:
+            asked = partial(self._examined, suite, step, folder, engine.whole)
+            made.append(engine.inside(asked))
+            tell(made[-1])
+        return tuple(made)
+
+    def _examined(self, suite: AnySuite, step: int, folder: Path | None, whole: bool, model: nn.Module) -> SuiteReport:
+        ours, shares = self.material, whole and self.crew.size > 1 and isinstance(suite, Suite)
+        check, crew = (stop.check, self.crew) if shares else (partial(stop.check_all, self.crew.any), None)
+        asked = Examinee(model, ours.tokenizer, ours.template, ours.stop_ids, self.batch_tokens, check, crew)
+        return suite.examine(asked, model=step_name(step), step=step, folder=folder).report
+
+
+def examining_of(run: RunFolder, plan: Plan, data: Prepared, tokenizer: Any, meeting: Meeting | None) -> Examining:
+    """What asks the suites of a run's recipe; without a meeting nothing is asked."""
+    section = run.recipe.evaluate
+    return Examining(
+        suites=() if meeting is None else suites_of(section.suites),
+        material=Material(tokenizer, template(run.recipe.model, tokenizer), frozenset(data.facts.stop_ids)),
+        batch_tokens=section.batch_tokens or plan.micro_tokens,
+        crew=Alone() if meeting is None else meeting.crew,
+        folder=run.evaluations,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A model to be asked: what it is called in results, where it is, and what ends an answer besides."""
+
+    name: str
+    section: ModelSection
+    stop_ids: frozenset[int] = frozenset()
+
+
+def ask(model: Named, suites: Sequence[AnySuite], *, batch_tokens: int, folder: Path | None) -> list[Examined]:
+    """Load a model and put suites to it. `folder`: where a folder of this model's name is written.
+
+    MachineError where memory runs out.
+    """
+    section = model.section
+    tokenizer = load_tokenizer(section)
+    loaded = load_model(section).to(world().device)
+    require_rows(loaded, tokenizer, section.path)
+    stops = model.stop_ids | set(stop_ids(section))
+    asked = Examinee(loaded, tokenizer, template(section, tokenizer), frozenset(stops), batch_tokens, stop.check)
+    place = None if folder is None else folder / model.name
+    made = []
+    with _fitting(batch_tokens):
+        for suite in suites:
+            made.append(suite.examine(asked, model=model.name, step=None, folder=place))
+            tell(made[-1].report)
+    return made
+
+
+def tell(report: SuiteReport) -> None:
+    """One line for people, and what of the answers they should know."""
+    scores = ", ".join(f"{name} {score:.4f}" for name, score in report.scores.items())
+    LOGGER.info(f"suite {report.suite}, {report.model}: {scores} ({report.questions:,} questions)")
+    said = {
+        "too_long": "questions fill the model's context and got an empty answer",
+        "cut": "questions lost their beginning, since the model's context is too short",
+        "unfinished": "answers ended at max_new_tokens or at the context's end, not at a stop token",
+    }
+    for name, what in said.items():
+        if report.counts.get(name, 0):
+            LOGGER.warning(f"suite {report.suite}, {report.model}: {report.counts[name]:,} {what}")
+
+
+def comparison(one: Sequence[Examined], other: Sequence[Examined]) -> Iterator[SuiteComparison]:
+    """The paired tests of two models that were asked the same questions."""
+    for ours, theirs in zip(one, other, strict=True):
+        report = ours.report
+        if report.asked != theirs.report.asked:
+            LOGGER.warning(
+                f"suite {report.suite}: {report.model} was asked as {report.asked}, {theirs.report.model} as "
+                f"{theirs.report.asked}; through=plain or a chat template for both makes it the same question"
+            )
+        how: dict[str, Any] = {"resamples": report.resamples, "confidence": report.confidence, "seed": SEED}
+        yield SuiteComparison(
+            suite=report.suite,
+            one=report.model,
+            other=theirs.report.model,
+            metrics={
+                name: compared(ours.items[name], theirs.items[name], total, **how)
+                for name, total in ours.totals.items()
+            },
+        )
+
+
+@contextmanager
+def _fitting(batch_tokens: int) -> Iterator[None]:
+    """Says what would help where memory runs out."""
+    try:
+        yield
+    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
+        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+            raise
+        raise MachineError(
+            f"out of memory with batches of up to {batch_tokens:,} tokens: {str(fault).splitlines()[0]}",
+            where="--batch-tokens",
+            mend="lower it; no score changes",
+        ) from fault
