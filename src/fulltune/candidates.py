@@ -14,7 +14,7 @@ from fulltune.engine.launch import machine
 from fulltune.examining import AnySuite, Named, ask, comparison, suites_of
 from fulltune.model.load import section_of
 from fulltune.planning.make import MICRO_TOKENS
-from fulltune.recipe.suites import load_suites
+from fulltune.recipe.ask import load_suites
 from fulltune.runs import RunFolder, is_run_folder, open_run
 
 _BASE = "base"
