@@ -60,17 +60,26 @@ def wanted(section: EngineSection) -> int:
 def start(processes: int, run: RunFolder, accept: Sequence[str], sinks: Sequence[Sink]) -> None:
     """Train a run in so many processes of this machine, under torchrun's agent; returns when they are done.
 
-    `sinks` hear the run's journal. What one of the processes failed of is raised, after its words were shown.
+    `sinks` hear the run's journal. What one of the processes failed of is raised, after its words were shown; where it
+    was killed, did not answer or ended in a way that has no name, all are started anew as often as the recipe says.
     """
-    accepted = [word for name in accept for word in ("--accept-change", name)]
-    command = [sys.executable, "-m", "fulltune", "train", str(run.path), *accepted]
+    section, logs = run.recipe.engine, run.path / "logs"
+    command = _command(str(run.path), *(word for name in accept for word in ("--accept-change", name)))
     LOGGER.info(f"starting {processes} processes")
     with followed(run.journal, sinks):
-        failed = run_agent(
-            processes, command, run.path / "logs", patience=run.recipe.engine.timeout, variables={FOLLOWED: "1"}
-        )
-    if failed is not None:
-        raise _ended(failed, processes, run.path / "logs")
+        for left in reversed(range(section.restarts + 1)):
+            failed = run_agent(processes, command, logs, patience=section.timeout, variables={FOLLOWED: "1"})
+            if failed is None:
+                return
+            fault = _ended(failed, processes, logs)
+            if left == 0 or not isinstance(fault, RankError):
+                raise fault
+            LOGGER.warning(f"{fault.faults[0].what}; all are started anew, {left} times more if need be")
+
+
+def _command(*words: str) -> list[str]:
+    """What each process runs."""
+    return [sys.executable, "-m", "fulltune", "train", *words]
 
 
 def train_here(
@@ -93,8 +102,7 @@ def train_here(
     section = run.recipe.engine
     processes, logs = wanted(section) or 1, run.path / "logs" / f"{socket.gethostname()}-{os.getpid()}"
     LOGGER.info(f"starting {processes} processes here, to meet those of {hosts.count} machines at {hosts.rendezvous}")
-    command = [sys.executable, "-m", "fulltune", "train", *words]
-    failed = run_agent(processes, command, logs, patience=section.timeout, hosts=hosts)
+    failed = run_agent(processes, _command(*words), logs, patience=section.timeout, hosts=hosts)
     if failed is not None:
         raise _ended(failed, processes, logs)
 

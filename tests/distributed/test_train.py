@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 import fulltune
-from fulltune.base.errors import RecipeError
+from fulltune import gathering
+from fulltune.base.errors import DiskError, RankError, RecipeError
 from fulltune.training.journal import read
 from tests import tiny
 from tests.conftest import ROOT
@@ -106,6 +107,35 @@ def test_the_command_starts_its_own_processes(tmp_path: Path, recipe: Path, refe
     assert differ(tmp_path / "run", reference) <= 1e-4
     assert json.loads((tmp_path / "run" / "record.json").read_text())["largest_logit_difference"] <= 1e-6
     assert list((tmp_path / "run" / "logs").glob("*/attempt_0/1/stderr.log"))
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's agent leaves its logs open
+@pytest.mark.parametrize(("what", "restarts"), [("KILL", 2), ("HANG", 1), ("KILL", 0), ("ENOSPC", 2)])
+def test_where_one_is_lost_all_are_started_anew_as_often_as_the_recipe_says(
+    tmp_path: Path, recipe: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, what: str, restarts: int
+) -> None:
+    """F16 with a launcher that restarts: the same trajectory. What has a cause is not tried twice."""
+    monkeypatch.setattr(gathering, "_command", lambda *words: [sys.executable, "-m", WORKER, "train", *words])
+    monkeypatch.setenv("BEFALL", f"1,{NATIVE}.forward,22,{what}")
+    monkeypatch.setenv("BEFALL_ONCE", str(tmp_path / "it-was-once"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = tmp_path / "run"
+    asked = {"name": "fsdp2", "processes": 2, "restarts": restarts, "timeout": LIMIT}
+
+    def trained() -> Any:
+        return fulltune.train(recipe, out=run, engine=asked, checkpoint={"every": 1})
+
+    if restarts == 0 or what == "ENOSPC":
+        with pytest.raises(RankError if restarts == 0 else DiskError):
+            trained()
+        assert len(list(read(run / "journal.jsonl", "start"))) == 1
+        return
+    trained()
+    starts = list(read(run / "journal.jsonl", "start"))
+    assert len(starts) == 2 and starts[1]["resumed_at"] > 0
+    same_curve(run, reference)
+    assert differ(run, reference) <= 1e-4
 
 
 LAUNCHERS = {

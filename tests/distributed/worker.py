@@ -1,7 +1,7 @@
 """One rank of `fulltune train`, which something may befall: `BEFALL=rank,module:Class.name,call,what`.
 
 `what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, ENOSPC a full disk, MEMORY one
-without room; NAN makes the losses of that pass none.
+without room; NAN makes the losses of that pass none. With `BEFALL_ONCE=FILE` it befalls the first of several starts.
 """
 
 import errno
@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ def _do(what: str) -> None:
 if __name__ == "__main__":
     if "BEFALL" in os.environ:
         rank, where, number, act = os.environ["BEFALL"].split(",")
-        if os.environ["RANK"] == rank:
+        once = os.environ.get("BEFALL_ONCE")
+        if os.environ["RANK"] == rank and not (once and Path(once).exists()):
+            if once:
+                Path(once).touch()
             befall(where, int(number), act)
     raise SystemExit(main())

@@ -103,5 +103,5 @@ def run_agent(
 
 def _said(logs: Path, name: str, rank: int) -> str:
     """The last lines of a process that did not speak to the terminal."""
-    found = sorted(logs.glob(f"{name}_*/attempt_0/{rank}/stderr.log"))
+    found = sorted(logs.glob(f"{name}_*/attempt_0/{rank}/stderr.log"), key=lambda path: path.stat().st_mtime)
     return "\n".join(found[-1].read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]) if found else ""

@@ -176,6 +176,11 @@ class EngineSection(Section):
     """
     timeout: Annotated[float, Field(gt=0, le=86400)] = 600.0
     """Seconds that a process waits for another before the run ends with exit code 8."""
+    restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often the processes that fulltune starts on one machine are started anew, to go on from the last checkpoint,
+    where one was killed, did not answer or failed of no known cause. Under a launcher its own setting counts (`torchrun
+    --max-restarts`).
+    """
 
     @model_validator(mode="after")
     def _one_is_single(self) -> Self:

@@ -1,5 +1,6 @@
 """Where reports go: a JSON line on disk first, then whoever else listens."""
 
+import hashlib
 import json
 import os
 import threading
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 from fulltune.base.errors import CheckpointError
 from fulltune.base.secrets import masked_tree
@@ -80,33 +81,67 @@ class Journal:
 @contextmanager
 def followed(path: Path, sinks: Sequence[Sink]) -> Iterator[None]:
     """In here sinks hear what another process writes into a journal, a moment later."""
-    done, at = threading.Event(), path.stat().st_size if path.exists() else 0
-    follower = threading.Thread(target=_follow, args=(path, at, sinks, done), name="journal", daemon=True)
-    follower.start()
+    done, follower = threading.Event(), _Follower(path, sinks)
+    thread = threading.Thread(target=follower.follow, args=(done,), name="journal", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        follower.join()
+        thread.join()
 
 
-def _follow(path: Path, at: int, sinks: Sequence[Sink], done: threading.Event) -> None:
-    last = False
-    while not last:
-        last = done.wait(_LOOK_EVERY)
-        if not path.exists():
-            continue
-        at = min(at, path.stat().st_size)  # a run that goes on cuts off what its checkpoint does not know
-        with path.open("rb") as file:
-            file.seek(at)
-            for line in file:
-                if not line.endswith(b"\n"):  # the rest of it comes
-                    break
-                at += len(line)
+class _Follower:
+    """Tells what is added to a journal, also by a run that cuts off what its checkpoint does not know, and goes on."""
+
+    def __init__(self, path: Path, sinks: Sequence[Sink]) -> None:
+        self._path, self._sinks = path, sinks
+        self._heard: list[tuple[int, bytes]] = []
+        """Where each line that is known ended, and its digest."""
+        self._look(tell=False)
+
+    def follow(self, done: threading.Event) -> None:
+        last = False
+        while not last:
+            last = done.wait(_LOOK_EVERY)
+            self._look()
+
+    def _look(self, *, tell: bool = True) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            self._forget(file)
+            file.seek(self._end)
+            lines = [line for line in file if line.endswith(b"\n")]  # the rest of the last one comes
+            if self._forget(file):  # it was cut while it was read
+                return
+        for line in lines:
+            self._heard.append((self._end + len(line), _digest(line)))
+            if tell:
                 values = json.loads(line)
                 kind = values.pop("kind")
-                for sink in sinks:
+                for sink in self._sinks:
                     sink.hear(kind, values)
+
+    @property
+    def _end(self) -> int:
+        return self._heard[-1][0] if self._heard else 0
+
+    def _forget(self, file: BinaryIO) -> bool:
+        """Forget lines that stand there no more; whether there were any."""
+        before = len(self._heard)
+        while self._heard:
+            end, known = self._heard[-1]
+            start = self._heard[-2][0] if len(self._heard) > 1 else 0
+            file.seek(start)
+            if _digest(file.read(end - start)) == known:
+                break
+            self._heard.pop()
+        return len(self._heard) < before
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=8).digest()
 
 
 def read(path: Path, kind: str) -> Iterator[dict[str, Any]]:

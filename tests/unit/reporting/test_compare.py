@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_the_best_of_each_score_is_marked(runs: list[Path]) -> None:
-    found = compare(runs, None)
+    found = compare(runs)
     assert found.names == ("plain", "replay", "worse")
     assert found.scores == {"heldout.loss": (2.0, 2.2, 2.5), "retention.loss": (1.5, 1.1, 1.2)}
     assert found.best == {"heldout.loss": (0,), "retention.loss": (1,)}
@@ -57,14 +57,14 @@ def test_the_best_of_each_score_is_marked(runs: list[Path]) -> None:
 
 
 def test_only_what_differs_of_the_recipes_is_shown(runs: list[Path]) -> None:
-    found = compare(runs, None)
+    found = compare(runs)
     assert found.recipes == {"optim.lr": (1e-5, 5e-6, 1e-5)}
     assert "model.path" not in found.as_text()
     assert "the recipes are the same" in compare([runs[0], runs[2]], None).as_text()
 
 
 def test_programs_get_the_same(runs: list[Path]) -> None:
-    values = json.loads(json.dumps(compare(runs, None).as_values(), allow_nan=False))
+    values = json.loads(json.dumps(compare(runs).as_values(), allow_nan=False))
     assert values["best"] == {"heldout.loss": ["plain"], "retention.loss": ["replay"]}
     assert values["runs"]["replay"]["scores"] == {"heldout.loss": 2.2, "retention.loss": 1.1}
     assert values["runs"]["replay"]["recipe"] == {"optim.lr": 5e-6}
@@ -76,7 +76,7 @@ def test_more_is_better_where_a_score_says_so_and_ties_share_the_mark(tmp_path: 
         report = evaluation(2, 2.0, better={"qa.exact": "higher"})
         report["scores"]["qa.exact"] = exact
         folders.append(bare(tmp_path / name, [step(2, 1.0), report], record={"result_step": 2}))
-    found = compare(folders, None)
+    found = compare(folders)
     assert found.best == {"heldout.loss": (), "qa.exact": (1, 2)}
 
 
@@ -90,21 +90,21 @@ def test_what_does_not_compare_is_said(tmp_path: Path, runs: list[Path]) -> None
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
-    found = compare([made(tmp_path / name / "run", 2.0, 1.0) for name in ("one", "two")], None)
+    found = compare([made(tmp_path / name / "run", 2.0, 1.0) for name in ("one", "two")])
     assert found.names == ("one/run", "two/run")
     run = tmp_path / "one" / "run"
-    assert compare([run, run], None).names == ("one/run (1)", "one/run (2)")
+    assert compare([run, run]).names == ("one/run (1)", "one/run (2)")
 
 
 def test_one_run_or_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(RecipeError, match="compares with nothing"):
-        compare(runs[:1], None)
+        compare(runs[:1])
     with pytest.raises(RecipeError, match="no run folder"):
-        compare([runs[0], tmp_path], None)
+        compare([runs[0], tmp_path])
 
 
 def test_the_page_has_scores_differences_picture_and_curves(tmp_path: Path, runs: list[Path]) -> None:
-    compare(runs, tmp_path / "page.html")
+    compare(runs, page=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     elements = Elements(text)
     ids = [attrs.get("id") for tag, attrs in elements.found if tag == "section"]
@@ -121,7 +121,7 @@ def test_the_page_has_scores_differences_picture_and_curves(tmp_path: Path, runs
 
 def test_without_retention_there_is_no_picture_and_it_says_so(tmp_path: Path) -> None:
     runs = [bare(tmp_path / name, [step(1, 1.0), evaluation(1, 2.0)]) for name in ("a", "b")]
-    compare(runs, tmp_path / "page.html")
+    compare(runs, page=tmp_path / "page.html")
     assert "There is no picture of target against retention" in (tmp_path / "page.html").read_text()
 
 
@@ -130,7 +130,7 @@ def test_names_and_settings_bring_no_markup_in(tmp_path: Path) -> None:
     (runs[1] / "recipe.yaml").write_text(
         (runs[1] / "recipe.yaml").read_text().replace("my-org/my-model", json.dumps(EVIL.replace("\u202e", "")))
     )
-    compare(runs, tmp_path / "page.html")
+    compare(runs, page=tmp_path / "page.html")
     elements = Elements((tmp_path / "page.html").read_text())
     assert "img" not in {tag for tag, _ in elements.found}
     assert [tag for tag, _ in elements.found].count("script") == 1
@@ -140,7 +140,7 @@ def test_names_and_settings_bring_no_markup_in(tmp_path: Path) -> None:
 def test_a_page_that_is_not_ours_stays(tmp_path: Path, runs: list[Path]) -> None:
     (tmp_path / "mine.html").write_text("years of work")
     with pytest.raises(RecipeError):
-        compare(runs, tmp_path / "mine.html")
+        compare(runs, page=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "years of work"
 
 
@@ -175,4 +175,4 @@ def test_the_picture_puts_better_to_the_lower_left() -> None:
 
 
 def test_stories_are_enough(runs: list[Path]) -> None:
-    assert compared([read_story(run) for run in runs]) == compare(runs, None)
+    assert compared([read_story(run) for run in runs]) == compare(runs)

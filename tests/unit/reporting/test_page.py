@@ -267,11 +267,13 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path, run: Path) -> None:
     mine.write_text("years of work")
     for place in (mine, tmp_path):
         with pytest.raises(RecipeError):
-            report(run, place)
+            report(run, out=place)
     assert mine.read_text() == "years of work"
-    assert report(run, tmp_path / "new.html") == tmp_path / "new.html"
+    assert report(run, out=tmp_path / "new.html") == tmp_path / "new.html"
     assert (
-        report(run, tmp_path / "new.html").read_text().startswith("<!doctype html><!-- written by fulltune report -->")
+        report(run, out=tmp_path / "new.html")
+        .read_text()
+        .startswith("<!doctype html><!-- written by fulltune report -->")
     )
 
 

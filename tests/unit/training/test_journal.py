@@ -32,3 +32,30 @@ def test_what_another_process_writes_is_heard(tmp_path: Path) -> None:
             time.sleep(0.5)
             journal.write("end", {"n": 4})
     assert heard.lines == [("step", 3), ("end", 4)]
+
+
+def test_what_was_cut_and_grew_again_between_two_looks_is_heard_whole(tmp_path: Path) -> None:
+    """Its new lines end elsewhere than the old ones did."""
+
+    class Heard:
+        def __init__(self) -> None:
+            self.lines: list[tuple[int, str]] = []
+
+        def hear(self, kind: str, values: Mapping[str, Any]) -> None:
+            self.lines.append((values["n"], values["text"]))
+
+    path, heard = tmp_path / "journal.jsonl", Heard()
+    with Journal(path) as journal:
+        journal.write("step", {"n": 1, "text": "a"})
+        keep = journal.size
+        journal.write("step", {"n": 2, "text": "b" * 30})
+        journal.write("step", {"n": 3, "text": "c" * 30})
+        with followed(path, [heard]):
+            journal.write("step", {"n": 4, "text": "d"})
+            deadline = time.monotonic() + 10
+            while not heard.lines and time.monotonic() < deadline:
+                time.sleep(0.01)
+            journal.cut(keep)
+            for number in (2, 3, 4, 5):
+                journal.write("step", {"n": number, "text": "e" * 50})
+    assert heard.lines == [(4, "d"), *((number, "e" * 50) for number in (2, 3, 4, 5))]
