@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
@@ -21,6 +21,7 @@ from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
+from fulltune.engine.native import NativeEngine
 from fulltune.engines import By, engine_for, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
@@ -30,15 +31,21 @@ from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import groups
 from fulltune.optim.schedules import SCHEDULES, factor
+from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
+from fulltune.training.fisher import estimate
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
+from fulltune.training.pulling import Pulling
 from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
+
+FISHER = "fisher.safetensors"
+"""In a run folder: what its weights are worth to the retention data, for other runs of the same model too."""
 
 _MEASURED = ("heldout", "retention")
 """Splits that are looked at while training; the test split is not."""
@@ -123,6 +130,7 @@ class Training:
     updating: Updating
     evaluating: Evaluating
     saving: Saving
+    pulling: Pulling
     checkpoints: Checkpoints
     loop: Callable[[Progress], Run]
     """The loop's parts, from where the run stands."""
@@ -133,13 +141,22 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     # Asked before an engine takes the weights apart.
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
     rates = _rates(recipe.optim, plan, model)
-    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by)
+    pulls = pulls_of(recipe.optim)
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, tuple(pulls.values()))
+    pulling = Pulling(
+        pulls=pulls,
+        engine=engine,
+        crew=site.meeting.crew,
+        files={asked.use: Path(asked.file) for asked in recipe.optim.pulls if asked.file is not None},
+        file=site.folder / FISHER,
+        estimate=partial(_fisher, engine, objective, data, plan),
+    )
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
         site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging, crew=site.meeting.crew
     )
-    saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
+    saving = Saving(checkpoints=checkpoints, engine=engine, pulling=pulling, journal=site.journal)
     updating = Updating(
         feed=Feed(
             data.stores["train"], ordered, portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
@@ -157,8 +174,9 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         stopped=lambda: stop.asked() is not None,
         journal=site.journal,
     )
+    measured = measuring(data, _MEASURED, plan, engine, objective)
     evaluating = Evaluating(
-        measure=measuring(data, _MEASURED, plan, engine, objective),
+        measure=lambda update: pulling.instead(partial(measured, update)),
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
     )
@@ -174,6 +192,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         updating=updating,
         evaluating=evaluating,
         saving=saving,
+        pulling=pulling,
         checkpoints=checkpoints,
         loop=lambda progress: Run(
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
@@ -187,6 +206,16 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> 
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
+
+
+def _fisher(engine: Engine, objective: Objective, data: Prepared, plan: Plan, examples: int) -> Mapping[str, Tensor]:
+    """Fisher information from so many examples of the retention data, spread over it, each by itself."""
+    store, world = data.stores["retention"], engine.world
+    budget = Budget(1, plan.micro_tokens, "padded", plan.context)
+    members = [len(store) * number // examples for number in range(examples)] if examples < len(store) else None
+    each = (once(store, budget, members=[m], rank=world.rank, size=world.size) for m in members or range(len(store)))
+    assert isinstance(engine, NativeEngine)  # planning/pulls.py refuses the others
+    return estimate(engine, objective, (batch for batches in each for batch in batches))
 
 
 def measuring(

@@ -142,10 +142,10 @@ def write_checkpoint(
         newest = work.built.checkpoints.newest()
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
-        progress, *_ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
+        progress = work.take(newest)
         best = newest if progress.best_update is None else progress.best_update
-        work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
-        work.outcome.write_model(partial(whole_folder, folder), section)
+        work.take(best if step is None else step)
+        work.built.pulling.instead(lambda: work.outcome.write_model(partial(whole_folder, folder), section))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,8 @@ class _Work:
         require_rows(begun.model, tokenizer, section.path)
         require_layout(plan, begun.model, begun.answers)
         weights = sum(parameter.nbytes for parameter in begun.model.parameters())
-        state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
+        each = _MOMENTS + plan.dtypes.bytes.get("pulls", 0)
+        state = weights + each * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         site = Site(place.folder, place.journal, meeting, belonging, place.by)
@@ -203,8 +204,9 @@ class _Work:
             checkpoints.clear()  # before the first update was saved everything may change
             self.journal.cut(0)
             return None
-        progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        progress, manifest, extra = checkpoints.load(newest, self.built.engine)
         self.begun.forgo()
+        self.built.pulling.recall(extra)
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
         self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})
@@ -238,6 +240,7 @@ class _Work:
         self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
+        self.built.pulling.begin()
         self.outcome.write_model(self._scratch, self.run.recipe.export)
         report = self.built.evaluating.measure(0)
         if report is not None:
@@ -271,11 +274,20 @@ class _Work:
                 mend="its warnings name the rows; lower optim.lr, or train.precision=float32",
             )
         chosen = progress.update if progress.best_update is None else progress.best_update
-        self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
-        difference = self.outcome.write_model(partial(whole_folder, self.run.model), self.run.recipe.export)
-        answers = self.outcome.answers()
+        self.take(chosen)
+        difference, answers = self.built.pulling.instead(self._result)
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
+
+    def take(self, step: int) -> Progress:
+        """The weights of a checkpoint, and what pulls remembered then."""
+        progress, _, extra = self.built.checkpoints.load(step, self.built.engine, weights_only=True)
+        self.built.pulling.recall(extra)
+        return progress
+
+    def _result(self) -> tuple[float, list[str]]:
+        difference = self.outcome.write_model(partial(whole_folder, self.run.model), self.run.recipe.export)
+        return difference, self.outcome.answers()
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)

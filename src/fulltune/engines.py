@@ -1,6 +1,6 @@
 """The one branch over engines in the package: a model on the engine that was chosen for it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulltune.base.records import EngineName, Plan
-from fulltune.engine.contract import Engine, MakeOptimizer
+from fulltune.engine.contract import Engine, MakeOptimizer, Pull
 from fulltune.engine.launch import Meeting
 from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
@@ -35,7 +35,15 @@ class By:
     """Whether weights, gradients and moments wait on the host."""
 
 
-def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, by: By) -> Engine:
+def engine_for(
+    recipe: Recipe,
+    plan: Plan,
+    model: nn.Module,
+    objective: Objective,
+    meeting: Meeting,
+    by: By,
+    pulls: Sequence[Pull] = (),
+) -> Engine:
     """The model on its engine."""
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
@@ -44,9 +52,10 @@ def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objectiv
     make_optimizer = _optimizer(recipe.optim, undecayed(model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
-        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
+        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)
     layout = _layout(recipe.engine, plan, model, meeting, by)
-    return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
+    clip = recipe.optim.clip
+    return NativeEngine(model, objective, make_optimizer, layout, clip=clip, precision=plan.dtypes, pulls=pulls)
 
 
 def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:

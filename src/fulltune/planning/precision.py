@@ -6,6 +6,7 @@ from typing import Any
 from fulltune.base.errors import RecipeError
 from fulltune.base.formats import BYTES, NumberFormat, PrecisionPlan
 from fulltune.base.records import Machine, ModelFacts, Precision
+from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.schema import OptimSection, Recipe
 
 _FORMATS: Mapping[Precision, tuple[NumberFormat, NumberFormat]] = {
@@ -65,6 +66,8 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if several else weights]}
     if optim.name in _MOMENTS:
         sizes["moments"] = _MOMENTS[optim.name](optim.options) * BYTES[optim.moments]
+    if optim.pulls:
+        sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) for pull in pulls_of(optim).values())
     return PrecisionPlan(
         weights=weights,
         gradients=weights,

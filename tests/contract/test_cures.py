@@ -1,0 +1,88 @@
+"""Cures by their settings, from recipe to result: what they do, and that killed runs end with the same bits."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fulltune
+from fulltune.base.errors import CheckpointError
+from tests import tiny
+from tests.contract.test_resume import digest, run, steps
+
+PULLS = [
+    {"use": "l2_sp", "options": {"alpha": 20}},
+    {"use": "l2_sp_penalty", "options": {"alpha": 0.05}},
+    {"use": "ewc", "options": {"strength": 5, "examples": 6}},
+    {"use": "ema", "options": {"decay": 0.7}},
+]
+
+
+def recipe(folder: Path, **optim: Any) -> dict[str, Any]:
+    """Dropout on; 9 updates, a checkpoint every 3, an evaluation every 4."""
+    model = tiny.folder(folder / "model", "gpt2", attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
+    kept = tiny.jsonl(folder / "kept.jsonl", [{"text": row["completion"]} for row in tiny.rows(12, seed=5)])
+    return tiny.recipe(
+        model,
+        tiny.jsonl(folder / "rows.jsonl", tiny.rows(60)),
+        data={"retention": str(kept)},
+        train={"steps": 9},
+        optim=optim,
+        evaluate={"every": 4},
+        checkpoint={"every": 3},
+    )
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        pytest.param({"pulls": PULLS}, id="pulls"),
+    ],
+)
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, optim: dict[str, Any]) -> None:
+    asked = recipe(tmp_path, **optim)
+    assert run(asked, tmp_path / "whole") == 0
+    killed = tmp_path / "killed"
+    for step in (1, 5, 8):
+        assert run(asked, killed, kill=step) == -signal.SIGKILL
+    assert run(asked, killed) == 0
+    assert digest(killed) == digest(tmp_path / "whole")
+    assert steps(killed) == steps(tmp_path / "whole")
+    plain = recipe(tmp_path / "plain")
+    assert run(plain, tmp_path / "plain/run") == 0
+    assert digest(tmp_path / "plain/run") != digest(tmp_path / "whole"), "the settings do something"
+
+
+def test_the_result_of_an_average_is_the_average(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, pulls=[{"use": "ema", "options": {"decay": 0.5}}])
+    asked["checkpoint"]["best_by"] = "heldout.loss"
+    record = fulltune.train(asked, out=tmp_path / "run")
+    extra = load_file(tmp_path / f"run/checkpoints/step-{record.result_step:08d}/extra.safetensors")
+    found = load_file(tmp_path / "run/model/model.safetensors")
+    average = extra["transformer.wte.weight/ema.average"]
+    assert torch.equal(found["transformer.wte.weight"], average)
+    step = load_file(tmp_path / f"run/checkpoints/step-{record.result_step:08d}/weights.safetensors")
+    assert not torch.equal(step["transformer.wte.weight"], average)
+    scores = fulltune.evaluate(tmp_path / "run")["result"].scores
+    told = record.evaluations[-1].scores if record.result_step == record.evaluations[-1].step else None
+    if told is not None:
+        assert scores["heldout.loss"] == pytest.approx(told["heldout.loss"], abs=1e-5)
+    fulltune.export(tmp_path / "run", tmp_path / "again", step=record.result_step)
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert torch.equal(again["transformer.wte.weight"], average)
+
+
+def test_a_pull_that_comes_later_is_refused(tmp_path: Path) -> None:
+    """Where its start would be nobody can say; one that goes is only missed."""
+    asked = recipe(tmp_path)
+    assert run(asked, tmp_path / "run", kill=5) == -signal.SIGKILL
+    later = json.loads(json.dumps(asked))
+    later["optim"]["pulls"] = [{"use": "l2_sp", "options": {"alpha": 1}}]
+    with pytest.raises(CheckpointError, match=r"optim\.pulls"):
+        fulltune.train(later, out=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="does not hold what l2_sp remembers"):
+        fulltune.train(later, out=tmp_path / "run", accept=["optim.pulls"])

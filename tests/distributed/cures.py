@@ -1,0 +1,116 @@
+"""What each rank runs for the pulls: updates with all that the engine can, what they remember saved, then read by one.
+
+`python -m tests.distributed.cures FOLDER LAYOUT...`, started by `together`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fulltune.data.feed import once
+from fulltune.engine.contract import World
+from fulltune.engine.crew import Crew
+from fulltune.engine.launch import joined
+from fulltune.engine.native import NativeEngine
+from fulltune.optim.pulls import Asked, Pull, make
+from fulltune.training.fisher import estimate
+from fulltune.training.pulling import Pulling
+from tests import tiny
+from tests.contract.ground import Ground
+from tests.distributed.ranks import Case, curve, weights
+
+UPDATES = 8
+BEHIND = [Asked("l2_sp", {"alpha": 40}), Asked("ema", {"decay": 0.7})]
+"""What ZeRO can."""
+ALL = [*BEHIND, Asked("l2_sp_penalty", {"alpha": 0.1}), Asked("ewc", {"strength": 3, "examples": 5})]
+
+
+def held(folder: Path, layout: str, world: World, crew: Crew, asked: Sequence[Asked]) -> tuple[Ground, Pulling]:
+    case = Case(layout.removesuffix("-behind"), "llama-tied", 3)
+    pulls: dict[str, Pull] = make(asked)
+    zero = case.layout.startswith("zero")
+    model = tiny.model(case.kind)
+    ground = Ground(
+        folder / f"rank-{world.rank}",
+        model,
+        count=40,
+        micro=3,
+        lay=None if zero else case.lay(model, world, crew),
+        make_engine=partial(case.zero(world, crew), pulls=tuple(pulls.values())) if zero else None,
+        clip=1.0,
+        rank=world.rank,
+        size=world.size,
+        pulls=tuple(pulls.values()),
+    )
+
+    def found(count: int) -> Any:
+        assert isinstance(ground.engine, NativeEngine)
+        place = {"rank": world.rank, "size": world.size}
+        each = (once(ground.store, ground.budget, members=[member], **place) for member in range(count))
+        return estimate(ground.engine, ground.objective, (batch for batches in each for batch in batches))
+
+    pulling = Pulling(
+        pulls=pulls, engine=ground.engine, crew=crew, files={}, file=folder / "fisher.safetensors", estimate=found
+    )
+    return ground, pulling
+
+
+def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
+    """Four updates, an evaluation of the average, a save and a return from it, four more."""
+    asked = BEHIND if layout.startswith("zero") or layout.endswith("-behind") else ALL
+    ground, pulling = held(folder, layout, world, crew, asked)
+    pulling.begin()
+    found = curve(ground, range(UPDATES // 2))
+    average = pulling.instead(lambda: (measured(ground), weights(ground)))
+    put_away(folder / "saved", ground, pulling)
+    middle = weights(ground)
+    found += curve(ground, range(UPDATES // 2, UPDATES))
+    first = weights(ground)
+    crew.rest()
+    pulling.recall(ground.engine.load(folder / "saved"))
+    again = curve(ground, range(UPDATES // 2, UPDATES))
+    assert again == found[UPDATES // 2 :], "from a checkpoint the same updates, to the bit"
+    last = weights(ground)
+    assert all(torch.equal(first[name], last[name]) for name in last)
+    if world.rank == 0:
+        (folder / "curve.json").write_text(json.dumps([*found, (average[0], 0.0)]))
+        for name, tensors in {"average": average[1], "middle": middle, "last": last}.items():
+            save_file(tensors, folder / f"{name}.safetensors")
+
+
+def measured(ground: Ground) -> float:
+    """A loss of what is evaluated now."""
+    with ground.engine.evaluating():
+        sums = [ground.engine.forward(batch)["next_token"] for batch in ground.batches(range(7))]
+    return float(ground.engine.sum(torch.stack(sums).sum()))
+
+
+def put_away(folder: Path, ground: Ground, pulling: Pulling) -> None:
+    """As a checkpoint, each rank its part."""
+    folder.mkdir(exist_ok=True)
+    capture = ground.engine.capture(pulling.remembered())
+    if ground.engine.world.rank < capture.writers:
+        capture.write(folder)
+    pulling.crew.sum(torch.zeros(1))  # all wait until all parts are there
+
+
+def main(folder: Path, layouts: Sequence[str]) -> None:
+    with joined(60) as meeting:
+        for layout in layouts:
+            here = folder / str(meeting.world.size) / layout
+            here.mkdir(parents=True, exist_ok=True)
+            go(here, layout, meeting.world, meeting.crew)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that ends in order
