@@ -22,14 +22,14 @@ from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
 from fulltune.engine.native import NativeEngine
-from fulltune.engines import By, engine_for, width
+from fulltune.engines import By, engine_for, parting, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
-from fulltune.model.facts import head, keeps_logits, undecayed
+from fulltune.model.facts import head, keeps_logits
 from fulltune.model.load import base_folder
 from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import begins, groups
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.data import DataSection
@@ -259,7 +259,8 @@ def target(model: ModelSection, section: ExportSection, facts: DataFacts, shippe
 
 def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int], Sequence[float]]:
     """The rate of each parameter group at an update."""
-    parts = [group.rate for group in groups(model.named_parameters(), undecayed(model))]
+    made = groups(model.named_parameters(), parting(section, model))
+    parts = [(group.rate, begins(group.start, plan.updates)) for group in made]
     floor = 1.0 if section.schedule == "constant" else section.floor
     at = partial(
         factor,
@@ -268,4 +269,4 @@ def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int
         floor=floor,
         shape=SCHEDULES[section.schedule],
     )
-    return lambda update: [section.lr * at(update) * part for part in parts]
+    return lambda update: [section.lr * at(update) * part if update >= first else 0.0 for part, first in parts]

@@ -147,13 +147,9 @@ def plan(
 ) -> None:
     """Say what a run would do: updates, warm-up, micro-batches, what is held in which precision, and its memory."""
     from fulltune import stages
-    from fulltune.base.files import to_json
 
     made = stages.plan(recipe, out=out, fresh=fresh, **_given(overrides))
-    shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix", "dtypes", "memory")}
-    sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
-    memory = {} if made.memory is None else made.memory.rows()
-    _print(made, {**shown, **made.dtypes.rows(), **sources, **memory}, as_json)
+    _print(made, printing.plan(made), as_json)
 
 
 @app.command()

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fulltune.base.records import EvalReport, RunRecord
+from fulltune.base.files import to_json
+from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
 
@@ -23,6 +24,16 @@ def as_table(values: Mapping[str, Any]) -> str:
 def plain(text: str) -> str:
     """What a person may be shown of a message: secrets masked, control characters by their names."""
     return visible(masked(text))
+
+
+def plan(made: Plan) -> Mapping[str, Any]:
+    """Every number of a plan, those that come in lists one by one."""
+    apart = ("notes", "mix", "dtypes", "memory", "groups")
+    shown = {name: value for name, value in to_json(made).items() if name not in apart}
+    sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
+    groups = {f"group {number}": group for number, group in enumerate(made.groups, 1)}
+    memory = {} if made.memory is None else made.memory.rows()
+    return {**shown, **made.dtypes.rows(), **groups, **sources, **memory}
 
 
 def outcome(record: RunRecord) -> Mapping[str, Any]:

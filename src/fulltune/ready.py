@@ -13,6 +13,7 @@ from fulltune.base.records import DataFacts, ModelFacts, Plan
 from fulltune.data.prepare import Kit, depends, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
+from fulltune.engines import grouped
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import (
     empty_model,
@@ -110,6 +111,8 @@ def planned(
         return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
     made = make_plan(run.recipe, data.facts, model, machine(), count)
+    if run.recipe.optim.parted:
+        made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:
         made = keep_choices(made, before, run.changes)
     elif judged is not None:
@@ -130,6 +133,8 @@ def planned(
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
     )
     LOGGER.info(f"precision: {made.dtypes}")
+    for group in made.groups:
+        LOGGER.info(f"weights: {group}")
     for source in made.mix if run.recipe.data.is_mixed else ():
         LOGGER.info(f"mix: {source}")
     for note in made.notes:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import fulltune
-from fulltune.base.errors import CheckpointError
-from tests import tiny
+from fulltune.base.errors import CheckpointError, RecipeError
+from tests import command, tiny
 from tests.contract.test_resume import digest, run, steps
 
 PULLS = [
@@ -41,6 +41,7 @@ def recipe(folder: Path, **optim: Any) -> dict[str, Any]:
     "optim",
     [
         pytest.param({"pulls": PULLS}, id="pulls"),
+        pytest.param({"unfreeze": 0.7, "layer_decay": 0.8, "groups": {"match": "mlp", "rate": 0.5}}, id="groups"),
     ],
 )
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path, optim: dict[str, Any]) -> None:
@@ -74,6 +75,43 @@ def test_the_result_of_an_average_is_the_average(tmp_path: Path) -> None:
     fulltune.export(tmp_path / "run", tmp_path / "again", step=record.result_step)
     again = load_file(tmp_path / "again/model.safetensors")
     assert torch.equal(again["transformer.wte.weight"], average)
+
+
+def test_layers_that_wait_stay_as_they_are_and_so_do_their_moments(tmp_path: Path) -> None:
+    """Of 10 updates the embeddings wait for 7, the lower block for 5, the upper one for 2; what is frozen for all."""
+    asked = recipe(tmp_path, unfreeze=0.7, freeze="wpe")
+    asked["train"]["steps"] = 10
+    asked["checkpoint"] = {"every": 1, "keep": 20}
+    fulltune.train(asked, out=tmp_path / "run")
+    places = sorted((tmp_path / "run/checkpoints").iterdir())
+    states = [load_file(place / "weights.safetensors") for place in places]
+    moments = [load_file(place / "optimizer.safetensors") for place in places]
+    assert len(states) == 10 + (places[0].name == "step-00000000")
+    first = dict(zip((int(place.name[5:]) for place in places), zip(states, moments, strict=True), strict=True))
+    start = load_file(tmp_path / "model/model.safetensors")
+    for name, waits in {
+        "wte.weight": 7,
+        "h.0.attn.c_attn.weight": 5,
+        "h.1.attn.c_attn.weight": 2,
+        "wpe.weight": 10,
+    }.items():
+        whole = f"transformer.{name}"
+        for update in range(1, 11):
+            weights, remembered = first[update]
+            still = update <= waits
+            assert torch.equal(weights[whole], start[whole]) == still, (name, update)
+            assert (f"{whole}/exp_avg" not in remembered) == still, (name, update)
+
+
+def test_a_plan_shows_the_groups(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, freeze="wte", layer_decay=0.5)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(asked))
+    done = command.run("plan", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "group 1 " in done.stdout
+    assert "frozen: 9,600 parameters of 1, such as transformer.wte.weight" in done.stdout
+    with pytest.raises(RecipeError, match="no weight has 'nothing' in its name"):
+        fulltune.plan(recipe(tmp_path / "b", freeze="nothing"), out=tmp_path / "other")
 
 
 def test_a_pull_that_comes_later_is_refused(tmp_path: Path) -> None:

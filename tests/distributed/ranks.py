@@ -79,7 +79,8 @@ class Case:
         values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine}
         recipe = load_recipe(values, {"train.precision": self.precision})
         zero = configuration(recipe, precision_plan(self.precision, recipe.optim, several=True), 8)
-        return lambda *made, precision: ZeroEngine(*made, Meeting(world, crew), zero, precision=precision)
+        meeting = Meeting(world, crew)
+        return lambda *made, precision, **more: ZeroEngine(*made, meeting, zero, precision=precision, **more)
 
 
 def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:

@@ -1,4 +1,4 @@
-"""Pulls on shards do what they do in one process; what they remember comes back, also in another number of processes."""
+"""Pulls on shards do what they do in one process, and what they remember comes back, also in another number of them."""
 
 import json
 from pathlib import Path

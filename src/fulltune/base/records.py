@@ -132,6 +132,26 @@ class SourceMix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """Weights that share a rate."""
+
+    rate: float
+    """At its peak; 0: frozen for good."""
+    weight_decay: float
+    begins: int
+    """The first update in which they move, from 0."""
+    tensors: int
+    parameters: int
+    example: str
+    """The name of one of them."""
+
+    def __str__(self) -> str:
+        later = f" from update {self.begins} on" if self.begins else ""
+        how = f"rate {self.rate:.3g}{later}, decay {self.weight_decay:g}" if self.rate else "frozen"
+        return f"{how}: {self.parameters:,} parameters of {self.tensors}, such as {self.example}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every number derived from recipe, data, model and machine. Derived once, here (`plan.json`)."""
 
@@ -153,6 +173,8 @@ class Plan:
     """The sources of data.train, then those of data.replay."""
     memory: Forecast | None = None
     """What each process will hold; None in a plan that was made before there was a forecast."""
+    groups: tuple[GroupPlan, ...] = ()
+    """Weights by their rates, where the recipe parts them by more than weight decay."""
     notes: tuple[str, ...] = ()
 
 
