@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
-    from fulltune.stages import check, dry_run, evaluate, export, inspect, plan, prepare, train
+    from fulltune.stages import blend, check, dry_run, evaluate, export, inspect, plan, prepare, train
 
 # Read when huggingface_hub is first imported, so they stand here. Nothing is told to anybody about runs, and weights of
 # a hub id are those that lie there, not those that a converter makes of pickles.
 for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DISABLE_SAFETENSORS_CONVERSION"):
     os.environ.setdefault(_name, "1")
 
-__all__ = ["__version__", "check", "dry_run", "evaluate", "export", "inspect", "plan", "prepare", "train"]
+__all__ = ["__version__", "blend", "check", "dry_run", "evaluate", "export", "inspect", "plan", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

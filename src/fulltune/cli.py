@@ -1,17 +1,17 @@
 """Verbs. Parses, calls a stage, prints; decides nothing. Results go to standard output, progress to standard error."""
 
-import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fulltune import printing
-from fulltune.base.errors import DiskError, FulltuneError, RecipeError
+from fulltune.base.errors import FulltuneError, RecipeError, of_the_disk
 from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
 
@@ -35,11 +35,6 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in p
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
-
-_FREE = "free some space, then run the same command: it goes on with what is done"
-_HEALTHY = "check the disk, or name a folder on another with --out"
-_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
-"""What the disk itself may say, also without naming a file."""
 
 
 @app.callback(invoke_without_command=True)
@@ -214,6 +209,22 @@ def export(
 
 
 @app.command()
+def blend(
+    run: Annotated[Path, typer.Argument(help="A run that is done.")],
+    others: Annotated[list[str] | None, typer.Option("--with", help="`base`, runs, model folders.")] = None,
+    at: Annotated[str, typer.Option(help="Parts of the run's weights: first:last:step, or 0.2,0.5.")] = "0:1:0.1",
+    write: Annotated[float | None, typer.Option(help="The part that is written to --to.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The model folder to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mix the weights of a run with its base, or average those of several runs; score each mixture, write one."""
+    from fulltune import stages
+
+    made = stages.blend(run, others=others or ["base"], at=at, write=write, to=to)
+    typer.echo(printing.as_json(asdict(made)) if as_json else printing.blend(made))
+
+
+@app.command()
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder, or any model folder with a chat template.")],
     tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
@@ -272,11 +283,9 @@ def _run() -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on with what is done", 130)
     except OSError as fault:
-        if fault.errno not in _DISK and fault.filename is None:
-            raise  # without a file it is no matter of the disk but a bug of ours
-        what = fault.strerror or str(fault)
-        mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
-        failing = DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+        failing = of_the_disk(fault)
+        if failing is None:
+            raise
         return _fail(str(failing), failing.exit_code)
     except typer.Exit as leaving:
         return leaving.exit_code

@@ -50,7 +50,7 @@ _SINGLE = By("single")
 
 
 @contextmanager
-def _fitting(plan: Plan) -> Iterator[None]:
+def fitting(plan: Plan) -> Iterator[None]:
     """Says what would help where memory runs out."""
     try:
         yield
@@ -82,7 +82,7 @@ def conduct(
         meeting.crew.told(partial(sweep, folder))
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
-    with fixed, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
+    with fixed, fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
@@ -95,7 +95,7 @@ def conduct(
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
-    with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
+    with fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal))
             with work.built.checkpoints:
@@ -120,7 +120,7 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
 
 def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
     """Losses of any model on held-out, test and retention data."""
-    with _fitting(plan):
+    with fitting(plan):
         model = load_model(section).to(alone().world.device)
         require_rows(model, load_tokenizer(section), section.path)
         objective = objective_for(recipe.train, model, ask(model, packed=False))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fulltune.base.blend import Blend
 from fulltune.base.files import to_json
 from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.base.secrets import masked, masked_tree
@@ -34,6 +35,20 @@ def plan(made: Plan) -> Mapping[str, Any]:
     groups = {f"group {number}": group for number, group in enumerate(made.groups, 1)}
     memory = {} if made.memory is None else made.memory.rows()
     return {**shown, **made.dtypes.rows(), **groups, **sources, **memory}
+
+
+def blend(made: Blend) -> str:
+    """A row for each mixture."""
+    names = [name for name in made.points[0].scores if name.endswith(".loss")]
+    lines = [f"{number}: {plain(model)}" for number, model in enumerate(made.models, 1)]
+    heads = [f"part of {number}" for number in range(1, len(made.models) + 1)]
+    lines.append("".join(f"{head:>12}" for head in heads) + "".join(f"{name:>{len(name) + 3}}" for name in names))
+    for point in made.points:
+        parts = "".join(f"{part:>12.4g}" for part in point.parts)
+        lines.append(parts + "".join(f"{point.scores[name]:>{len(name) + 3}.4f}" for name in names))
+    if made.written is not None:
+        lines.append(f"written and verified: {plain(made.written)}")
+    return "\n".join(lines)
 
 
 def outcome(record: RunRecord) -> Mapping[str, Any]:

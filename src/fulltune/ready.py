@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from fulltune.assemble import Prepared, count_updates, stores, template
+from fulltune.base.errors import DataError
 from fulltune.base.files import begun_folder, fingerprint, sweep, whole_folder, write_record
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
@@ -157,3 +158,15 @@ def facts_of(section: ModelSection) -> ModelFacts:
 def opened(run: RunFolder, facts: DataFacts, needed: Mapping[str, Any]) -> Prepared:
     """The prepared splits of a run; `needed`: what they depend on."""
     return Prepared(facts, stores(run.data, facts), needed)
+
+
+def require_tokenizer(base: ModelSection, models: Mapping[str, ModelSection]) -> None:
+    """DataError if one of these models would read the prepared ids as other tokens."""
+    known = tokenizer_digest(load_tokenizer(base))
+    for name, section in models.items():
+        if tokenizer_digest(load_tokenizer(section)) != known:
+            raise DataError(
+                f"the {name} has another tokenizer than {base.path}: the prepared ids mean other tokens",
+                where=section.path,
+                mend="prepare a run of its own with model.path set to it, and evaluate that",
+            )

@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fulltune.base.blend import Blend
 from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.files import write_record
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
+from fulltune.blending import blended, mixtures
 from fulltune.conduct import conduct, rehearse, score, write_checkpoint
 from fulltune.data.prepare import Preparation
 from fulltune.engines import By
@@ -23,15 +26,13 @@ from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
 from fulltune.model.load import (
-    load_tokenizer,
     section_of,
-    tokenizer_digest,
 )
 from fulltune.outlook import require_state
-from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
+from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared, require_tokenizer
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
-from fulltune.runs import RunFolder, open_run, recipe_of
+from fulltune.runs import RunFolder, open_run, recipe_of, result_of
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
@@ -205,15 +206,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
             models["model"] = section_of(model, run.recipe.model)
         elif run.record.exists():
             models["result"] = section_of(run.model, run.recipe.model)
-        known = tokenizer_digest(load_tokenizer(run.recipe.model))
-        for name, section in models.items():
-            if tokenizer_digest(load_tokenizer(section)) != known:
-                base = run.recipe.model.path
-                raise DataError(
-                    f"the {name} has another tokenizer than {base}: the prepared ids mean other tokens",
-                    where=section.path,
-                    mend="prepare a run of its own with model.path set to it, and evaluate that",
-                )
+        require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
         return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 
@@ -244,6 +237,39 @@ def export(
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
     return folder
+
+
+def blend(
+    run: str | os.PathLike[str],
+    *,
+    others: Sequence[str | os.PathLike[str]] = ("base",),
+    at: str = "0:1:0.1",
+    write: float | None = None,
+    to: Out = None,
+) -> Blend:
+    """Mix the weights of a run's result with those of its base, or average several runs; nothing is trained.
+
+    `others`: `base`, run folders, model folders. One of them: mixtures that have the parts `at` of the run's weights,
+    `first:last:step` or `0.2,0.5`. Several: the average of all. The losses of each go into `blend.json`; that of the
+    part `write`, or the average, is written to the folder `to`, and verified.
+
+    >>> fulltune.blend("runs/recipe", at="0:1:0.25").points[2].scores["retention.loss"]
+    """
+    trained = open_run(run, {}, whole=False)
+    trained.finished()
+    folder = None if to is None else Path(to)
+    if folder is not None and folder.exists():
+        raise RecipeError("the folder exists", where=str(folder), mend="name another; nothing is overwritten")
+    chosen = mixtures(at, len(others), write, writes=folder is not None)
+    with _working(trained), locked(trained.path):
+        base = trained.recipe.model
+        names = {str(one): base if one == "base" else section_of(result_of(one), base) for one in others}
+        names[str(trained.model)] = section_of(trained.model, base)
+        require_tokenizer(trained.recipe.model, names)
+        data = opened(trained, trained.data_facts(), {})
+        made = blended(trained, data, facts_of(base), names, chosen, folder)
+        write_record(trained.blend, made)
+    return made
 
 
 def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """What can go wrong, said so that the reader can mend it. Each kind of fault has its exit code."""
 
+import errno
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,3 +106,17 @@ class Interrupted(FulltuneError):
     """A signal asked the process to stop, and what is done is on disk: the same command goes on."""
 
     exit_code = 75
+
+
+_FREE = "free some space, then run the same command: it goes on with what is done"
+_HEALTHY = "check the disk, or name a folder on another with --out"
+_DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EROFS: _HEALTHY, errno.EIO: _HEALTHY, errno.EFBIG: _HEALTHY}
+"""What the disk itself may say, also without naming a file."""
+
+
+def of_the_disk(fault: OSError) -> DiskError | None:
+    """What the system says of a disk as an error of ours; None if it is no matter of the disk but a bug of ours."""
+    if fault.errno not in _DISK and fault.filename is None:
+        return None
+    mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
+    return DiskError(fault.strerror or str(fault), where=str(fault.filename or "the disk"), mend=mend)
