@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from fulltune.recipe.data import Augmentation, ReplaySection, Source
 from fulltune.recipe.foreign import FOREIGN
+from fulltune.recipe.optim import GroupSection, PullSection
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import inline
 
@@ -32,6 +33,9 @@ def page() -> str:
             lines += _table(f"a source of {', '.join(f'`data.{split}`' for split in splits)}", Source)
             lines += _table("`data.replay`", ReplaySection)
             lines += _table("an entry of a source's `augment`", Augmentation)
+        if section == "optim":
+            lines += _table("an entry of `optim.groups`", GroupSection)
+            lines += _table("an entry of `optim.pulls`", PullSection)
     lines += ["## Names that other tools use", "", "| elsewhere | here |", "|---|---|"]
     lines += [f"| `{name}` | {answer} |" for name, answer in sorted(FOREIGN.items())]
     return "\n".join(lines) + "\n"

@@ -30,6 +30,7 @@ from fulltune.model.load import base_folder
 from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import begins, groups
+from fulltune.optim.pulls import Pull
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.data import DataSection
@@ -37,7 +38,7 @@ from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Re
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
-from fulltune.training.fisher import estimate
+from fulltune.training.fisher import Estimate, estimate
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
 from fulltune.training.pulling import Pulling
@@ -143,14 +144,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     rates = _rates(recipe.optim, plan, model)
     pulls = pulls_of(recipe.optim)
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, tuple(pulls.values()))
-    pulling = Pulling(
-        pulls=pulls,
-        engine=engine,
-        crew=site.meeting.crew,
-        files={asked.use: Path(asked.file) for asked in recipe.optim.pulls if asked.file is not None},
-        file=site.folder / FISHER,
-        estimate=partial(_fisher, engine, objective, data, plan),
-    )
+    pulling = _pulling(recipe.optim, pulls, engine, site, partial(_fisher, engine, objective, data, plan))
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
@@ -206,6 +200,20 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> 
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
+
+
+def _pulling(
+    section: OptimSection, pulls: Mapping[str, Pull], engine: Engine, site: Site, estimate: Estimate
+) -> Pulling:
+    """`pulls`: those that the engine has."""
+    return Pulling(
+        pulls=pulls,
+        engine=engine,
+        crew=site.meeting.crew,
+        files={asked.use: Path(asked.file) for asked in section.pulls if asked.file is not None},
+        file=site.folder / FISHER,
+        estimate=estimate,
+    )
 
 
 def _fisher(engine: Engine, objective: Objective, data: Prepared, plan: Plan, examples: int) -> Mapping[str, Tensor]:

@@ -90,7 +90,7 @@ class NativeEngine:
                 self._weights.spare(group["params"])
         if self._scale is not None:
             self._scale.unscale(self._weights.gradients())
-        self._weights.pull(self._pulls)
+        self._weights.pull([pull for pull in self._pulls if pull.on_gradients])
         norm = self._layout.norm(self._weights.norm())
         applied = math.isfinite(norm)
         if applied:

@@ -21,8 +21,8 @@ SEPARATOR = "/"
 class Pull:
     """What every pull is. Nothing is called on an update that is skipped, nor of a weight whose rate is 0."""
 
-    on_gradients: ClassVar[bool] = False
-    """Whether `before` does anything."""
+    on_gradients: bool = False
+    """Whether `before` does anything; only then is it called."""
     remembers: ClassVar[tuple[str, ...]] = ()
     """What `kept` has of each weight: so many float32 numbers for each of its own."""
     needs_fisher: ClassVar[bool] = False

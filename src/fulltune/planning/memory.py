@@ -37,12 +37,13 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     """
     weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
     whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
-    state = [weights, gradients, moments, *_pulls(way, model)]
+    pulls = list(_pulls(way, model))
+    state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
         state[1] = _late(way, model, gradients, whole)
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
-        host, state = state, []
+        host, state = [weights, gradients, moments, *pulls], []
     return Forecast(
         engine=way.engine,
         offload=way.offload,

@@ -23,6 +23,8 @@ Estimate = Callable[[int], Mapping[str, Tensor]]
 class _Squares:
     """A pull that moves nothing: adds up squared gradients."""
 
+    on_gradients = True
+
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 

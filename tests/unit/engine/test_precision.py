@@ -171,6 +171,8 @@ class Toward:
     def __init__(self) -> None:
         self.dtypes: set[torch.dtype] = set()
 
+    on_gradients = True
+
     def before(self, name: str, shard: Tensor, grad: Tensor) -> None:
         self.dtypes |= {shard.dtype, grad.dtype}
         grad.add_(1e-6)

@@ -23,7 +23,7 @@ def decayed(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", sorted(tiny.KINDS))
-def test_only_matrices_that_are_no_embeddings_are_decayed(kind: str) -> None:
+def test_only_matrices_that_are_no_embedzings_are_decayed(kind: str) -> None:
     model = tiny.model(kind)
     found = decayed(model)
     shapes = {name: p.ndim for name, p in model.named_parameters()}
@@ -34,7 +34,7 @@ def test_only_matrices_that_are_no_embeddings_are_decayed(kind: str) -> None:
     assert linear & shapes.keys() <= found
 
 
-def test_a_head_is_decayed_unless_it_is_the_embedding() -> None:
+def test_a_head_is_decayed_unless_it_is_the_embedzing() -> None:
     assert "lm_head.weight" in decayed(tiny.model("llama"))
     assert not any("embed" in name or "lm_head" in name for name in decayed(tiny.model("llama-tied")))
 
@@ -137,7 +137,7 @@ def test_each_layer_is_slower_than_the_one_above_it() -> None:
     assert found["model.layers.1.input_layernorm.weight"].decay == 0
 
 
-def test_position_embeddings_and_a_head_that_is_the_embedding_are_lowest() -> None:
+def test_position_embedzings_and_a_head_that_is_the_embedzing_are_lowest() -> None:
     found = parted("gpt2", layer_decay=0.5)
     assert found["transformer.wte.weight"].rate == found["transformer.wpe.weight"].rate == 0.5**3
     assert found["transformer.ln_f.weight"].rate == 1
@@ -187,8 +187,8 @@ def test_a_plan_shows_them_and_refuses_what_has_no_effect() -> None:
         "rate 0.1 from update 4 on, decay 0: 64 parameters of 2, such as model.layers.0.input_layernorm.weight",
         "frozen: 9,600 parameters of 1, such as model.embed_tokens.weight",
     ]
-    with pytest.raises(RecipeError, match=r"no weight has 'embedd' in its name(.|\n)*no weight has 'hed'"):
-        grouped(OptimSection(freeze=("embedd",), train_only=("hed", "norm")), model, 10)
+    with pytest.raises(RecipeError, match=r"no weight has 'embedz' in its name(.|\n)*no weight has 'hed'"):
+        grouped(OptimSection(freeze=("embedz",), train_only=("hed", "norm")), model, 10)
     with pytest.raises(RecipeError, match="all weights are frozen"):
         grouped(OptimSection(freeze=(".",)), model, 10)
     with pytest.raises(RecipeError, match="nothing is trained before update 2"):
