@@ -143,8 +143,9 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
     rates = _rates(recipe.optim, plan, model)
     pulls = pulls_of(recipe.optim)
-    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, tuple(pulls.values()))
-    pulling = _pulling(recipe.optim, pulls, engine, site, partial(_fisher, engine, objective, data, plan))
+    in_order = sorted(pulls.values(), key=lambda pull: not pull.mixes)  # the others see weights that are put back
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, in_order)
+    pulling = _pulling(recipe, pulls, engine, site, partial(_fisher, engine, objective, data, plan))
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
@@ -167,6 +168,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         back=saving.back,
         stopped=lambda: stop.asked() is not None,
         journal=site.journal,
+        mixing=pulling.mixing,
     )
     measured = measuring(data, _MEASURED, plan, engine, objective)
     evaluating = Evaluating(
@@ -202,17 +204,16 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> 
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
 
 
-def _pulling(
-    section: OptimSection, pulls: Mapping[str, Pull], engine: Engine, site: Site, estimate: Estimate
-) -> Pulling:
+def _pulling(recipe: Recipe, pulls: Mapping[str, Pull], engine: Engine, site: Site, estimate: Estimate) -> Pulling:
     """`pulls`: those that the engine has."""
     return Pulling(
         pulls=pulls,
         engine=engine,
         crew=site.meeting.crew,
-        files={asked.use: Path(asked.file) for asked in section.pulls if asked.file is not None},
+        files={asked.use: Path(asked.file) for asked in recipe.optim.pulls if asked.file is not None},
         file=site.folder / FISHER,
         estimate=estimate,
+        seed=recipe.train.seed,
     )
 
 

@@ -41,6 +41,7 @@ def recipe(folder: Path, **optim: Any) -> dict[str, Any]:
     "optim",
     [
         pytest.param({"pulls": PULLS}, id="pulls"),
+        pytest.param({"pulls": [{"use": "mixout", "options": {"probability": 0.5}}]}, id="mixout"),
         pytest.param({"unfreeze": 0.7, "layer_decay": 0.8, "groups": {"match": "mlp", "rate": 0.5}}, id="groups"),
     ],
 )

@@ -60,6 +60,7 @@ class Updates:
             "max_rollbacks": 1,
             "back": self.saving.back,
             "stopped": lambda: False,
+            "mixing": pulling.mixing,
         }
         self.update = Updating(
             feed=self.feed,

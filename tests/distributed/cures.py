@@ -32,8 +32,18 @@ BEHIND = [Asked("l2_sp", {"alpha": 40}), Asked("ema", {"decay": 0.7})]
 ALL = [*BEHIND, Asked("l2_sp_penalty", {"alpha": 0.1}), Asked("ewc", {"strength": 3, "examples": 5})]
 
 
+MIXED = [Asked("l2_sp_penalty", {"alpha": 0.1}), Asked("mixout", {"probability": 0.3})]
+"""What needs whole weights: `ddp-mixed`."""
+
+
+def asked_of(layout: str) -> list[Asked]:
+    if layout.endswith("-mixed"):
+        return MIXED
+    return BEHIND if layout.startswith("zero") or layout.endswith("-behind") else ALL
+
+
 def held(folder: Path, layout: str, world: World, crew: Crew, asked: Sequence[Asked]) -> tuple[Ground, Pulling]:
-    case = Case(layout.removesuffix("-behind"), "llama-tied", 3)
+    case = Case(layout.partition("-")[0], "llama-tied", 3)
     pulls: dict[str, Pull] = make(asked)
     zero = case.layout.startswith("zero")
     model = tiny.model(case.kind)
@@ -47,7 +57,7 @@ def held(folder: Path, layout: str, world: World, crew: Crew, asked: Sequence[As
         clip=1.0,
         rank=world.rank,
         size=world.size,
-        pulls=tuple(pulls.values()),
+        pulls=sorted(pulls.values(), key=lambda pull: not pull.mixes),
     )
 
     def found(count: int) -> Any:
@@ -64,18 +74,17 @@ def held(folder: Path, layout: str, world: World, crew: Crew, asked: Sequence[As
 
 def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
     """Four updates, an evaluation of the average, a save and a return from it, four more."""
-    asked = BEHIND if layout.startswith("zero") or layout.endswith("-behind") else ALL
-    ground, pulling = held(folder, layout, world, crew, asked)
+    ground, pulling = held(folder, layout, world, crew, asked_of(layout))
     pulling.begin()
-    found = curve(ground, range(UPDATES // 2))
+    found = mixed(ground, pulling, range(UPDATES // 2))
     average = pulling.instead(lambda: (measured(ground), weights(ground)))
     put_away(folder / "saved", ground, pulling)
     middle = weights(ground)
-    found += curve(ground, range(UPDATES // 2, UPDATES))
+    found += mixed(ground, pulling, range(UPDATES // 2, UPDATES))
     first = weights(ground)
     crew.rest()
     pulling.recall(ground.engine.load(folder / "saved"))
-    again = curve(ground, range(UPDATES // 2, UPDATES))
+    again = mixed(ground, pulling, range(UPDATES // 2, UPDATES))
     assert again == found[UPDATES // 2 :], "from a checkpoint the same updates, to the bit"
     last = weights(ground)
     assert all(torch.equal(first[name], last[name]) for name in last)
@@ -83,6 +92,15 @@ def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
         (folder / "curve.json").write_text(json.dumps([*found, (average[0], 0.0)]))
         for name, tensors in {"average": average[1], "middle": middle, "last": last}.items():
             save_file(tensors, folder / f"{name}.safetensors")
+
+
+def mixed(ground: Ground, pulling: Pulling, updates: range) -> list[tuple[float, float]]:
+    """As `curve`, with the weights that mixout gives each update."""
+    found = []
+    for number in updates:
+        with pulling.mixing(7 * number):
+            found += curve(ground, range(number, number + 1))
+    return found
 
 
 def measured(ground: Ground) -> float:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from fulltune.engine.contract import World
 from fulltune.engine.crew import Alone
-from tests.distributed.cures import ALL, BEHIND, held
+from tests.distributed.cures import asked_of, held
 from tests.distributed.ranks import NEEDS_DEEPSPEED, together
 
 
@@ -32,8 +32,7 @@ def compare(folder: Path, size: int, layouts: list[str], reference: str, near: f
 
 def read_by_one(here: Path, reference: str, near: float) -> None:
     """What several processes saved, in one."""
-    asked = BEHIND if reference.endswith("-behind") else ALL
-    ground, pulling = held(here / "alone", reference, World(0, 1, "cpu"), Alone(), asked)
+    ground, pulling = held(here / "alone", reference, World(0, 1, "cpu"), Alone(), asked_of(reference))
     pulling.recall(ground.engine.load(here / "saved"))
     average = load_file(here / "average.safetensors")
     shown = pulling.instead(lambda: {name: value.clone() for name, value in ground.engine.full_weights()})
@@ -46,6 +45,7 @@ def read_by_one(here: Path, reference: str, near: float) -> None:
 @pytest.mark.parametrize("size", [2])
 def test_pulls_on_shards_do_what_they_do_in_one_process(tmp_path: Path, size: int) -> None:
     compare(tmp_path, size, ["ddp", "fsdp2", "fsdp2keep"], "single")
+    compare(tmp_path, size, ["ddp-mixed"], "single-mixed")
 
 
 @NEEDS_DEEPSPEED

@@ -18,6 +18,10 @@ SEPARATOR = "/"
 """Between the name of a weight and what is remembered of it."""
 
 
+Draw = Callable[["Tensor"], "Tensor"]
+"""Uniform numbers from 0 to 1 of the shape of a tensor."""
+
+
 class Pull:
     """What every pull is. Nothing is called on an update that is skipped, nor of a weight whose rate is 0."""
 
@@ -27,6 +31,10 @@ class Pull:
     """What `kept` has of each weight: so many float32 numbers for each of its own."""
     needs_fisher: ClassVar[bool] = False
     """Whether its `fisher` is to be filled with Fisher information before the first update."""
+    mixes: ClassVar[bool] = False
+    """Whether weights are others while an update's passes are made (`enter`, `leave`). It needs whole weights then."""
+    holds: ClassVar[int] = 0
+    """How many more float32 numbers of each weight it holds meanwhile."""
     examples: int = 0
     """Then: from how many examples it is estimated."""
 
@@ -42,6 +50,12 @@ class Pull:
 
     def after(self, name: str, shard: "Tensor", lr: float) -> None:
         """Move the weights after the update; `lr` is the rate of their group in this update."""
+
+    def enter(self, name: str, shard: "Tensor", draw: "Draw") -> None:
+        """Before the passes of an update: change the weight; `draw` is of this update and weight alone."""
+
+    def leave(self, name: str, shard: "Tensor") -> None:
+        """Behind them, whatever became of them: put it back, unless `before` did."""
 
     def instead(self, name: str) -> "Tensor | None":  # noqa: ARG002
         """What stands for a weight where the model is evaluated, and in the result; None: the weight itself."""
@@ -156,6 +170,48 @@ class EMA(Pull):
         return self._kept("average", name) if self._result else None
 
 
+class Mixout(Pull):
+    """Mixout: in each update every number of a matrix is, with this probability, the one that the run began with.
+
+    Lee, Cho and Kang 2020, arXiv 1909.11299: w0 + keep * (w - w0), keep being 0 with the probability and else
+    1 / (1 - probability), so that the expected weight is w. The gradient is that of the numbers that stay. One draw for
+    an update, whatever its micro-batches. Vectors (norms, biases) are left alone.
+    """
+
+    on_gradients = True
+    remembers = ("start",)
+    mixes = True
+    holds = 2
+
+    def __init__(self, *, probability: float) -> None:
+        super().__init__()
+        if not (_number(probability) and 0 < probability < 1):
+            raise ValueError(f"probability is {probability!r}, and lies between 0 and 1")
+        self._probability = probability
+        self._aside: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def begin(self, name: str, shard: "Tensor") -> None:
+        self._keep("start", name, shard.clone())
+
+    def enter(self, name: str, shard: "Tensor", draw: "Draw") -> None:
+        if shard.ndim < 2:
+            return
+        keep = draw(shard).ge_(self._probability).div_(1 - self._probability)
+        self._aside[name] = shard.clone(), keep
+        start = self._kept("start", name)
+        shard.sub_(start).mul_(keep).add_(start)
+
+    def before(self, name: str, shard: "Tensor", grad: "Tensor") -> None:
+        if name in self._aside:
+            own, keep = self._aside.pop(name)
+            shard.copy_(own)
+            grad.mul_(keep)
+
+    def leave(self, name: str, shard: "Tensor") -> None:
+        if name in self._aside:
+            shard.copy_(self._aside.pop(name)[0])
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -168,7 +224,9 @@ def _positive(name: str, value: Any) -> float:
 
 MakePull = Callable[..., Pull]
 
-PULLS: Table[MakePull] = Table("pull", {"l2_sp": L2SP, "l2_sp_penalty": L2SPPenalty, "ewc": EWC, "ema": EMA})
+PULLS: Table[MakePull] = Table(
+    "pull", {"l2_sp": L2SP, "l2_sp_penalty": L2SPPenalty, "ewc": EWC, "ema": EMA, "mixout": Mixout}
+)
 
 
 @dataclass(frozen=True, slots=True)

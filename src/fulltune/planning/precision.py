@@ -69,7 +69,7 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     if optim.name in _MOMENTS:
         sizes["moments"] = _MOMENTS[optim.name](optim.options) * BYTES[optim.moments]
     if pulls:
-        sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) for pull in pulls)
+        sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
         weights=weights,
         gradients=weights,

@@ -1,6 +1,7 @@
 """The pulls that a recipe asks for, and what does not go with them: known before any row is read. Pure."""
 
 from fulltune.base.errors import Fault, RecipeError
+from fulltune.base.records import EngineName
 from fulltune.optim.pulls import Asked, Pull, make
 from fulltune.recipe.schema import ZERO, OptimSection, Recipe
 
@@ -8,6 +9,17 @@ from fulltune.recipe.schema import ZERO, OptimSection, Recipe
 def pulls_of(section: OptimSection) -> dict[str, Pull]:
     """By name, with nothing remembered yet. RecipeError if one is not known, or does not take its options."""
     return make([Asked(asked.use, asked.options) for asked in section.pulls])
+
+
+def require_whole(section: OptimSection, engine: EngineName) -> None:
+    """RecipeError if this engine divides weights that a pull needs whole."""
+    for number, (name, pull) in enumerate(pulls_of(section).items()):
+        if pull.mixes and engine not in ("single", "ddp"):
+            raise RecipeError(
+                f"{name} draws for whole weights, and {engine} divides them: each part would be drawn by itself",
+                where=f"optim.pulls.{number}",
+                mend="engine.name=ddp, or one process; or l2_sp, which works on parts",
+            )
 
 
 def require_pulls(recipe: Recipe) -> None:
@@ -28,5 +40,8 @@ def require_pulls(recipe: Recipe) -> None:
         if pull.needs_fisher and file is None and recipe.train.precision == "fp16-mixed":
             said = f"{name} would estimate with gradients in float16, of which many vanish or overflow"
             faults.append(Fault(said, where, "train.precision=bf16-mixed or float32, or a file of another run"))
+        if pull.mixes and recipe.train.precision == "bf16-sr":
+            said = f"{name} puts weights back after each pass, and bf16-sr has none in float32"
+            faults.append(Fault(said, where, "train.precision=bf16-mixed or float32"))
     if faults:
         raise RecipeError(faults=faults)

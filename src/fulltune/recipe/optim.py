@@ -12,7 +12,7 @@ class PullSection(Section):
     """What acts on the weights besides the optimizer."""
 
     use: str
-    """Which: an entry of PULLS (`l2_sp`, `l2_sp_penalty`, `ewc`, `ema`) or package.module:name."""
+    """Which: an entry of PULLS (`l2_sp`, `l2_sp_penalty`, `ewc`, `ema`, `mixout`) or package.module:name."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What it takes, such as `{alpha: 10}`."""
     file: FilePath | None = None
@@ -89,7 +89,8 @@ class OptimSection(Section):
     of the run. 0: all from the start.
     """
     pulls: Annotated[tuple[PullSection, ...], Used] = ()
-    """What holds the weights near where they began, or averages them: `l2_sp`, `l2_sp_penalty`, `ewc`, `ema`. See
+    """What holds the weights near where they began, or averages them: `l2_sp`, `l2_sp_penalty`, `ewc`, `ema`, `mixout`.
+    See
     `docs/retention.md`.
     """
 

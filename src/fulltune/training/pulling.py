@@ -1,5 +1,6 @@
 """What pulls remember: begun with, saved, brought back, and put in the place of the weights."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Pulling:
     file: Path
     """Where that of this run is written."""
     estimate: fisher.Estimate
+    seed: int = 0
+    """Of what pulls draw."""
 
     def begin(self) -> None:
         """Before the first update: remember the weights, and what they are worth."""
@@ -56,6 +59,28 @@ class Pulling:
                         mend=f"train it without {name}, or begin anew: --fresh makes a new folder",
                     )
                 place.copy_(saved)
+
+    @contextmanager
+    def mixing(self, position: int) -> Iterator[None]:
+        """In here weights are what pulls make of them for the update that begins at this position."""
+        mixing = [pull for pull in self.pulls.values() if pull.mixes]
+        if not mixing:
+            yield
+            return
+
+        def enter(name: str, shard: Tensor) -> None:
+            for number, pull in enumerate(mixing):
+                pull.enter(name, shard, partial(_drawn, f"{self.seed}/{position}/{name}/{number}"))
+
+        def leave(name: str, shard: Tensor) -> None:
+            for pull in mixing:
+                pull.leave(name, shard)
+
+        try:
+            self.engine.visit(enter)
+            yield
+        finally:
+            self.engine.visit(leave)
 
     def instead(self, act: Callable[[], T]) -> T:
         """`act` while averages, if a pull has any that stand for weights, are in their place."""
@@ -122,6 +147,13 @@ class Pulling:
         with self._borrowed():
             self.engine.fill(fisher.reader(file))
             self.engine.visit(take)
+
+
+def _drawn(seed: str, like: Tensor) -> Tensor:
+    """The same on every process."""
+    generator = torch.Generator(like.device)
+    generator.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "little"))
+    return torch.rand(like.shape, generator=generator, device=like.device)
 
 
 def _key(pull: str, kept: str) -> str:

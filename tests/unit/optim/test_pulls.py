@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from fulltune.base.errors import RecipeError
 from fulltune.engine.crew import Alone
 from fulltune.optim.pulls import PULLS, Asked, Pull, make
-from fulltune.planning.pulls import require_pulls
+from fulltune.planning.pulls import require_pulls, require_whole
 from fulltune.recipe.load import load_recipe
+from fulltune.recipe.schema import OptimSection
 from fulltune.training.fisher import estimate
-from fulltune.training.pulling import Pulling
+from fulltune.training.pulling import Pulling, _drawn
 from fulltune.training.step import step
 from tests import tiny
 from tests.contract.ground import Ground
@@ -172,6 +173,51 @@ def test_ema_averages_and_moves_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(trained[name], value) for name, value in weights(ground.model).items()), "put back"
 
 
+def test_mixout_computes_with_what_is_mixed_and_moves_what_is_kept(tmp_path: Path) -> None:
+    """Lee et al. 2020: passes see w0 + keep (w - w0), and the gradient reaches what was kept."""
+    ground, whole = held(tmp_path, [Asked("mixout", {"probability": 0.4})])
+    start = weights(ground.model)
+    ground.gradients()
+    ground.engine.update([LR, LR])  # away from the start, where all mixtures are the same
+    kept = [name for name, value in start.items() if value.ndim > 1]
+    for position in (8, 16):
+        before = weights(ground.model)
+        with whole.mixing(position):
+            seen, found = weights(ground.model), gradients(ground)
+            ground.engine.update([LR, LR])
+        after = weights(ground.model)
+        for name in start:
+            keep = torch.ones_like(start[name])
+            if name in kept:
+                drawn = _drawn(f"0/{position}/{name}/0", start[name].float())
+                keep = (drawn >= 0.4).double() / 0.6
+                assert 0.5 < float((drawn >= 0.4).double().mean()) < 0.7
+            assert torch.allclose(seen[name], start[name] + keep * (before[name] - start[name]), atol=1e-6), name
+            decayed = keep * found[name] + (0.0 if name in ground.spared else DECAY) * before[name]
+            assert torch.allclose(after[name], before[name] - LR * decayed, atol=1e-6), name
+    with pytest.raises(KeyError), whole.mixing(24):
+        mixed = weights(ground.model)
+        raise KeyError
+    assert any(not torch.equal(mixed[name], after[name]) for name in kept)
+    assert all(torch.equal(after[name], value) for name, value in weights(ground.model).items()), "put back"
+
+
+def test_mixout_is_right_on_average(tmp_path: Path) -> None:
+    ground, whole = held(tmp_path, [Asked("mixout", {"probability": 0.5})])
+    ground.gradients()
+    ground.engine.update([LR, LR])
+    own, total = weights(ground.model), None
+    start = {name: value.clone() for name, value in whole.remembered().items()}
+    for position in range(400):
+        with whole.mixing(position):
+            seen = weights(ground.model)["model.embed_tokens.weight"]
+        total = seen if total is None else total + seen
+    assert total is not None
+    moved = own["model.embed_tokens.weight"] - start["model.embed_tokens.weight/mixout.start"]
+    wrong = total / 400 - own["model.embed_tokens.weight"]
+    assert float(wrong.norm() / moved.norm()) < 3 * 400**-0.5
+
+
 def test_an_average_that_is_no_result_stays_aside(tmp_path: Path) -> None:
     ground, whole = held(tmp_path, [Asked("ema", {"decay": 0.8, "result": False})])
     ground.gradients()
@@ -184,8 +230,8 @@ def test_an_average_that_is_no_result_stays_aside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PULLS))
 def test_nothing_is_done_on_an_update_that_is_skipped_or_at_rate_0(tmp_path: Path, name: str) -> None:
-    options = {"ema": {}, "ewc": {"strength": 5, "examples": 2}}.get(name, {"alpha": 5})
-    ground, whole = held(tmp_path, [Asked(name, options)])
+    options = {"ema": {}, "mixout": {"probability": 0.5}, "ewc": {"strength": 5, "examples": 2}}
+    ground, whole = held(tmp_path, [Asked(name, options.get(name, {"alpha": 5}))])
     ground.gradients()
     ground.engine.update([LR, LR])
     before, kept = weights(ground.model), {key: value.clone() for key, value in whole.remembered().items()}
@@ -232,6 +278,11 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert "there is none" in faults(tmp_path, {"pulls": [ewc]})
     assert "takes no file" in faults(tmp_path, {"pulls": [{"use": "ema", "file": "x.safetensors"}]})
     assert "DeepSpeed" in faults(tmp_path, {"pulls": [{**ewc, "file": "f"}]}, engine={"name": "zero2"})
+    mixout = {"use": "mixout", "options": {"probability": 0.5}}
+    assert "bf16-sr has none" in faults(tmp_path, {"pulls": mixout}, train={"precision": "bf16-sr"})
+    assert "probability is 1" in faults(tmp_path, {"pulls": {"use": "mixout", "options": {"probability": 1}}})
+    with pytest.raises(RecipeError, match="fsdp2 divides them"):
+        require_whole(OptimSection(pulls=(mixout,)), "fsdp2")  # type: ignore[arg-type]
     data = {"train": "/d.jsonl", "retention": "/r.txt"}
     assert "float16" in faults(tmp_path, {"pulls": [ewc]}, data=data, train={"precision": "fp16-mixed"})
 
