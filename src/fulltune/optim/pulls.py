@@ -37,6 +37,8 @@ class Pull:
     """How many more float32 numbers of each weight it holds meanwhile."""
     examples: int = 0
     """Then: from how many examples it is estimated."""
+    online: float = 0.0
+    """Then: what part of the information in its file is added to what is estimated; 0: a file is taken as it is."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
@@ -121,15 +123,19 @@ class EWC(Pull):
 
     Kirkpatrick et al. 2017, arXiv 1612.00796. F is the diagonal of the Fisher information for each token of the
     retention data (`training/fisher.py`): weights that these texts depend on are held, others may move. The strength is
-    the paper's lambda.
+    the paper's lambda. With `online` F is that of the file times this, and what is estimated: of all tasks so far, of
+    which earlier ones fade (online EWC, Schwarz et al. 2018, arXiv 1805.06370).
     """
 
     on_gradients = True
     remembers = ("start", "fisher")
     needs_fisher = True
 
-    def __init__(self, *, strength: float, examples: int = 256) -> None:
+    def __init__(self, *, strength: float, examples: int = 256, online: float = 0.0) -> None:
         super().__init__()
+        if not (_number(online) and 0 <= online <= 1):
+            raise ValueError(f"online is {online!r}, and lies between 0 and 1")
+        self.online = float(online)
         self._strength = _positive("strength", strength)
         if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
             raise ValueError(f"examples is {examples!r}, and counts examples")

@@ -34,10 +34,14 @@ def require_pulls(recipe: Recipe) -> None:
             faults.append(Fault(said, where, "engine.name=fsdp2; or l2_sp, which acts behind the update"))
         if not pull.needs_fisher and file is not None:
             faults.append(Fault(f"{name} takes no file", f"{where}.file", "leave it out"))
-        if pull.needs_fisher and file is None and not recipe.data.retention:
+        estimates = pull.needs_fisher and (file is None or pull.online > 0)
+        if pull.online and file is None:
+            said = f"{name} is to go on with the information of earlier tasks, and there is no file of it"
+            faults.append(Fault(said, where, "file: the fisher.safetensors of the run before; or leave online out"))
+        if estimates and not recipe.data.retention:
             said = f"{name} estimates what is important on data.retention, and there is none"
             faults.append(Fault(said, where, "give data.retention, or a file that another run has estimated"))
-        if pull.needs_fisher and file is None and recipe.train.precision == "fp16-mixed":
+        if estimates and recipe.train.precision == "fp16-mixed":
             said = f"{name} would estimate with gradients in float16, of which many vanish or overflow"
             faults.append(Fault(said, where, "train.precision=bf16-mixed or float32, or a file of another run"))
         if pull.mixes and recipe.train.precision == "bf16-sr":

@@ -131,22 +131,31 @@ class Pulling:
 
         It goes through the places of the weights, since an engine knows how to gather and to divide those.
         """
-        file = self.files.get(name, self.file)
-        if name not in self.files:
+        file = self.files.get(name)
+        if file is None or pull.online:
             LOGGER.info(f"{name}: estimating Fisher information from up to {pull.examples} examples of data.retention")
-            found = self.estimate(pull.examples)
-            nothing = torch.zeros(())
-            with self._borrowed():
-                self._put(lambda weight: found.get(weight, nothing))
-                # In here: a whole weight may be no copy.
-                self.crew.told(partial(fisher.write, file, dict(self.engine.full_weights())))
+            found = dict(self.estimate(pull.examples))
+            for weight, earlier in {} if file is None else self._read_fisher(file).items():
+                found[weight] = pull.online * earlier + found.get(weight, torch.zeros_like(earlier))
+            self._write_fisher(found)
+            file = self.file
+        for weight, value in self._read_fisher(file).items():
+            pull.kept[f"{weight}{SEPARATOR}fisher"].copy_(value)
 
-        def take(weight: str, shard: Tensor) -> None:
-            pull.kept[f"{weight}{SEPARATOR}fisher"].copy_(shard)
+    def _write_fisher(self, found: Mapping[str, Tensor]) -> None:
+        nothing = torch.zeros(())
+        with self._borrowed():
+            self._put(lambda weight: found.get(weight, nothing))
+            # In here: a whole weight may be no copy.
+            self.crew.told(partial(fisher.write, self.file, dict(self.engine.full_weights())))
 
+    def _read_fisher(self, file: Path) -> dict[str, Tensor]:
+        """What of it belongs to the shards of this process."""
+        found: dict[str, Tensor] = {}
         with self._borrowed():
             self.engine.fill(fisher.reader(file))
-            self.engine.visit(take)
+            self.engine.visit(lambda weight, shard: found.update({weight: shard.clone()}))
+        return found
 
 
 def _drawn(seed: str, like: Tensor) -> Tensor:

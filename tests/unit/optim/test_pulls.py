@@ -152,6 +152,30 @@ def test_fisher_information_is_kept_and_taken_by_another_run(tmp_path: Path) -> 
         wrong.begin()
 
 
+def test_online_the_information_of_earlier_tasks_fades(tmp_path: Path) -> None:
+    """Schwarz et al. 2018: F = online * F of the tasks before + F of the last one; and a third run goes on with it."""
+    _, first = held(tmp_path / "a", [Asked("ewc", {"strength": 1, "examples": 4})])
+    file, sums = tmp_path / "a/fisher.safetensors", {}
+    for number, folder in enumerate((tmp_path / "b", tmp_path / "c")):
+        made = make([Asked("ewc", {"strength": 1, "examples": 2, "online": 0.5})])
+        ground = Ground(folder, tiny.model("llama-tied"), pulls=list(made.values()), count=6)
+        again = pulling(ground, made, folder, ewc=file)
+        again.begin()
+        last, file = fishers(ground, 2), folder / "fisher.safetensors"
+        before = (
+            sums
+            if number
+            else {
+                key.rpartition("/")[0]: value.double()
+                for key, value in first.remembered().items()
+                if key.endswith("fisher")
+            }
+        )
+        sums = {name: 0.5 * before[name] + value for name, value in last.items()}
+        for name, value in sums.items():
+            assert torch.allclose(again.remembered()[f"{name}/ewc.fisher"].double(), value, rtol=1e-3, atol=1e-9), name
+
+
 def test_ema_averages_and_moves_nothing(tmp_path: Path) -> None:
     ground, whole = held(tmp_path, [Asked("ema", {"decay": 0.8})])
     average = weights(ground.model)
@@ -276,6 +300,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert "beyond their start" in faults(tmp_path, {"lr": 1e-3, "pulls": {"use": "l2_sp", "options": {"alpha": 2000}}})
     ewc = {"use": "ewc", "options": {"strength": 1}}
     assert "there is none" in faults(tmp_path, {"pulls": [ewc]})
+    assert "no file of it" in faults(tmp_path, {"pulls": {"use": "ewc", "options": {"strength": 1, "online": 0.9}}})
     assert "takes no file" in faults(tmp_path, {"pulls": [{"use": "ema", "file": "x.safetensors"}]})
     assert "DeepSpeed" in faults(tmp_path, {"pulls": [{**ewc, "file": "f"}]}, engine={"name": "zero2"})
     mixout = {"use": "mixout", "options": {"probability": 0.5}}
