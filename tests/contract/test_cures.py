@@ -1,9 +1,11 @@
 """Cures by their settings, from recipe to result: what they do, and that killed runs end with the same bits."""
 
+import itertools
 import json
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from safetensors.torch import load_file
 
 import fulltune
 from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.objectives import NextToken
+from fulltune.training.journal import read
+from fulltune.training.pulling import Pulling
 from tests import command, tiny
 from tests.contract.test_resume import digest, run, steps
 
@@ -113,6 +118,34 @@ def test_a_plan_shows_the_groups(tmp_path: Path) -> None:
     assert "frozen: 9,600 parameters of 1, such as transformer.wte.weight" in done.stdout
     with pytest.raises(RecipeError, match="no weight has 'nothing' in its name"):
         fulltune.plan(recipe(tmp_path / "b", freeze="nothing"), out=tmp_path / "other")
+
+
+def test_a_rollback_takes_back_what_pulls_remember(tmp_path: Path) -> None:
+    """A loss that is not finite in the 6th update: back to the 4th, and the average is the one of then."""
+    asked = recipe(tmp_path, pulls=[{"use": "ema", "options": {"decay": 0.7}}])
+    asked["train"] |= {"on_nonfinite": "rollback"}
+    asked["checkpoint"]["keep"] = 9
+    found: list[dict[str, torch.Tensor]] = []
+    real, own, passes = Pulling.recall, NextToken.forward, itertools.count(1)
+
+    def recall(pulling: Pulling, extra: Any) -> None:
+        real(pulling, extra)
+        found.append({key: value.clone() for key, value in pulling.remembered().items()})
+
+    def forward(objective: Any, batch: Any) -> Any:
+        sums = own(objective, batch)
+        lost = objective.training and next(passes) == 8  # two passes are of the rehearsal
+        return {name: value * float("nan") for name, value in sums.items()} if lost else sums
+
+    with mock.patch.object(Pulling, "recall", recall), mock.patch.object(NextToken, "forward", forward):
+        fulltune.train(asked, out=tmp_path / "run")
+    back = list(read(tmp_path / "run/journal.jsonl", "rollback"))
+    assert [line["to"] for line in back] == [4]
+    saved = load_file(tmp_path / "run/checkpoints/step-00000004/extra.safetensors")
+    assert all(torch.equal(found[0][name], value) for name, value in saved.items())
+    assert len(found) == 2, "at the rollback, and for the result"
+    key = "transformer.wte.weight/ema.average"
+    assert not torch.equal(found[0][key], found[1][key])
 
 
 def test_a_pull_that_comes_later_is_refused(tmp_path: Path) -> None:

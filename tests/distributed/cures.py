@@ -19,7 +19,10 @@ from fulltune.engine.contract import World
 from fulltune.engine.crew import Crew
 from fulltune.engine.launch import joined
 from fulltune.engine.native import NativeEngine
+from fulltune.engines import parting
+from fulltune.optim.groups import begins
 from fulltune.optim.pulls import Asked, Pull, make
+from fulltune.recipe.schema import OptimSection
 from fulltune.training.fisher import estimate
 from fulltune.training.pulling import Pulling
 from tests import tiny
@@ -36,7 +39,18 @@ MIXED = [Asked("l2_sp_penalty", {"alpha": 0.1}), Asked("mixout", {"probability":
 """What needs whole weights: `ddp-mixed`."""
 
 
+PARTED = OptimSection(
+    layer_decay=0.7,
+    unfreeze=0.4,
+    freeze=("q_proj",),
+    groups=({"match": "mlp", "rate": 10.0}, {"match": ".", "rate": 5.0}),  # type: ignore[arg-type]
+)
+"""Rates by layer and name, weights that are frozen, weights that begin later: `fsdp2-parted`."""
+
+
 def asked_of(layout: str) -> list[Asked]:
+    if layout.endswith("-parted"):
+        return BEHIND
     if layout.endswith("-mixed"):
         return MIXED
     return BEHIND if layout.startswith("zero") or layout.endswith("-behind") else ALL
@@ -55,6 +69,7 @@ def held(folder: Path, layout: str, world: World, crew: Crew, asked: Sequence[As
         lay=None if zero else case.lay(model, world, crew),
         make_engine=partial(case.zero(world, crew), pulls=tuple(pulls.values())) if zero else None,
         clip=1.0,
+        by=parting(PARTED, model) if layout.endswith("-parted") else None,
         rank=world.rank,
         size=world.size,
         pulls=sorted(pulls.values(), key=lambda pull: not pull.mixes),
@@ -95,11 +110,12 @@ def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
 
 
 def mixed(ground: Ground, pulling: Pulling, updates: range) -> list[tuple[float, float]]:
-    """As `curve`, with the weights that mixout gives each update."""
+    """As `curve`, with the weights that mixout gives each update, and the rates that groups have in it."""
     found = []
     for number in updates:
+        rates = [1e-3 * g.rate if number >= begins(g.start, UPDATES) else 0.0 for g in ground.groups]
         with pulling.mixing(7 * number):
-            found += curve(ground, range(number, number + 1))
+            found += curve(ground, range(number, number + 1), rates)
     return found
 
 

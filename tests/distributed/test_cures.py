@@ -48,7 +48,13 @@ def test_pulls_on_shards_do_what_they_do_in_one_process(tmp_path: Path, size: in
     compare(tmp_path, size, ["ddp-mixed"], "single-mixed")
 
 
+@pytest.mark.slow
+def test_groups_with_rates_of_their_own_on_shards(tmp_path: Path) -> None:
+    compare(tmp_path, 2, ["ddp-parted", "fsdp2-parted"], "single-parted")
+
+
 @NEEDS_DEEPSPEED
 @pytest.mark.slow
 def test_pulls_behind_the_update_on_zero(tmp_path: Path) -> None:
     compare(tmp_path, 2, ["zero1", "zero2", "zero3"], "single-behind")
+    compare(tmp_path, 2, ["zero1-parted", "zero2-parted", "zero3-parted"], "single-parted")
