@@ -15,7 +15,7 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.model.facts import head, keeps_logits, undecayed
 from fulltune.objectives import NextToken
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.precision import precision_plan
 from fulltune.recipe.schema import OptimSection
@@ -81,7 +81,7 @@ class Bed:
         made: list[torch.optim.Optimizer] = []
 
         def optimizer(named: Any) -> torch.optim.Optimizer:
-            grouped = groups(named, undecayed(self.model))
+            grouped = groups(named, Parting(undecayed=undecayed(self.model)))
             made.append(make("adamw", grouped, lr=_RATE, weight_decay=0.01, options={}))
             return made[0]
 

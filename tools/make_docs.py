@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from fulltune.recipe.data import Augmentation, ReplaySection, Source
 from fulltune.recipe.foreign import FOREIGN
+from fulltune.recipe.optim import GroupSection, PullSection
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.suites import MetricUse, SuiteSection
 from fulltune.recipe.write import inline
@@ -36,6 +37,9 @@ def page() -> str:
         if section == "evaluate":
             lines += _table("a suite of `evaluate.suites`, or a suite file", SuiteSection)
             lines += _table("an entry of a suite's `metrics`", MetricUse)
+        if section == "optim":
+            lines += _table("an entry of `optim.groups`", GroupSection)
+            lines += _table("an entry of `optim.pulls`", PullSection)
     lines += ["## Names that other tools use", "", "| elsewhere | here |", "|---|---|"]
     lines += [f"| `{name}` | {answer} |" for name, answer in sorted(FOREIGN.items())]
     return "\n".join(lines) + "\n"

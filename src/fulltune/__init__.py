@@ -10,6 +10,7 @@ from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
     from fulltune.stages import (
+        blend,
         check,
         compare,
         dry_run,
@@ -30,6 +31,7 @@ for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DISABLE_SAFETENSORS_C
 
 __all__ = [
     "__version__",
+    "blend",
     "check",
     "compare",
     "dry_run",

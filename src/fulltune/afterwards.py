@@ -1,4 +1,4 @@
-"""Verbs about what came of a run: evaluate, export, report, compare, chat. As in cli.py they decide nothing."""
+"""Verbs about what came of a run: evaluate, export, blend, report, compare, chat. As in cli.py they decide nothing."""
 
 import sys
 from pathlib import Path
@@ -56,6 +56,22 @@ def export(
     from fulltune import stages
 
     typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
+
+
+def blend(
+    run: Annotated[Path, typer.Argument(help="A run that is done.")],
+    others: Annotated[list[str] | None, typer.Option("--with", help="`base`, runs, model folders.")] = None,
+    at: Annotated[str, typer.Option(help="Parts of the run's weights: first:last:step, or 0.2,0.5.")] = "0:1:0.1",
+    write: Annotated[float | None, typer.Option(help="The part that is written to --to.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The model folder to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mix the weights of a run with its base, or average those of several runs; score each mixture, write one."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    made = stages.blend(run, others=others or ["base"], at=at, write=write, to=to)
+    typer.echo(printing.as_json(to_json(made)) if as_json else printing.blend(made))
 
 
 def report(

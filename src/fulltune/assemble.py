@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fulltune.base import stop
 from fulltune.base.errors import DataError, RecipeError
@@ -22,24 +22,32 @@ from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.launch import Meeting
-from fulltune.engines import By, engine_for, width
+from fulltune.engine.native import NativeEngine
+from fulltune.engines import By, engine_for, parting, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
-from fulltune.model.facts import head, keeps_logits, undecayed
+from fulltune.model.facts import head, keeps_logits
 from fulltune.model.load import base_folder
 from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import begins, groups
+from fulltune.optim.pulls import Pull
 from fulltune.optim.schedules import SCHEDULES, factor
+from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
+from fulltune.training.fisher import Estimate, estimate
 from fulltune.training.journal import Journal
 from fulltune.training.loop import Run
+from fulltune.training.pulling import Pulling
 from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
+
+FISHER = "fisher.safetensors"
+"""In a run folder: what its weights are worth to the retention data, for other runs of the same model too."""
 
 _MEASURED = ("heldout", "retention")
 """Splits that are looked at while training; the test split is not."""
@@ -126,6 +134,7 @@ class Training:
     updating: Updating
     evaluating: Evaluating
     saving: Saving
+    pulling: Pulling
     checkpoints: Checkpoints
     loop: Callable[[Progress], Run]
     """The loop's parts, from where the run stands."""
@@ -136,13 +145,16 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     # Asked before an engine takes the weights apart.
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
     rates = _rates(recipe.optim, plan, model)
-    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by)
+    pulls = pulls_of(recipe.optim)
+    in_order = sorted(pulls.values(), key=lambda pull: not pull.mixes)  # the others see weights that are put back
+    engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, in_order)
+    pulling = _pulling(recipe, pulls, engine, site, partial(_fisher, engine, objective, data, plan))
     world = site.meeting.world
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
         site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging, crew=site.meeting.crew
     )
-    saving = Saving(checkpoints=checkpoints, engine=engine, journal=site.journal)
+    saving = Saving(checkpoints=checkpoints, engine=engine, pulling=pulling, journal=site.journal)
     updating = Updating(
         feed=Feed(
             data.stores["train"], ordered, portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
@@ -159,6 +171,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         back=saving.back,
         stopped=lambda: stop.asked() is not None,
         journal=site.journal,
+        mixing=pulling.mixing,
     )
     cadence = Cadence(
         plan=plan,
@@ -167,11 +180,12 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         patience=recipe.checkpoint.patience,
         ask=recipe.evaluate.suites_every,
     )
+    measured, examined = measuring(data, _MEASURED, plan, engine, objective), partial(site.examine, engine)
     evaluating = Evaluating(
-        measure=measuring(data, _MEASURED, plan, engine, objective),
+        measure=lambda update: pulling.instead(partial(measured, update)),
         best_by=recipe.checkpoint.best_by,
         journal=site.journal,
-        examine=partial(site.examine, engine),
+        examine=lambda update: pulling.instead(partial(examined, update)),
         asks=cadence.asks,
     )
     return Training(
@@ -180,6 +194,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         updating=updating,
         evaluating=evaluating,
         saving=saving,
+        pulling=pulling,
         checkpoints=checkpoints,
         loop=lambda progress: Run(
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
@@ -193,6 +208,29 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> 
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
+
+
+def _pulling(recipe: Recipe, pulls: Mapping[str, Pull], engine: Engine, site: Site, estimate: Estimate) -> Pulling:
+    """`pulls`: those that the engine has."""
+    return Pulling(
+        pulls=pulls,
+        engine=engine,
+        crew=site.meeting.crew,
+        files={asked.use: Path(asked.file) for asked in recipe.optim.pulls if asked.file is not None},
+        file=site.folder / FISHER,
+        estimate=estimate,
+        seed=recipe.train.seed,
+    )
+
+
+def _fisher(engine: Engine, objective: Objective, data: Prepared, plan: Plan, examples: int) -> Mapping[str, Tensor]:
+    """Fisher information from so many examples of the retention data, spread over it, each by itself."""
+    store, world = data.stores["retention"], engine.world
+    budget = Budget(1, plan.micro_tokens, "padded", plan.context)
+    members = [len(store) * number // examples for number in range(examples)] if examples < len(store) else None
+    each = (once(store, budget, members=[m], rank=world.rank, size=world.size) for m in members or range(len(store)))
+    assert isinstance(engine, NativeEngine)  # planning/pulls.py refuses the others
+    return estimate(engine, objective, (batch for batches in each for batch in batches))
 
 
 def measuring(
@@ -236,7 +274,8 @@ def target(model: ModelSection, section: ExportSection, facts: DataFacts, shippe
 
 def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int], Sequence[float]]:
     """The rate of each parameter group at an update."""
-    parts = [group.rate for group in groups(model.named_parameters(), undecayed(model))]
+    made = groups(model.named_parameters(), parting(section, model))
+    parts = [(group.rate, begins(group.start, plan.updates)) for group in made]
     floor = 1.0 if section.schedule == "constant" else section.floor
     at = partial(
         factor,
@@ -245,4 +284,4 @@ def _rates(section: OptimSection, plan: Plan, model: nn.Module) -> Callable[[int
         floor=floor,
         shape=SCHEDULES[section.schedule],
     )
-    return lambda update: [section.lr * at(update) * part for part in parts]
+    return lambda update: [section.lr * at(update) * part if update >= first else 0.0 for part, first in parts]

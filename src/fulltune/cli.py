@@ -145,13 +145,9 @@ def plan(
 ) -> None:
     """Say what a run would do: updates, warm-up, micro-batches, what is held in which precision, and its memory."""
     from fulltune import stages
-    from fulltune.base.files import to_json
 
     made = stages.plan(recipe, out=out, fresh=fresh, **fields(overrides))
-    shown = {name: value for name, value in to_json(made).items() if name not in ("notes", "mix", "dtypes", "memory")}
-    sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
-    memory = {} if made.memory is None else made.memory.rows()
-    _print(made, {**shown, **made.dtypes.rows(), **sources, **memory}, as_json)
+    _print(made, printing.plan(made), as_json)
 
 
 @app.command()
@@ -211,7 +207,14 @@ def _print(record: Any, shown: Mapping[str, Any], as_json: bool) -> None:
     typer.echo(printing.as_json(to_json(record)) if as_json else printing.as_table(shown))
 
 
-for _verb in (afterwards.evaluate, afterwards.export, afterwards.report, afterwards.compare, afterwards.chat):
+for _verb in (
+    afterwards.evaluate,
+    afterwards.export,
+    afterwards.blend,
+    afterwards.report,
+    afterwards.compare,
+    afterwards.chat,
+):
     app.command()(_verb)
 
 

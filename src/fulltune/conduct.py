@@ -9,30 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fulltune.account import reported
-from fulltune.assemble import (
-    Prepared,
-    Site,
-    Training,
-    measuring,
-    objective_for,
-    require_layout,
-    training,
-)
-from fulltune.base.errors import CheckpointError, DivergedError, MachineError, RecipeError
+from fulltune.assemble import Prepared, Site, Training, require_layout, training
+from fulltune.base.errors import CheckpointError, DivergedError
 from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
-from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
+from fulltune.base.records import CheckpointInfo, EngineName, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic
-from fulltune.engines import By, engine_for
+from fulltune.engines import By
 from fulltune.examining import examining_of
-from fulltune.model.load import load_model, load_tokenizer, require_rows
-from fulltune.model.probe import ask
+from fulltune.losses import fitting
+from fulltune.model.load import load_tokenizer, require_rows
 from fulltune.outcome import Outcome, peak_bytes, versions
 from fulltune.recipe.changes import Change, differences
-from fulltune.recipe.schema import ExportSection, ModelSection, Recipe
+from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
 from fulltune.starting import Start, start
 from fulltune.training.acts import require_finite
@@ -47,24 +37,7 @@ _AT_ONCE = 2
 _MOMENTS = 8
 """Bytes of optimizer state for each parameter: two float32 moments, which no optimizer of ours exceeds."""
 
-
 _SINGLE = By("single")
-
-
-@contextmanager
-def _fitting(plan: Plan) -> Iterator[None]:
-    """Says what would help where memory runs out."""
-    try:
-        yield
-    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
-        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
-            raise
-        size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
-        raise MachineError(
-            f"out of memory with micro-batches of up to {size}: {str(fault).splitlines()[0]}",
-            where="train.micro_tokens",
-            mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
-        ) from fault
 
 
 def conduct(
@@ -85,7 +58,7 @@ def conduct(
     fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
     told = reported(run, mute=muted)
-    with fixed, told, _fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
+    with fixed, told, fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
@@ -98,7 +71,7 @@ def conduct(
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
-    with _fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
+    with fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal))
             with work.built.checkpoints:
@@ -121,21 +94,6 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
     }
 
 
-def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
-    """Losses of any model on held-out, test and retention data."""
-    with _fitting(plan):
-        model = load_model(section).to(alone().world.device)
-        require_rows(model, load_tokenizer(section), section.path)
-        objective = objective_for(recipe.train, model, ask(model, packed=False))
-        engine = engine_for(recipe, plan, model, objective, alone(), _SINGLE)
-        splits = [split for split in data.stores if split != "train"]
-        report = measuring(data, splits, plan, engine, objective)(0)
-    if report is None:
-        raise RecipeError("nothing to measure on", where="data", mend="give data.heldout, data.test or data.retention")
-    require_finite(report)
-    return report
-
-
 def write_checkpoint(
     run: RunFolder, data: Prepared, model: ModelFacts, folder: Path, step: int | None, section: ExportSection
 ) -> None:
@@ -145,10 +103,13 @@ def write_checkpoint(
         newest = work.built.checkpoints.newest()
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
-        progress, *_ = work.built.checkpoints.load(newest, work.built.engine, weights_only=True)
+        progress = work.take(newest)
         best = newest if progress.best_update is None else progress.best_update
-        work.built.checkpoints.load(best if step is None else step, work.built.engine, weights_only=True)
-        work.outcome.write_model(partial(whole_folder, folder), section, step=best if step is None else step)
+        chosen = best if step is None else step
+        work.take(chosen)
+        work.built.pulling.instead(
+            lambda: work.outcome.write_model(partial(whole_folder, folder), section, step=chosen)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +151,8 @@ class _Work:
         require_rows(begun.model, tokenizer, section.path)
         require_layout(plan, begun.model, begun.answers)
         weights = sum(parameter.nbytes for parameter in begun.model.parameters())
-        state = weights + _MOMENTS * sum(parameter.numel() for parameter in begun.model.parameters())
+        each = _MOMENTS + plan.dtypes.bytes.get("pulls", 0)
+        state = weights + each * sum(parameter.numel() for parameter in begun.model.parameters())
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         # A rehearsal and an export are of no account: they ask nothing, which might take hours.
@@ -208,8 +170,9 @@ class _Work:
             checkpoints.clear()  # before the first update was saved everything may change
             self.journal.cut(0)
             return None
-        progress, manifest, _ = checkpoints.load(newest, self.built.engine)
+        progress, manifest, extra = checkpoints.load(newest, self.built.engine)
         self.begun.forgo()
+        self.built.pulling.recall(extra)
         self.journal.cut(manifest.journal)
         self.built.saving.tell(CheckpointInfo(step=newest, score=progress.best_score))
         self.journal.write("start", {"resumed_at": newest, "updates": self.plan.updates, **self._who()})
@@ -243,6 +206,7 @@ class _Work:
         self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
+        self.built.pulling.begin()
         self.outcome.write_model(self._scratch, self.run.recipe.export, step=0)
         report = self.built.evaluating.measure(0)
         if report is not None:
@@ -277,14 +241,22 @@ class _Work:
                 mend="its warnings name the rows; lower optim.lr, or train.precision=float32",
             )
         chosen = progress.update if progress.best_update is None else progress.best_update
-        self.built.checkpoints.load(chosen, self.built.engine, weights_only=True)
-        place = partial(whole_folder, self.run.model)
-        difference = self.outcome.write_model(place, self.run.recipe.export, step=chosen)
-        answers = self.outcome.answers()
+        self.take(chosen)
+        difference, answers = self.built.pulling.instead(partial(self._result, chosen))
         if not self.outcome.crew.told(lambda: self._was_examined(chosen)):
             self.built.evaluating.examined(chosen)
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
+
+    def take(self, step: int) -> Progress:
+        """The weights of a checkpoint, and what pulls remembered then."""
+        progress, _, extra = self.built.checkpoints.load(step, self.built.engine, weights_only=True)
+        self.built.pulling.recall(extra)
+        return progress
+
+    def _result(self, step: int) -> tuple[float, list[str]]:
+        place = partial(whole_folder, self.run.model)
+        return self.outcome.write_model(place, self.run.recipe.export, step=step), self.outcome.answers()
 
     def _was_examined(self, step: int) -> bool:
         """Whether the suites were put to this very state while it was trained."""

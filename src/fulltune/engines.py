@@ -1,6 +1,6 @@
 """The one branch over engines in the package: a model on the engine that was chosen for it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fulltune.base.errors import RecipeError
+from fulltune.base.groups import GroupPlan
 from fulltune.base.records import EngineName, Plan
-from fulltune.engine.contract import Engine, MakeOptimizer
+from fulltune.engine.contract import Engine, MakeOptimizer, Pull
 from fulltune.engine.launch import Meeting
 from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
@@ -17,10 +19,10 @@ from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
-from fulltune.model.facts import blocks, checkpoint_blocks, set_dropout, undecayed
+from fulltune.model.facts import blocks, checkpoint_blocks, layers, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
 from fulltune.objectives import Objective
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, Rule, begins, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.deepspeed import configuration
 from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
@@ -35,18 +37,27 @@ class By:
     """Whether weights, gradients and moments wait on the host."""
 
 
-def engine_for(recipe: Recipe, plan: Plan, model: nn.Module, objective: Objective, meeting: Meeting, by: By) -> Engine:
+def engine_for(
+    recipe: Recipe,
+    plan: Plan,
+    model: nn.Module,
+    objective: Objective,
+    meeting: Meeting,
+    by: By,
+    pulls: Sequence[Pull] = (),
+) -> Engine:
     """The model on its engine."""
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
-    make_optimizer = _optimizer(recipe.optim, undecayed(model))
+    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
-        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes)
+        return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)
     layout = _layout(recipe.engine, plan, model, meeting, by)
-    return NativeEngine(model, objective, make_optimizer, layout, clip=recipe.optim.clip, precision=plan.dtypes)
+    clip = recipe.optim.clip
+    return NativeEngine(model, objective, make_optimizer, layout, clip=clip, precision=plan.dtypes, pulls=pulls)
 
 
 def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:
@@ -70,19 +81,56 @@ def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeti
             raise AssertionError(f"{by.name} has no layout")
 
 
-def _optimizer(section: OptimSection, spared: Collection[str]) -> MakeOptimizer:
+def _optimizer(section: OptimSection, by: Parting) -> MakeOptimizer:
     """A maker, since an engine must shape the parameters first."""
 
     def build(named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         return make(
             section.name,
-            groups(named, spared),
+            groups(named, by),
             lr=section.lr,
             weight_decay=section.weight_decay,
             options=section.options,
         )
 
     return build
+
+
+def parting(section: OptimSection, model: nn.Module) -> Parting:
+    """By what the weights of a model are parted; to be asked before an engine has taken them apart."""
+    return Parting(
+        undecayed=undecayed(model),
+        layers=layers(model) if section.by_layer else {},
+        layer_decay=section.layer_decay,
+        unfreeze=section.unfreeze,
+        freeze=section.freeze,
+        train_only=section.train_only,
+        rules=[Rule(asked.match, asked.rate, asked.weight_decay) for asked in section.groups],
+    )
+
+
+def grouped(section: OptimSection, model: nn.Module, updates: int) -> tuple[GroupPlan, ...]:
+    """The groups as a plan shows them. RecipeError if something asked for is of no weight, or if nothing trains."""
+    by = parting(section, model)
+    by.require_all_used({name for name, _ in model.named_parameters()})
+    made = groups(model.named_parameters(), by)
+    moved = [begins(group.start, updates) for group in made if group.rate]
+    if not moved or min(moved) > 0:
+        said = (
+            f"nothing is trained before update {min(moved)}" if moved else "nothing is trained: all weights are frozen"
+        )
+        raise RecipeError(said, where="optim", mend="leave something of optim.freeze, train_only, groups, unfreeze out")
+    return tuple(
+        GroupPlan(
+            rate=section.lr * group.rate,
+            weight_decay=section.weight_decay * group.decay,
+            begins=begins(group.start, updates),
+            tensors=len(group.names),
+            parameters=sum(parameter.numel() for parameter in group.parameters),
+            example=group.names[0],
+        )
+        for group in made
+    )
 
 
 def embedding(model: nn.Module) -> Tensor:

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.base.records import EvalReport, RunRecord
+from fulltune.base.blend import Blend
+from fulltune.base.files import to_json
+from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.base.results import Examination
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
@@ -25,6 +27,30 @@ def as_table(values: Mapping[str, Any]) -> str:
 def plain(text: str) -> str:
     """What a person may be shown of a message: secrets masked, control characters by their names."""
     return visible(masked(text))
+
+
+def plan(made: Plan) -> Mapping[str, Any]:
+    """Every number of a plan, those that come in lists one by one."""
+    apart = ("notes", "mix", "dtypes", "memory", "groups")
+    shown = {name: value for name, value in to_json(made).items() if name not in apart}
+    sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
+    groups = {f"group {number}": group for number, group in enumerate(made.groups, 1)}
+    memory = {} if made.memory is None else made.memory.rows()
+    return {**shown, **made.dtypes.rows(), **groups, **sources, **memory}
+
+
+def blend(made: Blend) -> str:
+    """A row for each mixture."""
+    names = [name for name in made.points[0].scores if name.endswith(".loss")]
+    lines = [f"{number}: {plain(model)}" for number, model in enumerate(made.models, 1)]
+    heads = [f"part of {number}" for number in range(1, len(made.models) + 1)]
+    lines.append("".join(f"{head:>12}" for head in heads) + "".join(f"{name:>{len(name) + 3}}" for name in names))
+    for point in made.points:
+        parts = "".join(f"{part:>12.4g}" for part in point.parts)
+        lines.append(parts + "".join(f"{point.scores[name]:>{len(name) + 3}.4f}" for name in names))
+    if made.written is not None:
+        lines.append(f"written and verified: {plain(made.written)}")
+    return "\n".join(lines)
 
 
 def outcome(record: RunRecord) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from fulltune.assemble import Prepared, count_updates, stores, template
+from fulltune.base.errors import DataError
 from fulltune.base.files import begun_folder, fingerprint, sweep, whole_folder, write_record
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
@@ -13,6 +14,7 @@ from fulltune.base.records import DataFacts, ModelFacts, Plan
 from fulltune.data.prepare import Kit, depends, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
+from fulltune.engines import grouped
 from fulltune.examining import suites_of
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import (
@@ -112,6 +114,8 @@ def planned(
         return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
     made = make_plan(run.recipe, data.facts, model, machine(), count)
+    if run.recipe.optim.parted:
+        made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:
         made = keep_choices(made, before, run.changes)
     elif judged is not None:
@@ -132,6 +136,8 @@ def planned(
         f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
     )
     LOGGER.info(f"precision: {made.dtypes}")
+    for group in made.groups:
+        LOGGER.info(f"weights: {group}")
     for source in made.mix if run.recipe.data.is_mixed else ():
         LOGGER.info(f"mix: {source}")
     for note in made.notes:
@@ -154,3 +160,15 @@ def facts_of(section: ModelSection) -> ModelFacts:
 def opened(run: RunFolder, facts: DataFacts, needed: Mapping[str, Any]) -> Prepared:
     """The prepared splits of a run; `needed`: what they depend on."""
     return Prepared(facts, stores(run.data, facts), needed)
+
+
+def require_tokenizer(base: ModelSection, models: Mapping[str, ModelSection]) -> None:
+    """DataError if one of these models would read the prepared ids as other tokens."""
+    known = tokenizer_digest(load_tokenizer(base))
+    for name, section in models.items():
+        if tokenizer_digest(load_tokenizer(section)) != known:
+            raise DataError(
+                f"the {name} has another tokenizer than {base.path}: the prepared ids mean other tokens",
+                where=section.path,
+                mend="prepare a run of its own with model.path set to it, and evaluate that",
+            )

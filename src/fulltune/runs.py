@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "evaluations"
 
     @property
+    def blend(self) -> Path:
+        """Mixtures with other models, those of the last `fulltune blend`."""
+        return self.path / "blend.json"
+
+    @property
     def record(self) -> Path:
         """The one paper that explains the run; it stands when the run is done."""
         return self.path / "record.json"
@@ -132,6 +137,16 @@ def recipe_of(asked: Asked, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe that is asked for, or that of a run folder."""
     path = Path(asked) if isinstance(asked, str | os.PathLike) else None
     return load_recipe(path / "recipe.yaml" if path is not None and is_run_folder(path) else asked, overrides)
+
+
+def result_of(folder: str | os.PathLike[str]) -> Path:
+    """The model of a run folder; any other folder is a model itself. RecipeError if the run has none yet."""
+    path = Path(folder)
+    if not is_run_folder(path):
+        return path
+    run = RunFolder(load_recipe(path / "recipe.yaml"), path)
+    run.finished()
+    return run.model
 
 
 def open_run(

@@ -1,4 +1,4 @@
-"""The table of contents: prepare, inspect, plan, train, evaluate, export, report. Each reads what is left on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, blend, export, report. Each reads what is on disk."""
 
 import os
 import shlex
@@ -18,17 +18,19 @@ from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
+from fulltune.blending import blend as blend
 from fulltune.candidates import examine as examine
-from fulltune.conduct import conduct, rehearse, score, write_checkpoint
+from fulltune.conduct import conduct, rehearse, write_checkpoint
 from fulltune.data.prepare import Preparation
 from fulltune.engines import By
 from fulltune.gathering import start, together, wanted
 from fulltune.inspection.page import require_place, write_page
 from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
 from fulltune.inspection.uncut import uncut_lengths
-from fulltune.model.load import load_tokenizer, section_of, tokenizer_digest
+from fulltune.losses import score
+from fulltune.model.load import section_of
 from fulltune.outlook import require_state
-from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared
+from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared, require_tokenizer
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
@@ -207,15 +209,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
             models["model"] = section_of(model, run.recipe.model)
         elif run.record.exists():
             models["result"] = section_of(run.model, run.recipe.model)
-        known = tokenizer_digest(load_tokenizer(run.recipe.model))
-        for name, section in models.items():
-            if tokenizer_digest(load_tokenizer(section)) != known:
-                base = run.recipe.model.path
-                raise DataError(
-                    f"the {name} has another tokenizer than {base}: the prepared ids mean other tokens",
-                    where=section.path,
-                    mend="prepare a run of its own with model.path set to it, and evaluate that",
-                )
+        require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
         return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
 

@@ -21,7 +21,7 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.model import facts
 from fulltune.objectives import NextToken
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.precision import precision_plan
 from fulltune.recipe.schema import OptimSection
@@ -69,6 +69,7 @@ class Ground:
         rank: int = 0,
         size: int = 1,
         make_engine: Any = None,
+        by: Parting | None = None,
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -83,7 +84,8 @@ class Ground:
         formats = precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True)
 
         def make_optimizer(named: Any) -> Any:
-            return make(optimizer, groups(named, self.spared), lr=lr, weight_decay=0.01, options={})
+            self.groups = groups(named, Parting(undecayed=self.spared) if by is None else by)
+            return make(optimizer, self.groups, lr=lr, weight_decay=0.01, options={})
 
         if make_engine is not None:
             self.engine = make_engine(model, self.objective, make_optimizer, precision=formats)

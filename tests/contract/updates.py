@@ -13,9 +13,11 @@ from fulltune.base.records import Progress
 from fulltune.data.feed import Feed, Portion
 from fulltune.data.lay import Budget
 from fulltune.data.order import Order
+from fulltune.engine.crew import Alone
 from fulltune.training.acts import Saving
 from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.journal import Journal, read
+from fulltune.training.pulling import Pulling
 from fulltune.training.spikes import Spikes
 from fulltune.training.updating import Updating
 from tests import tiny
@@ -44,7 +46,12 @@ class Updates:
         self.journal = Journal(folder / "journal.jsonl")
         weakref.finalize(self, self.journal.__exit__, None, None, None)
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=9, belonging=Belonging({}, {}, 1))
-        self.saving = Saving(checkpoints=self.checkpoints, engine=self.ground.engine, journal=self.journal)
+        pulling = Pulling(
+            pulls={}, engine=self.ground.engine, crew=Alone(), files={}, file=folder / "none", estimate=lambda _: {}
+        )
+        self.saving = Saving(
+            checkpoints=self.checkpoints, engine=self.ground.engine, pulling=pulling, journal=self.journal
+        )
         self.feed = Feed(self.ground.store, Order([count], shares=None, seed=0), Portion(BATCH, None), end=None)
         values: dict[str, Any] = {
             "on_nonfinite": "skip",
@@ -53,6 +60,7 @@ class Updates:
             "max_rollbacks": 1,
             "back": self.saving.back,
             "stopped": lambda: False,
+            "mixing": pulling.mixing,
         }
         self.update = Updating(
             feed=self.feed,

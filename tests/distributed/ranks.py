@@ -79,7 +79,8 @@ class Case:
         values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "engine": engine}
         recipe = load_recipe(values, {"train.precision": self.precision})
         zero = configuration(recipe, precision_plan(self.precision, recipe.optim, several=True), 8)
-        return lambda *made, precision: ZeroEngine(*made, Meeting(world, crew), zero, precision=precision)
+        meeting = Meeting(world, crew)
+        return lambda *made, precision, **more: ZeroEngine(*made, meeting, zero, precision=precision, **more)
 
 
 def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
@@ -99,13 +100,13 @@ def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
     )
 
 
-def curve(made: Ground, updates: range) -> list[tuple[float, float]]:
+def curve(made: Ground, updates: range, rates: Sequence[float] = (1e-3, 1e-3)) -> list[tuple[float, float]]:
     """Loss and gradient norm of updates of 7 examples, the last of an epoch shorter."""
     found = []
     for number in updates:
         begin = number * 7 % 40
         batches = made.batches(range(begin, min(begin + 7, 40)))
-        outcome = step(batches, [1e-3, 1e-3], engine=made.engine, objective=made.objective)
+        outcome = step(batches, rates, engine=made.engine, objective=made.objective)
         assert isinstance(outcome, Outcome) and outcome.applied
         found.append((outcome.loss, outcome.grad_norm))
     return found

@@ -20,7 +20,7 @@ from fulltune.model.facts import blocks, checkpoint_blocks
 from fulltune.model.load import load_model
 from fulltune.model.trust import digest
 from fulltune.objectives import _cross_entropy
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from fulltune.recipe.schema import ModelSection
 from fulltune.training.journal import read
@@ -62,7 +62,9 @@ class Row(nn.Module):
 def rounded(start: Tensor, *, moments: torch.dtype = torch.float32, **options: Any) -> tuple[Row, RoundedWeights]:
     net = Row(start)
     given = {"name": "adamw", "lr": 1e-5, "weight_decay": 0.0, "options": {}, **options}
-    return net, RoundedWeights(net, lambda named: make(groups=groups(named, ()), **given), moments=moments)
+    return net, RoundedWeights(
+        net, lambda named: make(groups=groups(named, Parting(undecayed=())), **given), moments=moments
+    )
 
 
 def move(net: Row, weights: RoundedWeights, gradient: Tensor, seed: int) -> None:

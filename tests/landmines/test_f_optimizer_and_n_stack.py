@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import fulltune
 from fulltune.base.errors import RecipeError
 from fulltune.model.facts import undecayed
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.recipe.load import load_recipe
 from fulltune.training.journal import read
 from tests import tiny
@@ -70,12 +70,12 @@ def test_landmine_F6_warmup_edges(
 def test_landmine_F8_no_vector_norm_or_embedding_is_decayed(kind: str) -> None:
     model = tiny.model(kind)
     spared = undecayed(model)
-    for group in groups(model.named_parameters(), spared):
+    for group in groups(model.named_parameters(), Parting(undecayed=spared)):
         for name, parameter in zip(group.names, group.parameters, strict=True):
             if parameter.ndim < 2:
-                assert not group.decayed, name
+                assert not group.decay, name
             if any(word in name for word in ("embed", "wte", "wpe", "A_log")):
-                assert not group.decayed, name
+                assert not group.decay, name
 
     names = {"ln_1.weight": 1, "norm1.weight": 1, "final_ln.weight": 1, "x.weight": 2}
     parameters = [(name, nn.Parameter(torch.ones([3] * ndim))) for name, ndim in names.items()]

@@ -21,7 +21,9 @@ class PrecisionPlan:
     reduction: NumberFormat
     """In which gradients of several micro-batches are added up, and losses and norms."""
     bytes: dict[str, int]
-    """Per parameter, by `weights`, `gradients` and `moments`; no moments where only the user's own optimizer knows."""
+    """Per parameter, by `weights`, `gradients` and `moments`; no moments where only the user's own optimizer knows.
+    Besides, `pulls`: what these remember, where there are any.
+    """
 
     def __str__(self) -> str:
         told = "; ".join(f"{name} {value}" for name, value in self.rows().items())
@@ -37,6 +39,8 @@ class PrecisionPlan:
             shown["gradients"] = f"{self.gradients} of a micro-batch, {total}"
         if self.weights != "float32":
             shown["weights"] += ", rounded stochastically"
+        if "pulls" in self.bytes:
+            shown["pulls"] = f"float32, {_cost(self.bytes['pulls'])}"
         return {**shown, "compute": self.compute, "reduction": self.reduction}
 
 

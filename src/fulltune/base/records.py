@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from fulltune.base.formats import PrecisionPlan
+from fulltune.base.groups import GroupPlan
 from fulltune.base.memory import Forecast, Shape
 from fulltune.base.results import SuiteReport
 
@@ -154,6 +155,8 @@ class Plan:
     """The sources of data.train, then those of data.replay."""
     memory: Forecast | None = None
     """What each process will hold; None in a plan that was made before there was a forecast."""
+    groups: tuple[GroupPlan, ...] = ()
+    """Weights by their rates, where the recipe parts them by more than weight decay."""
     notes: tuple[str, ...] = ()
 
 

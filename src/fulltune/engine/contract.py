@@ -55,6 +55,10 @@ class Pull(Protocol):
     What a pull remembers (start weights, Fisher information) goes into checkpoints as `Extra`.
     """
 
+    @property
+    def on_gradients(self) -> bool:
+        """Whether `before` does anything; only then is it called."""
+
     def before(self, name: str, shard: Tensor, grad: Tensor) -> None:
         """Add to the gradient before it is clipped: a penalty such as L2-SP."""
 

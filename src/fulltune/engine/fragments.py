@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from fulltune.engine.contract import Pull
 from fulltune.engine.pieces import Piece
 
 
@@ -63,6 +65,15 @@ class Fragments(Protocol):
 
     def clear(self) -> None:
         """Drop the gradients of whole passes, and begin to count them anew."""
+
+
+@torch.no_grad()
+def pulled(fragments: Fragments, pulls: Sequence[Pull], rates: Sequence[float]) -> None:
+    """Let pulls act behind an update, on what its rates have moved. All processes call it."""
+    for fragment in fragments:
+        for pull in pulls if rates[fragment.group] else ():
+            pull.after(fragment.name, fragment.master, rates[fragment.group])
+    fragments.publish()
 
 
 def fragments_of(model: nn.Module, wrapped: Any) -> Fragments:

@@ -40,6 +40,9 @@ class Layout(Protocol):
     def norm(self, own: float) -> float:
         """Of all gradients, from that of this process's."""
 
+    def forget(self) -> None:
+        """Weights were written into: what was gathered of them for the next pass is gathered anew."""
+
     def piece(self, weight: Tensor) -> Piece | None:
         """Which rows of a weight this process holds; None if all of them."""
 

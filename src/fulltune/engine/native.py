@@ -90,7 +90,7 @@ class NativeEngine:
                 self._weights.spare(group["params"])
         if self._scale is not None:
             self._scale.unscale(self._weights.gradients())
-        self._weights.pull(self._pulls)
+        self._weights.pull([pull for pull in self._pulls if pull.on_gradients])
         norm = self._layout.norm(self._weights.norm())
         applied = math.isfinite(norm)
         if applied:
@@ -99,6 +99,12 @@ class NativeEngine:
         again = self._scale is not None and self._scale.settle(applied=applied)
         self.clear()
         return Update(norm, applied, again)
+
+    def look(self, pull: Pull) -> None:
+        """Show a pull the gradients of the passes since the last update, then drop them: nothing moves."""
+        self._weights.gather()
+        self._weights.pull((pull,))
+        self.clear()
 
     def clear(self) -> None:
         self._weights.clear()
@@ -146,6 +152,7 @@ class NativeEngine:
     def visit(self, act: Visitor) -> None:
         self._release()
         self._weights.visit(act)
+        self._layout.forget()
 
     def sum(self, value: Tensor) -> Tensor:
         return self._layout.crew.sum(value)
@@ -203,6 +210,7 @@ class NativeEngine:
             )
         for name, value in own.items():
             local(value).copy_(self._read(saved, name, value))
+        self._layout.forget()
         if not weights_only:
             numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
             self._restore_numbers(numbers)
@@ -233,6 +241,7 @@ class NativeEngine:
     def fill(self, read: Read) -> None:
         self._release()
         fill(self._model, self._layout, read)
+        self._layout.forget()
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in unique_state(self._model).items():

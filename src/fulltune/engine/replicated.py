@@ -50,6 +50,9 @@ class Replicated:
     def norm(self, own: float) -> float:
         return own
 
+    def forget(self) -> None:
+        """Nothing is gathered."""
+
     def piece(self, weight: Tensor) -> Piece | None:  # noqa: ARG002
         return None
 

@@ -97,6 +97,12 @@ class Sharded:
         squares = self.crew.sum(torch.tensor(own, dtype=torch.float64).square())
         return math.sqrt(float(squares) / self._replicas)
 
+    def forget(self) -> None:
+        # With `reshard=False` they stay whole behind an evaluation, in which averages may have stood in their place.
+        for module in cast(nn.Module, self._objective).modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def piece(self, weight: Tensor) -> Piece | None:
         if not isinstance(weight, DTensor):
             return None

@@ -32,6 +32,9 @@ class Single:
     def norm(self, own: float) -> float:
         return own
 
+    def forget(self) -> None:
+        """Nothing is gathered."""
+
     def piece(self, weight: Tensor) -> Piece | None:
         return None
 

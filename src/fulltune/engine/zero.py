@@ -20,9 +20,9 @@ from fulltune.base.errors import CheckpointError, MachineError
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
-from fulltune.engine.contract import Extra, MakeOptimizer, Read, Update, Visitor
+from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Read, Update, Visitor
 from fulltune.engine.deepspeed import begun, library
-from fulltune.engine.fragments import fragments_of
+from fulltune.engine.fragments import fragments_of, pulled
 from fulltune.engine.launch import Meeting
 from fulltune.engine.native import FILES, unique_state
 from fulltune.engine.pieces import Pieces
@@ -44,8 +44,10 @@ class ZeroEngine:
         configuration: Mapping[str, Any],
         *,
         precision: PrecisionPlan,
+        pulls: Sequence[Pull] = (),
     ) -> None:
-        """`configuration`: DeepSpeed's own, complete; `planning/deepspeed.py` makes it of the recipe."""
+        """`configuration`: DeepSpeed's own, complete. `pulls` act behind the update alone (`planning/pulls.py`)."""
+        self._pulls = tuple(pulls)
         self.world, self._crew = meeting.world, meeting.crew
         self._model, self._objective = model, objective.to(meeting.world.device).train()
         self._stage = int(configuration["zero_optimization"]["stage"])
@@ -109,6 +111,8 @@ class ZeroEngine:
         self._engine.step()
         norm, applied = float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
         assert applied == math.isfinite(norm)
+        if applied and self._pulls:
+            pulled(self._fragments, self._pulls, rates)
         return Update(norm, applied)
 
     def _hide(self, optimizer: Any, *_arguments: Any) -> None:

@@ -154,6 +154,18 @@ def undecayed(model: nn.Module) -> frozenset[str]:
     )
 
 
+def layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter: 0 for embeddings, 1 for the lowest block, and one more for each above it.
+
+    The highest number is that of what lies in no block: the last norm, and the head if it is not the embedding.
+    """
+    lowest = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    repeated = blocks(model)
+    inside = {id(p): number for number, block in enumerate(repeated, 1) for p in block.parameters()}
+    top = len(repeated) + 1
+    return {name: 0 if id(p) in lowest else inside.get(id(p), top) for name, p in model.named_parameters()}
+
+
 def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every place where a dropout probability stands: in nn.Dropout, or as a number in an attention module."""
     for module in model.modules():

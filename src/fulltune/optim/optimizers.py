@@ -26,7 +26,7 @@ def sgd(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: A
 
 def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
     """Groups in the shape that torch optimizers take."""
-    return [{"params": list(g.parameters), "weight_decay": weight_decay if g.decayed else 0.0} for g in groups]
+    return [{"params": list(g.parameters), "weight_decay": weight_decay * g.decay} for g in groups]
 
 
 OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "sgd": sgd})

@@ -9,6 +9,7 @@ from fulltune.base.memory import Forecast, between, gib
 from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.memory import forecast
+from fulltune.planning.pulls import require_whole
 from fulltune.planning.way import Pass, Way
 from fulltune.recipe.schema import ZERO, Recipe
 
@@ -104,6 +105,7 @@ def choose_engine(case: Case) -> Chosen:
             where="engine.name",
             mend="engine.name=auto, or one process",
         )
+    require_whole(recipe.optim, chosen.name)
     if case.dtypes.weights != "float32" and chosen.name != "single":
         raise RecipeError(
             f"bf16-sr rounds the weights of one process; of {processes} processes each would round by itself",

@@ -14,6 +14,7 @@ from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
+from fulltune.planning.pulls import require_pulls
 from fulltune.recipe.changes import Change
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
@@ -34,6 +35,7 @@ def require_names(recipe: Recipe) -> None:
     asked: list[Callable[[], object]] = [
         partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule"),
         partial(require_precision, recipe),
+        partial(require_pulls, recipe),
     ]
     for where, source in _sources(recipe.data):
         if source.format != "auto":

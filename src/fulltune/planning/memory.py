@@ -37,12 +37,13 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     """
     weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
     whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
-    state = [weights, gradients, moments]
+    pulls = list(_pulls(way, model))
+    state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
         state[1] = _late(way, model, gradients, whole)
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
-        host, state = [weights, gradients, moments], []
+        host, state = [weights, gradients, moments, *pulls], []
     return Forecast(
         engine=way.engine,
         offload=way.offload,
@@ -95,6 +96,13 @@ def _moments(way: Way, model: ModelFacts) -> Part:
     low, high = (0, _UNKNOWN_MOMENTS) if each is None else (each, each)
     parts = way.divided("moments")
     return Part("moments", model.parameters * low // parts, model.parameters * high // parts)
+
+
+def _pulls(way: Way, model: ModelFacts) -> Iterator[Part]:
+    """What pulls remember, divided as moments are."""
+    if size := way.dtypes.bytes.get("pulls", 0):
+        held = model.parameters * size // way.divided("moments")
+        yield Part("pulls", held, held)
 
 
 def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:

@@ -6,6 +6,7 @@ from typing import Any
 from fulltune.base.errors import RecipeError
 from fulltune.base.formats import BYTES, NumberFormat, PrecisionPlan
 from fulltune.base.records import Machine, ModelFacts, Precision
+from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.schema import OptimSection, Recipe
 
 _FORMATS: Mapping[Precision, tuple[NumberFormat, NumberFormat]] = {
@@ -62,9 +63,13 @@ def resolve(recipe: Recipe, machine: Machine) -> Precision:
 def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) -> PrecisionPlan:
     """`several`: whether an update may have more than one micro-batch, whose gradients are added up in float32."""
     weights, compute = _FORMATS[precision]
-    sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if several else weights]}
+    pulls = pulls_of(optim).values()
+    wide = several or any(pull.on_gradients for pull in pulls)  # these add to gradients in float32
+    sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
     if optim.name in _MOMENTS:
         sizes["moments"] = _MOMENTS[optim.name](optim.options) * BYTES[optim.moments]
+    if pulls:
+        sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
         weights=weights,
         gradients=weights,

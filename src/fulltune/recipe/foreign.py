@@ -82,6 +82,8 @@ FOREIGN: Mapping[str, str] = {
     "learning_rate": "optim.lr",
     "optimizer": "optim.name",
     "optimizer_name": "optim.name",
+    "unfrozen_parameters": "optim.train_only (regular expressions, looked for in names of weights)",
+    "lr_groups": "optim.groups",
     "lr_scheduler": "optim.schedule",
     "lr_scheduler_type": "optim.schedule",
     "lr_scheduler_kwargs": "optim.floor",

@@ -132,6 +132,11 @@ def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
 def _root_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of a tree absolute, in place; whatever has the wrong shape is left for the check."""
     model, data, engine = values.get("model"), values.get("data"), values.get("engine")
+    optim = values.get("optim")
+    pulls = optim.get("pulls") if isinstance(optim, dict) else None
+    for pull in pulls if isinstance(pulls, list) else [pulls]:
+        if isinstance(pull, dict):
+            _root(pull, "file", folder)
     if isinstance(model, dict):
         _root(model, "chat_template", folder)
         if _is_local(model.get("path"), folder):

@@ -1,13 +1,14 @@
 """The recipe: one frozen tree. Every field says what it does and has one default; nothing here is derived."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fulltune.base.records import Every
 from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
-from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust, Warmup
+from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust
+from fulltune.recipe.optim import OptimSection as OptimSection
 from fulltune.recipe.suites import Suites
 
 EITHER_OR = (("epochs", "steps"), ("batch_examples", "batch_tokens"))
@@ -108,35 +109,6 @@ class TrainSection(Section):
         given = sorted(self.model_fields_set & {"spike_window", "spike_score"})
         if self.on_spike == "off" and given:
             raise ValueError(f"train.on_spike is off; leave {' and '.join(f'train.{name}' for name in given)} out")
-        return self
-
-
-class OptimSection(Section):
-    """How the weights move."""
-
-    name: str = "adamw"
-    """An entry of OPTIMIZERS, or package.module:name."""
-    lr: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models."""
-    schedule: str = "cosine"
-    """How the rate falls after warm-up: `cosine`, `linear`, `wsd`, `constant`, or package.module:name."""
-    warmup: Warmup = 0.06
-    """Updates in which the rate rises: a share of the run (0.06) or a number (100)."""
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The rate of the last update, as a part of the peak."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay of matrices; biases, norms and embeddings are never decayed."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest global gradient norm; a longer gradient is shortened to it. `null`: no limit."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """Number format of what the optimizer keeps for each weight; `bfloat16` needs `train.precision: bf16-sr`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """What else the optimizer takes, by its own names, such as `{betas: [0.9, 0.95]}`."""
-
-    @model_validator(mode="after")
-    def _floor_is_used(self) -> Self:
-        if self.schedule == "constant" and "floor" in self.model_fields_set:
-            raise ValueError("a constant schedule has no floor; leave optim.floor out")
         return self
 
 

@@ -12,6 +12,7 @@ from fulltune.base.results import SuiteReport
 from fulltune.engine.contract import Engine
 from fulltune.training.checkpoint import Checkpoints
 from fulltune.training.journal import Journal
+from fulltune.training.pulling import Pulling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class Saving:
 
     checkpoints: Checkpoints
     engine: Engine
+    pulling: Pulling
     journal: Journal
 
     def __call__(self, progress: Progress) -> Progress:
@@ -72,7 +74,7 @@ class Saving:
             return progress
         self.tell(self.checkpoints.wait())
         progress = replace(progress, saved=progress.update)
-        self.checkpoints.save(self.engine.capture({}), progress, journal=self.journal.size)
+        self.checkpoints.save(self.engine.capture(self.pulling.remembered()), progress, journal=self.journal.size)
         return progress
 
     def back(self, now: Progress) -> Progress:
@@ -80,7 +82,8 @@ class Saving:
         self.tell(self.checkpoints.wait())
         step = self.checkpoints.healthy()
         LOGGER.warning(f"going back from update {now.update} to {step}")
-        progress, *_ = self.checkpoints.load(step, self.engine)
+        progress, _, extra = self.checkpoints.load(step, self.engine)
+        self.pulling.recall(extra)
         self.checkpoints.forget(step)
         return progress
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +59,8 @@ class Updating:
     stopped: Callable[[], bool]
     """Whether this process is asked to stop; asked between micro-batches."""
     journal: Journal
+    mixing: Callable[[int], AbstractContextManager[None]]
+    """Around the passes of the update that begins at a position: weights may be others in there."""
 
     def __call__(self, progress: Progress) -> Progress:
         begun = time.perf_counter()
@@ -125,20 +128,22 @@ class Updating:
         batches = self._batches(members, progress)
         if isinstance(batches, Shortage):
             return batches
-        return step(
-            batches,
-            rates,
-            engine=self.engine,
-            objective=self.objective,
-            stopped=self.stopped,
-            refused=lambda loss: self.spikes.refused(loss, progress.losses),
-        )
+        with self.mixing(progress.position):
+            return step(
+                batches,
+                rates,
+                engine=self.engine,
+                objective=self.objective,
+                stopped=self.stopped,
+                refused=lambda loss: self.spikes.refused(loss, progress.losses),
+            )
 
     def _tried(self, members: Sequence[int], progress: Progress) -> Shortage | None:
         batches = self._batches(members, progress)
         if isinstance(batches, Shortage):
             return batches
-        return trial(batches, engine=self.engine, objective=self.objective, stopped=self.stopped)
+        with self.mixing(progress.position):
+            return trial(batches, engine=self.engine, objective=self.objective, stopped=self.stopped)
 
     def _batches(self, members: Sequence[int], progress: Progress) -> list[Batch] | Shortage:
         """The micro-batches of these examples, and the seed that their passes begin with each time."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fulltune.engine import weights as engine_weights
 from fulltune.engine.precision import LossScale
 from fulltune.engine.weights import FullWeights, RoundedWeights, weights_for
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.precision import precision_plan
 from fulltune.recipe.schema import OptimSection
@@ -79,7 +79,9 @@ class Net(nn.Module):
 
 
 def maker(name: str, **options: Any) -> Any:
-    return lambda named: make(name, groups(named, ("one.bias", "norm.weight", "norm.bias")), **options)
+    return lambda named: make(
+        name, groups(named, Parting(undecayed=("one.bias", "norm.weight", "norm.bias"))), **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,8 @@ class Toward:
 
     def __init__(self) -> None:
         self.dtypes: set[torch.dtype] = set()
+
+    on_gradients = True
 
     def before(self, name: str, shard: Tensor, grad: Tensor) -> None:
         self.dtypes |= {shard.dtype, grad.dtype}

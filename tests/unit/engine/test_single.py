@@ -81,6 +81,8 @@ def test_a_group_at_rate_0_is_left_untouched_moments_too(ground: Ground) -> None
 
 def test_pulls_act_before_the_clipping_and_after_the_update_and_never_on_a_skipped_one(tmp_path: Path) -> None:
     class Counting:
+        on_gradients = True
+
         def __init__(self) -> None:
             self.before_calls: list[str] = []
             self.after_calls: list[tuple[str, float]] = []

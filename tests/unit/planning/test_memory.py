@@ -220,3 +220,22 @@ def test_an_interval_is_told_in_few_digits() -> None:
         "memory: weights": "1.00 GiB",
         "memory: none": "0.00 GiB",
     }
+
+
+def test_what_pulls_remember_is_divided_as_moments_are() -> None:
+    """Start weights and Fisher information: 8 bytes for each of 1,000 parameters."""
+    ewc = OptimSection(pulls=({"use": "ewc", "options": {"strength": 1}},))  # type: ignore[arg-type]
+    made = precision_plan("float32", ewc, several=False)
+    assert made.bytes["pulls"] == 8
+    assert made.rows()["pulls"] == "float32, 8 bytes"
+    for engine, held in {"single": 8000, "ddp": 8000, "fsdp2": 4000, "zero1": 4000}.items():
+        asked = replace(way(engine=engine, processes=1 if engine == "single" else 2), dtypes=made)
+        assert parts(asked)["pulls"] == (held, held)
+    assert "pulls" not in parts(way())
+
+
+def test_pulls_that_add_to_gradients_make_them_float32() -> None:
+    penalty = OptimSection(pulls=({"use": "l2_sp_penalty", "options": {"alpha": 1}},))  # type: ignore[arg-type]
+    assert precision_plan("bf16-sr", penalty, several=False).bytes["gradients"] == 4
+    behind = OptimSection(pulls=({"use": "ema"},))  # type: ignore[arg-type]
+    assert precision_plan("bf16-sr", behind, several=False).bytes["gradients"] == 2
