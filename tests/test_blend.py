@@ -1,6 +1,7 @@
 """`fulltune blend`: at the ends the models themselves, to the bit; between them the formula; averages of several."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import fulltune
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.blending import mixtures
+from fulltune.reporting import figures
 from tests import command, tiny
 
 
@@ -68,10 +70,26 @@ def test_between_them_it_is_the_formula(tmp_path: Path, base: Path, runs: list[P
         assert torch.allclose(value.float(), expected.float(), rtol=2**-7, atol=1e-7), name
         assert (value == expected).float().mean() > 0.99
     assert any(not torch.equal(found[name], one[name]) for name in one)
+    card = (tmp_path / "x/README.md").read_text()
+    assert "These weights are a mixture, made after training: 0.7 of the base, 0.3 of 0." in card
+    kept = fulltune.blend(runs[0], at="0.3").points[0].scores["retention.loss"]
+    assert re.search(rf"\| retention\.loss \| [\d.]+ \| {kept:.4g} \|", card), "of the mixture, not of the run"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "x") is not None
     losses = [point.scores["heldout.loss"] for point in made.points]
     assert losses[0] > losses[2] > losses[4]
-    assert json.loads((runs[0] / "blend.json").read_text())["points"][0]["parts"] == [1.0, 0.0]
+    assert json.loads((runs[0] / "blend.json").read_text())["points"][0]["parts"] == [0.7, 0.3]
+
+
+def test_the_report_shows_them(runs: list[Path]) -> None:
+    page = runs[1] / "report.html"
+    before = page.read_text()
+    assert 'id="blends"' not in before, "nothing is said of what was not asked for"
+    made = fulltune.blend(runs[1], at="0,0.5,1")
+    after = page.read_text()
+    assert 'id="blends"' in after
+    assert "held-out loss against retention loss" in after
+    assert all(figures.number(point.scores["retention.loss"]) in after for point in made.points)
+    assert "of a run that is done" in after[:200]
 
 
 def test_several_runs_are_averaged(tmp_path: Path, runs: list[Path], base: Path) -> None:

@@ -1,13 +1,14 @@
 """Mixtures of models: weights read from the files of several, tensor by tensor, scored, and one of them written."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from fulltune import account
 from fulltune.assemble import Prepared, measuring, objective_for
 from fulltune.base.blend import Blend, BlendPoint
 from fulltune.base.errors import RecipeError
@@ -16,6 +17,7 @@ from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EvalReport, ModelFacts, Plan
 from fulltune.base.stop import listening
+from fulltune.describing import Mixture
 from fulltune.engine.contract import Engine, Read
 from fulltune.engine.launch import alone
 from fulltune.engine.native import unique_state
@@ -50,7 +52,7 @@ def blend(
 
     `others`: `base`, run folders, model folders. One of them: mixtures that have the parts `at` of the run's weights,
     `first:last:step` or `0.2,0.5`. Several: the average of all. The losses of each go into `blend.json`; that of the
-    part `write`, or the average, is written to the folder `to`, and verified.
+    part `write`, or the average, is written to the folder `to`, and verified. The run's report shows them all.
 
     >>> fulltune.blend("runs/recipe", at="0:1:0.25").points[2].scores["retention.loss"]
     """
@@ -68,6 +70,7 @@ def blend(
         data = opened(trained, trained.data_facts(), {})
         made = blended(trained, data, facts_of(base), names, chosen, folder)
         write_record(trained.blend, made)
+        account.write(trained)
     return made
 
 
@@ -144,10 +147,13 @@ def blended(
         objective = objective_for(run.recipe.train, model, ask(model, packed=False))
         engine = engine_for(run.recipe, plan, model, objective, alone(), By("single"))
         measure = measuring(data, splits, plan, engine, objective)
-        points = tuple(_scored(engine, reads, parts, measure) for parts in wanted.scored)
+        points = tuple(
+            BlendPoint(parts=parts, scores=_measured(engine, reads, parts, measure).scores) for parts in wanted.scored
+        )
         if folder is not None and wanted.written is not None:
-            engine.fill(partial(mixed, reads, wanted.written))
-            outcome = Outcome(run, data, facts, model, load_tokenizer(section), engine, alone().crew)
+            report = _measured(engine, reads, wanted.written, measure)
+            mixture = Mixture(_said(models, wanted.written, run), report)
+            outcome = Outcome(run, data, facts, model, load_tokenizer(section), engine, alone().crew, mixture)
             outcome.write_model(partial(whole_folder, folder), run.recipe.export, step=0)
     return Blend(models=tuple(models), points=points, written=None if folder is None else str(folder))
 
@@ -157,13 +163,18 @@ def _unrounded(plan: Plan) -> Plan:
     return replace(plan, dtypes=replace(plan.dtypes, weights="float32", gradients="float32"))
 
 
-def _scored(
-    engine: Engine, reads: Sequence[Read], parts: Parts, measure: Callable[[int], EvalReport | None]
-) -> BlendPoint:
+def _measured(engine: Engine, reads: Sequence[Read], parts: Parts, measure: Measure) -> EvalReport:
     engine.fill(partial(mixed, reads, parts))
     report = measure(0)
     assert report is not None  # there is something to measure on
-    return BlendPoint(parts=parts, scores=report.scores)
+    return report
+
+
+def _said(models: Iterable[str], parts: Parts, run: RunFolder) -> str:
+    """How much of which model, by names without the folders above them: it is published."""
+    *others, _ = models
+    names = [*("the base" if name == "base" else Path(name).name for name in others), run.path.resolve().name]
+    return ", ".join(f"{part:.4g} of {name}" for part, name in zip(parts, names, strict=True))
 
 
 def mixed(reads: Sequence[Read], parts: Parts, name: str, rows: slice | None) -> Tensor:

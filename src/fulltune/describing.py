@@ -1,20 +1,38 @@
 """What a model card says of a run's weights: the run's own facts, as exporting/card.py wants them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fulltune.base.records import DataFacts, EvalReport, Plan, SourceFacts
 from fulltune.exporting.card import Card, text
 from fulltune.model.load import base_folder
+from fulltune.recipe.optim import PullSection
 from fulltune.recipe.schema import Recipe
 from fulltune.reporting.story import Evaluation, read_story
 from fulltune.runs import RunFolder
 
 
-def model_card(run: RunFolder, facts: DataFacts, *, step: int, chat: bool, versions: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Weights that are no state of a run but a mixture of its result with other models."""
+
+    said: str
+    """How much of which model."""
+    report: EvalReport
+
+
+def model_card(
+    run: RunFolder,
+    facts: DataFacts,
+    *,
+    step: int,
+    chat: bool,
+    versions: Mapping[str, str],
+    mixture: Mixture | None = None,
+) -> str:
     """The card of the weights after so many updates, by what was measured of them and of the base until now.
 
-    `chat`: whether the result has a chat template.
+    `chat`: whether the result has a chat template. `mixture`: what the weights are in place of a state of the run.
     """
     story = read_story(run.path)
     after = next((report for report in story.evaluations if report.step == step > 0), None)
@@ -24,9 +42,10 @@ def model_card(run: RunFolder, facts: DataFacts, *, step: int, chat: bool, versi
             base=run.recipe.model.path,
             base_folder=base_folder(run.recipe.model),
             step=step,
+            mixed=None if mixture is None else mixture.said,
             sources=_taken(facts),
             before=_plain(story.baseline),
-            after=_plain(after),
+            after=_plain(after) if mixture is None else mixture.report,
             intervals=after.intervals if after is not None else {},
             settings=_settings(run.recipe, run.plan(), facts),
             versions=versions,
@@ -58,7 +77,7 @@ def _settings(recipe: Recipe, plan: Plan, facts: DataFacts) -> dict[str, str]:
     train, optim = recipe.train, recipe.optim
     batch = f"{train.batch_examples} examples" if train.batch_tokens is None else f"{train.batch_tokens:,} tokens"
     return {
-        "what was trained": "all weights",
+        "what was trained": _trained(plan),
         "objective": train.objective,
         "examples": f"{facts.splits['train'].examples:,}",
         "how long": f"{train.epochs:g} epochs" if train.steps is None else f"{train.steps:,} updates",
@@ -66,7 +85,23 @@ def _settings(recipe: Recipe, plan: Plan, facts: DataFacts) -> dict[str, str]:
         "length at most": f"{recipe.data.max_length:,} tokens",
         "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
         "learning rate": f"{optim.lr:g} at the peak, {optim.schedule}",
+        **({"pulls": ", ".join(map(_pull, optim.pulls))} if optim.pulls else {}),
         "precision": plan.precision,
         "seed": str(train.seed),
         "chat template": f"sha256 {facts.template[:16]}",
     }
+
+
+def _trained(plan: Plan) -> str:
+    """Which weights moved, by the groups of the plan; without groups all of them did."""
+    frozen = sum(group.parameters for group in plan.groups if not group.rate)
+    if not frozen:
+        return "all weights"
+    whole = sum(group.parameters for group in plan.groups)
+    return f"{whole - frozen:,} of {whole:,} parameters; the others stayed as they were"
+
+
+def _pull(asked: PullSection) -> str:
+    """A pull with what it was told."""
+    told = ", ".join(f"{name} {value}" for name, value in asked.options.items())
+    return f"{asked.use} ({told})" if told else asked.use

@@ -21,7 +21,7 @@ from fulltune.base.files import from_json, write_whole, writing
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.results import SuiteReport
 from fulltune.base.version import __version__
-from fulltune.describing import model_card
+from fulltune.describing import Mixture, model_card
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Crew
 from fulltune.engine.launch import machine
@@ -47,6 +47,8 @@ class Outcome:
     tokenizer: Any
     engine: Engine
     crew: Crew
+    mixture: Mixture | None = None
+    """What the weights are, if they are no state of the run."""
 
     def write_model(
         self, folder: Callable[[], AbstractContextManager[Path]], section: ExportSection, *, step: int
@@ -79,7 +81,8 @@ class Outcome:
     def describe(self, folder: Path, step: int) -> None:
         """Write the model card of the weights after so many updates, by what the run's folder says now."""
         chat = self.tokenizer.chat_template is not None or self.run.recipe.model.chat_template is not None
-        card = model_card(self.run, self.data.facts, step=step, chat=chat, versions=versions())
+        facts, mixture = self.data.facts, self.mixture
+        card = model_card(self.run, facts, step=step, chat=chat, versions=versions(), mixture=mixture)
         write_whole(folder / "README.md", card)
 
     def answers(self) -> list[str]:

@@ -64,6 +64,33 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, optim: dict[str, Any
     assert digest(tmp_path / "plain/run") != digest(tmp_path / "whole"), "the settings do something"
 
 
+def test_suites_are_put_to_the_average_too(tmp_path: Path) -> None:
+    """While it trains and of the result: to the weights that are written, and none are changed by it."""
+    rows = [{"q": row["prompt"], "a": row["completion"]} for row in tiny.rows(5)]
+    questions = str(tiny.jsonl(tmp_path / "questions.jsonl", rows))
+    suite = {"name": "likely", "kind": "text", "data": questions, "prompt": "q", "answer": "a"}
+    asked = recipe(tmp_path, pulls=[{"use": "ema", "options": {"decay": 0.7}}])
+    plain = fulltune.train(asked, out=tmp_path / "plain")
+    record = fulltune.train(asked, out=tmp_path / "run", evaluate={"suites": [suite], "suites_every": 4})
+    told = {report.step: report.scores["loss"] for report in record.suites}
+    assert sorted(told) == [0, 4, 8, 9]
+    same = fulltune.examine(tmp_path / "run", [suite]).reports[0].scores["loss"]
+    assert told[record.result_step] == pytest.approx(same, abs=1e-5)
+    step = fulltune.export(tmp_path / "run", tmp_path / "other", step=record.result_step)
+    assert torch.equal(
+        *(
+            load_file(folder / "model.safetensors")["transformer.wte.weight"]
+            for folder in (step, tmp_path / "run/model")
+        )
+    )
+    assert digest(tmp_path / "run") == digest(tmp_path / "plain")
+    assert plain.result_step == record.result_step
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert r"| pulls | ema \(decay 0.7\) |" in card
+    assert f"| likely.loss | {told[0]:.4g} | {told[record.result_step]:.4g} " in card
+    assert "are of the average of the weights (ema)" in (tmp_path / "run/report.html").read_text()
+
+
 def test_the_result_of_an_average_is_the_average(tmp_path: Path) -> None:
     asked = recipe(tmp_path, pulls=[{"use": "ema", "options": {"decay": 0.5}}])
     asked["checkpoint"]["best_by"] = "heldout.loss"

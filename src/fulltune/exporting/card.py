@@ -45,6 +45,8 @@ class Card:
     """Where the base's files lie."""
     step: int | None
     """The update that the weights are of; None if that is not told."""
+    mixed: str | None
+    """Of a mixture of models: how much of which."""
     sources: Mapping[str, Sequence[SourceFacts]]
     """By split, with the examples that each gave to it."""
     before: EvalReport | None
@@ -140,7 +142,9 @@ def _body(card: Card) -> str:
     named = hub_id(card.base)
     base = f"[{_safe(named)}](https://huggingface.co/{named})" if named else f"`{_code(Path(card.base).name)}`"
     of = f", after {card.step:,} updates" if card.step else ""
-    lines = [f"# {_safe(card.name)}", "", f"{base}, all of whose weights were trained further with fulltune{of}.", ""]
+    lines = [f"# {_safe(card.name)}", "", f"{base}, whose weights were trained further with fulltune{of}.", ""]
+    if card.mixed is not None:
+        lines += [f"These weights are a mixture, made after training: {_safe(card.mixed)}.", ""]
     if named is None:
         lines += [
             "The base was read from a folder, so its name on the hub is not known here. Add `base_model` above.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from fulltune.base.errors import RecipeError
 from fulltune.base.files import write_whole
 from fulltune.base.version import __version__
+from fulltune.reporting.blends import blends
 from fulltune.reporting.conditions import environment, plan
 from fulltune.reporting.facts import Beside, data
 from fulltune.reporting.markup import Html, el, join, shell, text
@@ -56,6 +57,7 @@ def page(story: Story, beside: Beside, *, fault: str = "") -> Html:
     body = el(
         "main",
         measured(story),
+        blends(story),
         curves(story),
         samples(story),
         data(story, beside),

@@ -41,8 +41,11 @@ def front(points: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda point: (point.target, point.retention))
 
 
-def picture(points: Sequence[Point], *, target: str, base: float | None = None) -> Html:
-    """A figure of points, their front dashed. `target`: what the losses are of; `base`: retention loss before."""
+def picture(points: Sequence[Point], *, target: str, base: float | None = None, each: str = "run") -> Html:
+    """A figure of points, their front dashed. `target`: what the losses are of; `base`: retention loss before.
+
+    `each`: what a point is.
+    """
     title = el(
         "figcaption",
         el("b", "What was learned against what was kept"),
@@ -70,10 +73,11 @@ def picture(points: Sequence[Point], *, target: str, base: float | None = None) 
     rows = [(p.name, number(p.target), number(p.retention), "yes" if p in best else "") for p in points]
     note = el(
         "p",
-        "The dashed line joins the runs that no other one beats in both. Small dots are earlier states.",
+        f"The dashed line joins each {each} that no other one beats in both.",
+        " Small dots are earlier states." if any(point.way for point in points) else None,
         cls="faint",
     )
-    heads = ("run", f"{target} loss", "retention loss", "on the front")
+    heads = (each, f"{target} loss", "retention loss", "on the front")
     return el("figure", title, svg, note, fold("numbers", table(rows, heads)), cls="pareto")
 
 

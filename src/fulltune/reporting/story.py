@@ -38,6 +38,8 @@ class Story:
     data: Mapping[str, Any]
     plan: Mapping[str, Any]
     record: Mapping[str, Any]
+    blend: Mapping[str, Any]
+    """Mixtures of its result with other models, if `fulltune blend` made any."""
     start: Mapping[str, Any]
     """The last line of the journal that says who trains, by what."""
     resumed: tuple[int, ...]
@@ -64,6 +66,11 @@ class Story:
         """What the recipe calls the base: a hub id, or the name of a folder without those above it."""
         path = str((self.recipe.get("model") or {}).get("path") or "")
         return path.rstrip("/").rpartition("/")[2] if path.startswith("/") else path
+
+    @property
+    def pulls(self) -> list[Mapping[str, Any]]:
+        """What held weights near their start, or averaged them, as the resolved recipe has it."""
+        return list((self.recipe.get("optim") or {}).get("pulls") or [])
 
     @property
     def last(self) -> int:
@@ -123,6 +130,7 @@ def read_story(folder: Path) -> Story:
         data=data,
         plan=plan,
         record=record,
+        blend=_card(folder / "blend.json", missing) if (folder / "blend.json").exists() else {},
         start=log.start,
         resumed=tuple(log.resumed),
         steps=tuple(int(line["step"]) for line in log.steps),

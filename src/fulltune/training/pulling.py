@@ -84,7 +84,8 @@ class Pulling:
 
     def instead(self, act: Callable[[], T]) -> T:
         """`act` while averages, if a pull has any that stand for weights, are in their place."""
-        if not any(self._stand_in(name) is not None for name in self._weights()):
+        # Asked of all: a process that holds no part of an average takes part in the exchange of weights all the same.
+        if not self.crew.any(any(self._stand_in(name) is not None for name in self._weights())):
             return act()
         with self._borrowed():
             self._put(self._stand_in)

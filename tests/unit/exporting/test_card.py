@@ -34,6 +34,7 @@ def card(tmp_path: Path, **changes: Any) -> Card:
         "base": "my-org/my-model",
         "base_folder": tmp_path,
         "step": 40,
+        "mixed": None,
         "sources": {"train": (source("org/data"),), "heldout": (source("/home-of/mine/held.jsonl"),)},
         "before": EvalReport(step=0, scores={"heldout.loss": 5.0}, counts={"heldout": 99}),
         "after": EvalReport(
@@ -105,7 +106,7 @@ def test_of_a_folder_nobody_knows_the_name_on_the_hub(tmp_path: Path) -> None:
     made = text(card(tmp_path, base="/home-of/mine/stories", sources={"train": (source("/home-of/mine/rows.jsonl"),)}))
     assert "base_model" not in front(made)
     assert "datasets" not in front(made)
-    assert "`stories`, all of whose weights were trained further" in made
+    assert "`stories`, whose weights were trained further" in made
     assert "rows.jsonl" in made
     assert "home-of" not in made, "no path of somebody's machine is published"
     assert [hub_id(name) for name in ("a/b", "gpt2", "/a/b", "../b", "a/b/c", "https://x/y")] == [
@@ -113,6 +114,12 @@ def test_of_a_folder_nobody_knows_the_name_on_the_hub(tmp_path: Path) -> None:
         "gpt2",
         *[None] * 4,
     ]
+
+
+def test_a_mixture_is_called_one(tmp_path: Path) -> None:
+    made = text(card(tmp_path, step=None, mixed="0.4 of the base, 0.6 of <my> run"))
+    assert "These weights are a mixture, made after training: 0.4 of the base, 0.6 of \\<my\\> run." in made
+    assert "mixture" not in text(card(tmp_path))
 
 
 def test_without_a_measure_it_says_so(tmp_path: Path) -> None:
