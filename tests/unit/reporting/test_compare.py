@@ -60,7 +60,7 @@ def test_only_what_differs_of_the_recipes_is_shown(runs: list[Path]) -> None:
     found = compare(runs)
     assert found.recipes == {"optim.lr": (1e-5, 5e-6, 1e-5)}
     assert "model.path" not in found.as_text()
-    assert "the recipes are the same" in compare([runs[0], runs[2]], None).as_text()
+    assert "the recipes are the same" in compare([runs[0], runs[2]]).as_text()
 
 
 def test_programs_get_the_same(runs: list[Path]) -> None:
@@ -82,11 +82,11 @@ def test_more_is_better_where_a_score_says_so_and_ties_share_the_mark(tmp_path: 
 
 def test_what_does_not_compare_is_said(tmp_path: Path, runs: list[Path]) -> None:
     other = made(tmp_path / "other", 1.0, None, data={"fingerprint": "g"})
-    text = compare([runs[0], other], None).as_text()
+    text = compare([runs[0], other]).as_text()
     assert "prepared from other data" in text
     assert re.search(r"^retention.loss +1 +1.500 +-$", text, re.MULTILINE)
     half = bare(tmp_path / "half", [evaluation(0, 5.0, 1.0), step(1, 4.0), evaluation(1, 3.0, 1.2)])
-    assert "not done, so its last measured state is shown: half" in compare([runs[0], half], None).as_text()
+    assert "not done, so its last measured state is shown: half" in compare([runs[0], half]).as_text()
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
