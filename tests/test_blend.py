@@ -128,6 +128,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path, runs: list[Path]) -> None:
     other = tiny.folder(tmp_path / "wide", "llama-tied", hidden_size=64)
     with pytest.raises(DataError, match="has shape"):
         fulltune.blend(runs[0], others=[other], at="0.5")
+    for others in ([runs[1], runs[1]], [runs[0] / "model"]):
+        with pytest.raises(RecipeError, match="mixed with itself"):
+            fulltune.blend(runs[0], others=others, at="0.5")
     tokens = tiny.folder(tmp_path / "spoken", "llama-tied", tokens=tiny.tokenizer(adds_bos=False))
     with pytest.raises(DataError, match="another tokenizer"):
         fulltune.blend(runs[0], others=[tokens], at="0.5")

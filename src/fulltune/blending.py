@@ -66,6 +66,12 @@ def blend(
         base = trained.recipe.model
         names = {str(one): base if one == "base" else section_of(result_of(one), base) for one in others}
         names[str(trained.model)] = section_of(trained.model, base)
+        if len(names) <= len(others):
+            raise RecipeError(
+                "a model is mixed with itself",
+                where="--with",
+                mend="name each model once, and not the run's own model",
+            )
         require_tokenizer(base, names)
         data = opened(trained, trained.data_facts(), {})
         made = blended(trained, data, facts_of(base), names, chosen, folder)

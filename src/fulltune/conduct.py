@@ -29,7 +29,7 @@ from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal, Sink, read
 from fulltune.training.loop import train
-from fulltune.training.manifest import Manifest
+from fulltune.training.manifest import Manifest, step_name
 
 _AT_ONCE = 2
 """Checkpoints besides the newest ones: the best, and the one that is being written."""
@@ -78,7 +78,8 @@ def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> d
                 loop = work.built.loop(work.start())
                 progress = loop.save(loop.update(loop.progress))
         losses = [line["loss"] for line in read(journal.path, "step")]
-        size = sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
+        saved = Path(scratch, "checkpoints", step_name(progress.update))
+        size = sum(path.stat().st_size for path in saved.iterdir())
     if not losses:
         raise DivergedError(
             "the first update was skipped: its loss or gradient is not finite",
@@ -230,7 +231,8 @@ class _Work:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
         weights, state = self.bytes
-        require_room(self.run.path, kept * state + weights, f"{kept} checkpoints and the result")
+        fisher = weights if self.built.pulling.estimates else 0  # written before the first update, and kept
+        require_room(self.run.path, kept * state + weights + fisher, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""

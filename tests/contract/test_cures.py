@@ -91,6 +91,20 @@ def test_suites_are_put_to_the_average_too(tmp_path: Path) -> None:
     assert "are of the average of the weights (ema)" in (tmp_path / "run/report.html").read_text()
 
 
+def test_room_is_asked_for_fisher_information_too(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, pulls=[{"use": "ewc", "options": {"strength": 5, "examples": 6}}])
+    with mock.patch("fulltune.conduct.require_room") as room:
+        figures = fulltune.dry_run(asked, out=tmp_path / "dry")
+        fulltune.train(asked, out=tmp_path / "run", train={"steps": 1})
+        asked["optim"]["pulls"][0]["file"] = str(tmp_path / "run/fisher.safetensors")
+        fulltune.train(asked, out=tmp_path / "second", train={"steps": 1})
+    _, first, second = (call.args[1] for call in room.call_args_list)
+    weights = sum(value.nbytes for value in load_file(tmp_path / "run/model/model.safetensors").values())
+    assert first - second == weights
+    saved = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step-00000001").iterdir())
+    assert figures["checkpoint_bytes"] == pytest.approx(saved, rel=0.01), "and it is no part of a checkpoint"
+
+
 def test_the_result_of_an_average_is_the_average(tmp_path: Path) -> None:
     asked = recipe(tmp_path, pulls=[{"use": "ema", "options": {"decay": 0.5}}])
     asked["checkpoint"]["best_by"] = "heldout.loss"

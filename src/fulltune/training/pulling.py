@@ -36,6 +36,15 @@ class Pulling:
     seed: int = 0
     """Of what pulls draw."""
 
+    @property
+    def estimates(self) -> bool:
+        """Whether Fisher information is estimated before the first update, and written into `file`."""
+        return any(map(self._is_estimated, self.pulls))
+
+    def _is_estimated(self, name: str) -> bool:
+        pull = self.pulls[name]
+        return pull.needs_fisher and (name not in self.files or pull.online > 0)
+
     def begin(self) -> None:
         """Before the first update: remember the weights, and what they are worth."""
         self._remember()
@@ -132,15 +141,14 @@ class Pulling:
 
         It goes through the places of the weights, since an engine knows how to gather and to divide those.
         """
-        file = self.files.get(name)
-        if file is None or pull.online:
+        estimated, earlier = self._is_estimated(name), self.files.get(name)
+        if estimated:
             LOGGER.info(f"{name}: estimating Fisher information from up to {pull.examples} examples of data.retention")
             found = dict(self.estimate(pull.examples))
-            for weight, earlier in {} if file is None else self._read_fisher(file).items():
-                found[weight] = pull.online * earlier + found.get(weight, torch.zeros_like(earlier))
+            for weight, value in {} if earlier is None else self._read_fisher(earlier).items():
+                found[weight] = pull.online * value + found.get(weight, torch.zeros_like(value))
             self._write_fisher(found)
-            file = self.file
-        for weight, value in self._read_fisher(file).items():
+        for weight, value in self._read_fisher(self.file if estimated else self.files[name]).items():
             pull.kept[f"{weight}{SEPARATOR}fisher"].copy_(value)
 
     def _write_fisher(self, found: Mapping[str, Tensor]) -> None:
