@@ -69,6 +69,18 @@ def test_suites_change_nothing_that_is_learned(tmp_path: Path, recipe: Path) -> 
     assert not (tmp_path / "without/evaluations").exists()
 
 
+def test_a_suite_that_is_added_to_a_run_that_is_done_is_asked_of_its_result(tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    whole = recipe.read_text()
+    values = json.loads(whole)
+    recipe.write_text(json.dumps(values | {"evaluate": {"suites": values["evaluate"]["suites"][:1]}}))
+    best = fulltune.train(recipe, out=run).result_step
+    recipe.write_text(whole)
+    record = fulltune.train(recipe, out=run)
+    assert [(report.step, report.suite) for report in record.suites][-2:] == [(best, "said"), (best, "likely")]
+    assert (0, "likely") not in asked(run), "the base is gone by then: `evaluate RUN --against base` asks it"
+
+
 def test_suites_while_training(tmp_path: Path, recipe: Path) -> None:
     run = tmp_path / "run"
     record = fulltune.train(recipe, out=run, evaluate={"suites_every": 2, "every": 3})
