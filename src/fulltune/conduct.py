@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fulltune.account import reported
 from fulltune.assemble import (
     Prepared,
@@ -26,6 +24,7 @@ from fulltune.base.files import require_room, sweep, to_json, whole_folder, writ
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic
+from fulltune.engine.room import first_line, out_of_memory
 from fulltune.engines import By, engine_for
 from fulltune.examining import examining_of
 from fulltune.model.load import load_model, load_tokenizer, require_rows
@@ -56,12 +55,12 @@ def _fitting(plan: Plan) -> Iterator[None]:
     """Says what would help where memory runs out."""
     try:
         yield
-    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
-        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+    except (RuntimeError, MemoryError) as fault:
+        if not out_of_memory(fault):
             raise
         size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
         raise MachineError(
-            f"out of memory with micro-batches of up to {size}: {str(fault).splitlines()[0]}",
+            f"out of memory with micro-batches of up to {size}: {first_line(fault)}",
             where="train.micro_tokens",
             mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
         ) from fault
