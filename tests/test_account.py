@@ -81,11 +81,16 @@ def test_what_is_refused_before_anything_was_done_leaves_the_folder_as_it_was(tm
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("second", [OSError(28, "No space left on device"), ValueError("[Errno 28]: a bug of ours")])
 def test_a_report_that_cannot_be_written_hides_no_failure(
-    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    second: Exception,
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise second
 
     failing(monkeypatch, 3, Interrupted("stopped by SIGTERM"))
     monkeypatch.setattr(account, "write_page", full)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import fulltune
+from fulltune import stages
 from fulltune.base.errors import (
     CheckpointError,
     DataError,
@@ -24,7 +25,7 @@ from fulltune.base.errors import (
     RecipeError,
 )
 from fulltune.base.files import read_record
-from fulltune.base.records import RunRecord
+from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.data import prepare as prepare_module
 from fulltune.engine.contract import Update
 from fulltune.engine.native import NativeEngine
@@ -138,6 +139,29 @@ def test_retention_is_measured_with_held_out_data_and_test_is_not(tmp_path: Path
     for name in wanted:
         assert reports["base"].scores[name] == pytest.approx(record.baseline.scores[name], abs=1e-5)
         assert reports["result"].scores[name] == pytest.approx(record.evaluations[-1].scores[name], abs=1e-5)
+
+
+def test_what_is_asked_of_an_evaluation_counts(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a plan that was made, and of a run that is done; neither is changed by it."""
+    seen: list[Plan] = []
+
+    def scored(_: Any, plan: Plan, *__: Any) -> EvalReport:
+        seen.append(plan)
+        return EvalReport(step=0, scores={"heldout.loss": 1.0}, counts={})
+
+    run = tmp_path / "run"
+    before = fulltune.plan(recipe, out=run)
+    monkeypatch.setattr(stages, "score", scored)
+    fulltune.evaluate(recipe, out=run)
+    assert (seen[-1].micro_tokens, seen[-1].dtypes) == (before.micro_tokens, before.dtypes)
+    fulltune.evaluate(recipe, out=run, train={**recipe["train"], "micro_tokens": 48, "precision": "bf16-mixed"})
+    assert (seen[-1].micro_tokens, seen[-1].precision, seen[-1].dtypes.compute) == (48, "bf16-mixed", "bfloat16")
+    fulltune.train(recipe, out=run)
+    fulltune.evaluate(run, train={"micro_tokens": 48})
+    assert seen[-1].micro_tokens == 48
+    assert read_record(run / "plan.json", Plan).micro_tokens == before.micro_tokens
 
 
 def test_any_model_folder_can_be_evaluated(tmp_path: Path, recipe: dict[str, Any], llama: Path) -> None:

@@ -1,6 +1,7 @@
 """Suites as a user reaches them: in a recipe, on the command line, for a run or any model folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 import fulltune
-from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.errors import DataError, MachineError, RecipeError
 from fulltune.base.files import read_record
 from fulltune.base.records import RunRecord
 from fulltune.base.results import Examination, SuiteReport
+from fulltune.evaluation.scoring import Scorer
 from fulltune.training.journal import read
 from tests import command, tiny
 
@@ -69,6 +71,18 @@ def test_suites_change_nothing_that_is_learned(tmp_path: Path, recipe: Path) -> 
     assert not (tmp_path / "without/evaluations").exists()
 
 
+def test_a_suite_that_is_added_to_a_run_that_is_done_is_asked_of_its_result(tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    whole = recipe.read_text()
+    values = json.loads(whole)
+    recipe.write_text(json.dumps(values | {"evaluate": {"suites": values["evaluate"]["suites"][:1]}}))
+    best = fulltune.train(recipe, out=run).result_step
+    recipe.write_text(whole)
+    record = fulltune.train(recipe, out=run)
+    assert [(report.step, report.suite) for report in record.suites][-2:] == [(best, "said"), (best, "likely")]
+    assert (0, "likely") not in asked(run), "the base is gone by then: `evaluate RUN --against base` asks it"
+
+
 def test_suites_while_training(tmp_path: Path, recipe: Path) -> None:
     run = tmp_path / "run"
     record = fulltune.train(recipe, out=run, evaluate={"suites_every": 2, "every": 3})
@@ -86,6 +100,7 @@ def test_what_is_wrong_with_suites_is_said_before_anything_is_done(
     for change, said in (
         ({"suites": ["none.yaml"]}, "No such file"),
         ({"suites": [{"data": str(questions), "prompt": "question", "metrics": "blue"}]}, "did you mean 'bleu'"),
+        ({"suites": [{"data": str(questions), "prompt": "question", "name": "heldout"}]}, "is called heldout"),
         ({"suites": [], "suites_every": 2}, "there are none in evaluate.suites"),
         ({"suites": [], "batch_tokens": 2}, "there are none in evaluate.suites"),
     ):
@@ -136,6 +151,29 @@ def test_the_command_compares_result_and_base(tmp_path: Path, recipe: Path) -> N
     assert "permutation of pairs" in shown
     assert "McNemar exact" in shown
     assert {path.name for path in (run / "evaluations").iterdir()} >= {"result", "base"}
+
+
+def test_a_model_in_a_folder_called_base_is_not_taken_for_that_of_the_run(
+    tmp_path: Path, recipe: Path, llama: Path
+) -> None:
+    run = tmp_path / "run"
+    fulltune.train(recipe, out=run)
+    shutil.copytree(llama, tmp_path / "base")
+    made = fulltune.examine(run, against=tmp_path / "base")
+    assert {report.model for report in made.reports} == {"result", "base-2"}
+    assert not (run / "evaluations/base").exists()
+
+
+def test_memory_that_runs_out_while_asking_is_said_with_what_helps(
+    llama: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Scorer, "_scored", full)
+    suite = {"data": str(questions), "kind": "text", "prompt": "question", "answer": "answer", "name": "mine"}
+    with pytest.raises(MachineError, match="out of memory with batches of up to .* MemoryError"):
+        fulltune.examine(llama, [suite])
 
 
 def test_any_model_folder_and_any_suite(tmp_path: Path, llama: Path, questions: Path) -> None:

@@ -72,7 +72,7 @@ MODELS = {"Llama 3.1 8B": llama(32, 4096, 14336, 32, 8), "Llama 3.1 70B": llama(
 
 
 def ways(processes: int) -> Iterator[tuple[str, Way]]:
-    """Every engine of so many processes."""
+    """DDP and each form of FSDP2 of so many processes."""
     dtypes = precision_plan("bf16-mixed", OptimSection(), several=False)
 
     def way(engine: EngineName, *, reshard: bool = True, replicas: int = 1) -> Way:

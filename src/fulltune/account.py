@@ -35,7 +35,10 @@ def reported(run: RunFolder, *, mute: bool) -> Iterator[None]:
         yield
     except Exception as fault:
         if not mute and _size(run.journal) != before:
-            _after(run, fault)
+            try:
+                _after(run, fault)
+            finally:
+                raise fault  # what ended the run, whatever became of its report
         raise
     if not mute:
         write(run)
@@ -102,8 +105,9 @@ def _after(run: RunFolder, fault: Exception) -> None:
     """The report of a run that failed. If that fails too, of a full disk say, it comes second."""
     try:
         write(run, fault=str(fault) or type(fault).__name__)
-    except (FulltuneError, OSError) as second:
+    except Exception as second:
         LOGGER.error(f"besides, the report could not be written: {second}")
+        raise
 
 
 def _size(journal: Path) -> int:

@@ -19,6 +19,7 @@ from fulltune.runs import RunFolder, is_run_folder, open_run
 
 _BASE = "base"
 """What the model that a run began with is called."""
+_RESULT = "result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,12 @@ class Candidates:
 
 def candidates(model: str | os.PathLike[str], against: str | os.PathLike[str] | None) -> Candidates:
     """The models of a command. RecipeError if a run has no result yet, or a base is asked for and there is no run."""
-    first, run = _found(model, "result")
+    first, run = _found(model, _RESULT)
     if against is None:
         return Candidates((first,), run)
     second = _base(run, model) if os.fspath(against) == _BASE else _found(against, Path(against).resolve().name)[0]
-    if second.name == first.name:
+    # A folder that happens to be called so is neither the base nor the result of the run, in whose folder it is kept.
+    if second.name in (first.name, _RESULT) or (second.name == _BASE and os.fspath(against) != _BASE):
         second = replace(second, name=f"{second.name}-2")
     return Candidates((first, second), run)
 

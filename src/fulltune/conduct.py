@@ -27,7 +27,7 @@ from fulltune.runs import RunFolder
 from fulltune.starting import Start, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
-from fulltune.training.journal import Journal, Sink, read
+from fulltune.training.journal import Journal, Sink, read, standing
 from fulltune.training.loop import train
 from fulltune.training.manifest import Manifest, step_name
 
@@ -261,8 +261,9 @@ class _Work:
         return self.outcome.write_model(place, self.run.recipe.export, step=step), self.outcome.answers()
 
     def _was_examined(self, step: int) -> bool:
-        """Whether the suites were put to this very state while it was trained."""
-        return any(line["step"] == step for line in read(self.run.journal, "suite"))
+        """Whether all suites were put to this very state while it was trained."""
+        asked = {line["suite"] for line in standing(self.run.journal, "suite") if line["step"] == step}
+        return asked.issuperset(suite.called for suite in self.run.recipe.evaluate.suites)
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         record = self.outcome.record(self.plan, progress, chosen, difference, answers)

@@ -1,4 +1,4 @@
-"""The one branch over engines in the package: a model on the engine that was chosen for it."""
+"""The one place where an engine is made: a model on the one that was chosen for it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class By:
 
     name: EngineName
     offload: bool = False
-    """Whether weights, gradients and moments wait on the host."""
+    """Whether weights, gradients and moments wait on the host; of `zero1` and `zero2`, what the optimizer moves."""
 
 
 def engine_for(

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fulltune.assemble import Prepared, template
@@ -20,6 +19,7 @@ from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Alone, Crew
 from fulltune.engine.launch import Meeting, world
+from fulltune.engine.room import first_line, out_of_memory
 from fulltune.evaluation.answers import Metric
 from fulltune.evaluation.asking import Examinee
 from fulltune.evaluation.harness import Task
@@ -215,11 +215,11 @@ def _fitting(batch_tokens: int) -> Iterator[None]:
     """Says what would help where memory runs out."""
     try:
         yield
-    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
-        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+    except (RuntimeError, MemoryError) as fault:
+        if not out_of_memory(fault):
             raise
         raise MachineError(
-            f"out of memory with batches of up to {batch_tokens:,} tokens: {str(fault).splitlines()[0]}",
+            f"out of memory with batches of up to {batch_tokens:,} tokens: {first_line(fault)}",
             where="--batch-tokens",
             mend="lower it; no score changes",
         ) from fault

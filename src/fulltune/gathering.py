@@ -74,7 +74,9 @@ def start(processes: int, run: RunFolder, accept: Sequence[str], sinks: Sequence
             fault = _ended(failed, processes, logs)
             if left == 0 or not isinstance(fault, RankError):
                 raise fault
-            LOGGER.warning(f"{fault.faults[0].what}; all are started anew, {left} times more if need be")
+            LOGGER.warning(
+                f"{fault.faults[0].what}; all are started anew; that is done {left - 1} times more if need be"
+            )
 
 
 def _command(*words: str) -> list[str]:
@@ -100,6 +102,12 @@ def train_here(
     run = open_run(recipe, given(changes), out=out)
     words = [os.fspath(recipe), *changes, *options, "--out", os.fspath(run.path)]
     section = run.recipe.engine
+    if section.restarts:
+        raise RecipeError(
+            "one machine alone cannot start those of the others anew",
+            where="engine.restarts",
+            mend="leave it out: the same command on all goes on",
+        )
     processes, logs = wanted(section) or 1, run.path / "logs" / f"{socket.gethostname()}-{os.getpid()}"
     LOGGER.info(f"starting {processes} processes here, to meet those of {hosts.count} machines at {hosts.rendezvous}")
     failed = run_agent(processes, _command(*words), logs, patience=section.timeout, hosts=hosts)

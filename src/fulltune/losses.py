@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from fulltune.assemble import Prepared, measuring, objective_for
 from fulltune.base.errors import MachineError, RecipeError
 from fulltune.base.records import EvalReport, Plan
 from fulltune.engine.launch import alone
+from fulltune.engine.room import first_line, out_of_memory
 from fulltune.engines import By, engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
@@ -36,12 +35,12 @@ def fitting(plan: Plan) -> Iterator[None]:
     """Says what would help where memory runs out."""
     try:
         yield
-    except RuntimeError as fault:  # torch.OutOfMemoryError is one; on a CPU there is only the text
-        if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+    except (RuntimeError, MemoryError) as fault:
+        if not out_of_memory(fault):
             raise
         size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
         raise MachineError(
-            f"out of memory with micro-batches of up to {size}: {str(fault).splitlines()[0]}",
+            f"out of memory with micro-batches of up to {size}: {first_line(fault)}",
             where="train.micro_tokens",
             mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
         ) from fault

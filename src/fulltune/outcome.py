@@ -33,7 +33,7 @@ from fulltune.model.load import base_folder, empty_model
 from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
-from fulltune.training.journal import read
+from fulltune.training.journal import standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,9 @@ class Outcome:
 
         `chosen`: the update that the result is of; `after`: what it answers.
         """
-        lines = list(read(self.run.journal, "evaluation"))
+        lines = standing(self.run.journal, "evaluation")
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
-        # After a rollback updates come a second time, and what was measured of the first is of no account.
+        # A run that is asked for more measures its last state again.
         evaluations = list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
         return RunRecord(
             recipe=self.run.identity,
@@ -121,13 +121,14 @@ class Outcome:
             result=str(self.run.model),
             largest_logit_difference=difference,
             samples=tuple(self._samples(before, after)),
-            suites=_suites(read(self.run.journal, "suite")),
+            suites=_suites(standing(self.run.journal, "suite")),
             peak_bytes=peak_bytes(),
             weights=weight_changes(base_folder(self.run.recipe.model), self.run.model),
         )
 
     def _samples(self, before: Sequence[str], after: Sequence[str]) -> Iterator[Sample]:
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        # Where `evaluate.samples` changed on the way, those count that were asked both times.
+        for index, (old, new) in enumerate(zip(before, after, strict=False)):
             prompt, expected = self.data.stores["heldout"].prompt_and_answer(index)
             wanted = [token for token in expected if token not in self.data.facts.stop_ids]
             asked, answer = str(self.tokenizer.decode(prompt)), str(self.tokenizer.decode(wanted))
@@ -141,7 +142,7 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suites(lines: Iterable[Mapping[str, Any]]) -> tuple[SuiteReport, ...]:
-    """The reports of a journal by update; after a rollback updates come a second time, and the later report counts."""
+    """The reports of a journal by update; what was asked twice of a state counts as it was said last."""
     last = {(line["step"], line["suite"]): line for line in lines}
     made = [
         from_json({key: value for key, value in line.items() if key != "kind"}, SuiteReport) for line in last.values()

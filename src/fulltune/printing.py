@@ -8,7 +8,7 @@ from typing import Any
 from fulltune.base.blend import Blend
 from fulltune.base.files import to_json
 from fulltune.base.records import EvalReport, Plan, RunRecord
-from fulltune.base.results import Examination
+from fulltune.base.results import Examination, SuiteReport
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
 
@@ -65,8 +65,8 @@ def outcome(record: RunRecord) -> Mapping[str, Any]:
         before = asked.get((0, suite))
         if step == record.result_step and before is not None:
             for name, score in report.scores.items():
-                low, high = report.intervals[name]
-                shown[f"{suite}.{name}"] = f"{before.scores[name]:.4f} -> {score:.4f} [{low:.4f}, {high:.4f}]"
+                was = f"{before.scores[name]:.4f} -> " if name in before.scores else ""
+                shown[f"{suite}.{name}"] = f"{was}{score:.4f} {_interval(report, name)}".rstrip()
     shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
     shown["time"] = f"{record.progress.seconds:.1f} s of training"
     shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
@@ -90,9 +90,8 @@ def examination(made: Examination) -> str:
     rows: list[tuple[str, ...]] = [("suite", "metric", "model", "score", "interval", "questions", "")]
     for report in made.reports:
         for name, score in report.scores.items():
-            low, high = report.intervals[name]
-            what = f"{report.confidence:.0%}, {report.better[name]} is better"
-            found = (f"{score:.4f}", f"[{low:.4f}, {high:.4f}]", f"{report.questions:,}", what)
+            what = f"{100 * report.confidence:g}%, {report.better[name]} is better"
+            found = (f"{score:.4f}", _interval(report, name), f"{report.questions:,}", what)
             rows.append((report.suite, name, report.model, *found))
     blocks = [_aligned(rows)]
     if made.comparisons:
@@ -109,6 +108,14 @@ def examination(made: Examination) -> str:
         f"answers and records: {made.folder}" if made.folder else "answers are not kept; --out DIR keeps them"
     )
     return plain("\n\n".join(blocks))
+
+
+def _interval(report: SuiteReport, name: str) -> str:
+    """As it is written; nothing of a score that has none."""
+    if name not in report.intervals:
+        return ""
+    low, high = report.intervals[name]
+    return f"[{low:.4f}, {high:.4f}]"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -31,7 +31,7 @@ from fulltune.outlook import case_of, require_room, sized
 from fulltune.planning.engine import Case, Chosen
 from fulltune.planning.make import keep_choices, make_plan, require_names
 from fulltune.recipe.changes import DATA, covers, differences, require_accepted
-from fulltune.recipe.schema import ModelSection, Recipe
+from fulltune.recipe.schema import ModelSection, Recipe, TrainSection
 from fulltune.runs import RunFolder
 
 
@@ -123,8 +123,10 @@ def planned(
     chosen = judged(case_of(run.recipe, made, data, model)) if judged else None
     if chosen is not None:
         made = replace(made, memory=chosen.forecast)
+    elif before is not None:
+        made = replace(made, memory=before.memory)
     elif run.plan_card.exists():
-        made = _as_planned(made, run.plan())
+        made = _as_planned(made, run.plan(), run.recipe.train)
     if run.begun and not trains:
         return Planned(made, chosen)  # the cards of a run say what it does, not what it was asked in passing
     if not run.holds(made):  # else nothing is to be written, so a run that trains already may be evaluated
@@ -145,8 +147,11 @@ def planned(
     return Planned(made, chosen)
 
 
-def _as_planned(made: Plan, before: Plan) -> Plan:
-    """With what was forecast when the run was planned, and the micro-batches that were chosen by it."""
+def _as_planned(made: Plan, before: Plan, asked: TrainSection) -> Plan:
+    """With what was forecast when the run was planned, and the micro-batches that it chose, if none are asked for."""
+    same = (made.precision, made.dtypes.bytes.get("moments")) == (before.precision, before.dtypes.bytes.get("moments"))
+    if asked.micro_tokens is not None or asked.micro_examples is not None or not same:
+        return replace(made, memory=before.memory)
     return replace(
         made, memory=before.memory, micro_tokens=before.micro_tokens, dtypes=before.dtypes, notes=before.notes
     )

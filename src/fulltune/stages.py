@@ -159,15 +159,13 @@ def train(
             return run.finished()
         processes = wanted(run.recipe.engine)
         with _working(run):
+            model = facts_of(run.recipe.model)
+            crew.told(lambda: require_state(run.recipe, model))
             if processes > 1:
-                model = facts_of(run.recipe.model)
-                require_state(run.recipe, model)
                 with locked(run.path):
                     planned(run, prepared(run), model, trains=True)
                 start(processes, run, accept, sinks)
                 return run.finished()
-            model = facts_of(run.recipe.model)
-            crew.told(lambda: require_state(run.recipe, model))
             with locked(run.path) if crew.rank == 0 else nullcontext():
                 ready = crew.told(lambda: _made_ready(run, model))
                 data = opened(run, run.data_facts(), ready["depends"])
@@ -192,9 +190,9 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
     with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
         model = facts_of(run.recipe.model)
         require_state(run.recipe, model)
-    with _working(run), locked(run.path):
-        data = prepared(run)
-        return rehearse(run, planned(run, data, model).plan, data, model)
+        with locked(run.path):
+            data = prepared(run)
+            return rehearse(run, planned(run, data, model).plan, data, model)
 
 
 def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: Any) -> dict[str, EvalReport]:

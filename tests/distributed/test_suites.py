@@ -69,6 +69,16 @@ def test_suites_of_several_processes_are_those_of_one(
 
 
 @pytest.mark.slow
+def test_what_one_cannot_ask_all_fail_of_at_once(tmp_path: Path, recipe: Path) -> None:
+    """A question of the second process's share; the first does not wait for its answer until the time is over."""
+    run, befalls = tmp_path / "run", "1,fulltune.evaluation.scoring:Scorer._scored,1,REFUSE"
+    words = ["train", str(recipe), "engine.name=ddp", "engine.timeout=60", "--out", str(run)]
+    done = run_together(2, WORKER, *words, BEFALL=befalls)
+    assert done.codes == [3, 3], "\n".join(done.said)
+    assert all("this question cannot be asked" in said for said in done.said)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_while_questions_are_asked_stops_all(tmp_path: Path, recipe: Path) -> None:
     """The other waits for its answers, and is told."""
     run = tmp_path / "run"

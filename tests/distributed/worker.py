@@ -1,7 +1,8 @@
 """One rank of `fulltune train`, which something may befall: `BEFALL=rank,module:Class.name,call,what`.
 
-`what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, ENOSPC a full disk, MEMORY one
-without room; NAN makes the losses of that pass none. With `BEFALL_ONCE=FILE` it befalls the first of several starts.
+`what`: TERM and KILL come from outside; HANG sleeps for ever; RAISE is a bug of ours, REFUSE bad data, ENOSPC a full
+disk, MEMORY one without room; NAN makes the losses of that pass none. With `BEFALL_ONCE=FILE` it
+befalls the first of several starts.
 """
 
 import errno
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fulltune.base.errors import DataError
 from fulltune.cli import main
 
 
@@ -51,6 +53,8 @@ def _do(what: str) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         case "RAISE":
             raise ValueError("something is wrong here")
+        case "REFUSE":
+            raise DataError("this question cannot be asked", where="here", mend="ask another")
         case "ENOSPC":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

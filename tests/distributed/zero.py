@@ -60,6 +60,16 @@ class Checks:
             apart = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
             assert apart <= most, apart
 
+    def what_is_read_is_what_it_has(self) -> None:
+        made, other = self.made("filled"), self.made("other")
+        curve(other, range(2))
+        wanted = {name: value + 0.25 for name, value in self.alone("numbers").model.state_dict().items()}
+        made.engine.fill(lambda name, rows: wanted[name] if rows is None else wanted[name][rows])
+        self.same(weights(made), {name: wanted[name] for name in weights(made)}, most=0)
+        again = self.made("again")
+        again.engine.fill(lambda name, _: wanted[name])
+        assert curve(made, range(2)) == curve(again, range(2)), "and computes with"
+
     def nothing_moves_where_the_gradient_is_none_on_one(self) -> None:
         made, calm = self.made("nonfinite"), self.made("calm")
         curve(made, range(2)), curve(calm, range(2))
@@ -236,6 +246,7 @@ def _fail(_: torch.Tensor) -> torch.Tensor:
 
 
 BY_ITSELF = [
+    Checks.what_is_read_is_what_it_has,
     Checks.nothing_moves_where_the_gradient_is_none_on_one,
     Checks.dropped_gradients_leave_no_trace,
     Checks.a_rehearsal_takes_memory_and_moves_nothing,

@@ -126,6 +126,9 @@ def test_tasks_of_other_kinds_on_the_command_line(tmp_path: Path) -> None:
     (likely,) = json.loads(done.stdout)["reports"]
     assert likely["scores"]["bits_per_byte"] == pytest.approx(ours["scores"]["bits_per_byte"], rel=1e-4)
     assert likely["better"] == {"bits_per_byte": "lower"}
+    done = command.run("evaluate", "model", "--suite", "lm_eval=rolling.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bits_per_byte" in done.stdout, "a score without an interval"
 
 
 @pytest.mark.usefixtures("cache")

@@ -1,9 +1,15 @@
 """What is said of several machines on the command line."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from fulltune.base.errors import RecipeError
+from fulltune.engine.agent import Hosts
+from fulltune.gathering import train_here
 from fulltune.options import machines
+from tests import tiny
 
 ALONE = {"--dry-run": False, "--fresh": False}
 
@@ -18,6 +24,13 @@ def test_one_machine_needs_no_meeting_and_several_do() -> None:
     unnumbered = machines(2, None, "first:29500", alone=ALONE)
     assert unnumbered is not None
     assert unnumbered.config()["rdzv_backend"] == "c10d"
+
+
+def test_machines_that_meet_are_not_started_anew_by_one_of_them(tmp_path: Path, llama: Path, data: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tiny.recipe(llama, data)))
+    with pytest.raises(RecipeError, match="cannot start those of the others anew"):
+        train_here(path, Hosts(2, "first:29500", 0), ["engine.restarts=2"], out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import errno
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fulltune.base.secrets import masked
 
@@ -121,3 +121,17 @@ def disk_error(fault: OSError) -> DiskError:
     what = fault.strerror or str(fault)
     mend = _DISK.get(fault.errno or 0, "check the name and its permissions, then run the same command")
     return DiskError(what, where=str(fault.filename or "the disk"), mend=mend)
+
+
+def told(fault: FulltuneError) -> dict[str, Any]:
+    """An error as JSON values, for another process."""
+    faults = [[one.what, one.where, one.mend, one.code] for one in fault.faults]
+    return {"fault": type(fault).__name__, "faults": faults, "note": fault.note}
+
+
+def again(values: Mapping[str, Any]) -> FulltuneError:
+    """The error that another process told of."""
+    kinds: list[type[FulltuneError]] = [FulltuneError, *FulltuneError.__subclasses__()]
+    kind = next(kind for kind in kinds if kind.__name__ == values["fault"])
+    faults = [Fault(*parts) for parts in values["faults"]]
+    return kind(faults=faults, note=values["note"])

@@ -55,7 +55,9 @@ class Forecast:
 
     engine: str
     offload: bool
-    """Whether weights, gradients and moments lie on the host, so that they stand in `host`."""
+    """Whether weights, gradients and moments lie on the host, so that they stand in `host`; of `zero1` and `zero2`
+    what the optimizer moves.
+    """
     processes: int
     parts: tuple[Part, ...]
     host: tuple[Part, ...] = ()

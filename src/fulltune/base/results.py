@@ -19,7 +19,7 @@ class SuiteReport:
 
     suite: str
     model: str
-    """Who was asked: a folder or a hub id; of a run `base` or `result`, or `step` while it trains."""
+    """Who was asked: a folder or a hub id; of a run `base` or `result`, or `step-00000120` while it trains."""
     step: int | None
     """After how many updates of a run; None for a model of no run."""
     form: Literal["answer", "choice", "text", "task"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from fulltune.base import errors, stop
-from fulltune.base.errors import Fault, FulltuneError, Interrupted, RankError
+from fulltune.base.errors import FulltuneError, Interrupted, RankError
 from fulltune.base.place import place
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class Several:
             return self._tell(key, act)
         answer = self._heard(key)
         if "fault" in answer:
-            raise _again(answer)
+            raise errors.again(answer)
         return cast(T, answer["value"])
 
     def leave(self) -> None:
@@ -176,12 +176,10 @@ class Several:
             value = act()
             self._store.set(key, json.dumps({"value": value}))
         except FulltuneError as fault:
-            faults = [[one.what, one.where, one.mend, one.code] for one in fault.faults]
-            said = {"fault": type(fault).__name__, "faults": faults, "note": fault.note}
-            self._store.set(key, json.dumps(said))
+            self._store.set(key, json.dumps(errors.told(fault)))
             raise
         except BaseException as fault:  # whatever it is, nobody is to wait for an answer that never comes
-            self._store.set(key, json.dumps({"fault": "RankError", "faults": [[f"process 0: {fault!r}", "", "", ""]]}))
+            self._store.set(key, json.dumps(errors.told(RankError(f"process 0: {fault!r}"))))
             raise
         return value
 
@@ -214,10 +212,3 @@ def lost(fault: RuntimeError) -> RankError:
         where="the processes of this run",
         mend="its own message says why (logs/ in the run folder); the same command goes on from the last checkpoint",
     )
-
-
-def _again(answer: dict[str, Any]) -> FulltuneError:
-    """The first process's fault, as one of ours."""
-    kind: type[FulltuneError] = vars(errors)[answer["fault"]]
-    faults = [Fault(*parts) for parts in answer["faults"]]
-    return kind(faults=faults, note=answer.get("note", ""))

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fulltune.base.errors import CheckpointError
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
 from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Read, Update, Visitor
 from fulltune.engine.layout import Layout
-from fulltune.engine.pieces import Piece, Pieces, file_of
+from fulltune.engine.pieces import FILES, STEMS, Piece, Pieces, file_of, require_same
 from fulltune.engine.precision import LossScale, autocast
 from fulltune.engine.state import SEPARATOR, flatten, restore
 from fulltune.engine.weights import local, weights_for
@@ -27,10 +26,6 @@ T = TypeVar("T")
 
 _LOSS_SCALE = "loss_scale"
 """Its key among a checkpoint's numbers; those of the optimizer have a slash."""
-
-_STEMS = ("weights", "optimizer", "extra")
-FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
-"""What it takes to load a state, of whichever engine."""
 
 
 class NativeEngine:
@@ -178,7 +173,7 @@ class NativeEngine:
         }
         first = self.world.rank == 0
         files, pieces = {}, {}
-        for stem in _STEMS if self.world.rank < self._layout.writers else ():
+        for stem in STEMS if self.world.rank < self._layout.writers else ():
             name, here = file_of(stem, self.world.rank), places[stem]
             # What is not cut is the same everywhere, and the first process has it.
             files[name] = {key: local(value) for key, value in held[stem].items() if first or here.get(key)}
@@ -202,12 +197,7 @@ class NativeEngine:
         self._release()
         saved = Pieces(folder, "weights")
         own = unique_state(self._model)
-        if set(saved) != own.keys():
-            raise CheckpointError(
-                f"the checkpoint's weights are not the model's: {sorted(set(saved) ^ own.keys())[:5]}",
-                where=str(folder),
-                mend="it belongs to another model; use a new run folder",
-            )
+        require_same(saved, own, folder)
         for name, value in own.items():
             local(value).copy_(self._read(saved, name, value))
         self._layout.forget()

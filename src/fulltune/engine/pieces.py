@@ -7,7 +7,7 @@ says nothing is whole. So no file lists the others, and any engine reads what an
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,11 @@ KEY = "pieces"
 """In the metadata of a file: JSON of names to `[first row, rows of the whole]`, or of what is cut anywhere to
 `[first number, numbers of the whole, shape of the whole]`.
 """
+
+
+STEMS = ("weights", "optimizer", "extra")
+FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors"})
+"""What it takes to load a state, of whichever engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +133,13 @@ class Pieces:
         if len(found) == 1:
             return found[0]
         return torch.cat(found) if found else cast(Tensor, self._places[name][0].source[0:0]).reshape(-1)
+
+
+def require_same(saved: Pieces, own: Collection[str], folder: Path) -> None:
+    """CheckpointError if a checkpoint has weights that the model has not, or lacks one."""
+    if apart := set(saved) ^ set(own):
+        raise CheckpointError(
+            f"the checkpoint's weights are not the model's: {sorted(apart)[:5]}",
+            where=str(folder),
+            mend="it belongs to another model; use a new run folder",
+        )

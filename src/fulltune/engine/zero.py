@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fulltune.base.errors import CheckpointError, MachineError
+from fulltune.base.errors import MachineError
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
@@ -24,8 +24,8 @@ from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Read, Update, V
 from fulltune.engine.deepspeed import begun, library
 from fulltune.engine.fragments import fragments_of, pulled
 from fulltune.engine.launch import Meeting
-from fulltune.engine.native import FILES, unique_state
-from fulltune.engine.pieces import Pieces
+from fulltune.engine.native import unique_state
+from fulltune.engine.pieces import FILES, Pieces, require_same
 from fulltune.engine.precision import autocast
 from fulltune.engine.zero_state import Members, Parts, read_extra, restore
 
@@ -111,7 +111,9 @@ class ZeroEngine:
         self._engine.step()
         norm, applied = float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
         assert applied == math.isfinite(norm)
-        if applied and self._pulls:
+        if not applied:  # DeepSpeed forgets them itself, but for those of bfloat16 that wait on the host
+            self._fragments.clear()
+        elif self._pulls:
             pulled(self._fragments, self._pulls, rates)
         return Update(norm, applied)
 
@@ -232,12 +234,7 @@ class ZeroEngine:
         self._release()
         saved = Pieces(folder, "weights")
         own, trained = self._names(), self._trained()
-        if set(saved) != own:
-            raise CheckpointError(
-                f"the checkpoint's weights are not the model's: {sorted(set(saved) ^ own)[:5]}",
-                where=str(folder),
-                mend="it belongs to another model; use a new run folder",
-            )
+        require_same(saved, own, folder)
         for fragment in self._fragments:
             fragment.master.copy_(saved.read(fragment.name, fragment.piece, fragment.count))
         for name in sorted(own - trained):

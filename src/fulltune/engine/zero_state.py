@@ -12,10 +12,8 @@ from torch.optim import Optimizer
 from fulltune.base.errors import CheckpointError
 from fulltune.engine.contract import Extra
 from fulltune.engine.fragments import Fragment, Fragments
-from fulltune.engine.pieces import Piece, Pieces, file_of
+from fulltune.engine.pieces import STEMS, Piece, Pieces, file_of
 from fulltune.engine.state import GROUP, SEPARATOR, group_numbers, restore_group
-
-_STEMS = ("weights", "optimizer", "extra")
 
 
 class Members:
@@ -33,8 +31,8 @@ class Parts:
 
     def __init__(self, fragments: Iterable[Fragment], rank: int) -> None:
         self._fragments, self._rank = list(fragments), rank
-        self._held: dict[str, dict[str, Tensor]] = {stem: {} for stem in _STEMS}
-        self._cut: dict[str, dict[str, Piece]] = {stem: {} for stem in _STEMS}
+        self._held: dict[str, dict[str, Tensor]] = {stem: {} for stem in STEMS}
+        self._cut: dict[str, dict[str, Piece]] = {stem: {} for stem in STEMS}
 
     @property
     def files(self) -> dict[str, dict[str, Tensor]]:

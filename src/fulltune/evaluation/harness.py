@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.distributed import DistError
 
 from fulltune.base.errors import DataError, FulltuneError, RecipeError
 from fulltune.base.files import fingerprint, sha256, write_record
 from fulltune.base.results import SuiteReport
+from fulltune.engine.room import out_of_memory
 from fulltune.evaluation.answers import Items
 from fulltune.evaluation.asking import Examinee, Spelling
 from fulltune.evaluation.intervals import bootstrap
@@ -88,7 +90,7 @@ def _mean(items: Items) -> float:
 
 
 def _totals(results: Mapping[str, Any]) -> dict[str, float]:
-    """`acc,none` as `acc`: the task's scores without their filters' names, where there is one filter."""
+    """`acc,none` as `acc`: the task's scores, without the name of the filter that changes nothing."""
     numbers = {key: value for key, value in results.items() if "," in key and isinstance(value, float | int)}
     scores = {key: float(value) for key, value in numbers.items() if "_stderr" not in key}
     return {key.removesuffix(",none"): value for key, value in scores.items()}
@@ -133,6 +135,8 @@ def _asked_by_harness(task: Task, asked: Examinee) -> tuple[dict[str, Any], str]
         except FulltuneError:
             raise
         except Exception as fault:  # a task is foreign code, and names foreign data
+            if out_of_memory(fault) or isinstance(fault, DistError):
+                raise
             told = f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}"
             raise DataError(
                 f"lm-eval cannot do this task: {told}", where=str(task.path), mend="mend the task"

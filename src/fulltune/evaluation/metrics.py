@@ -57,7 +57,10 @@ def metric(name: str, options: Mapping[str, Any], kind: Kind, *, where: str) -> 
     except TypeError as fault:
         takes = ", ".join(inspect.signature(make).parameters) or "none"
         raise RecipeError(f"{name}: {fault}", where=where, mend=f"its options: {takes}") from fault
-    made = make(**options)
+    try:
+        made = make(**options)
+    except (TypeError, ValueError) as fault:  # of an option's value
+        raise RecipeError(f"{name}: {fault}", where=where, mend="check its options") from fault
     if kind not in made.for_kinds:
         fitting = ", ".join(other for other in METRICS if other in _FOR[kind])
         raise RecipeError(
@@ -72,7 +75,7 @@ _TEXTS = ("exact_match", "token_f1", "rouge_l", "numeric", "contains", "regex", 
 _LABELS = ("accuracy", "macro_f1", "micro_f1")
 _FOR: Mapping[Kind, tuple[str, ...]] = {
     "answer": (*_TEXTS, *_LABELS, "bleu", "chrf"),
-    "choice": ("choice", "choice_by_length", "choice_by_tokens", "calibration", *_LABELS),
+    "choice": ("choice", "choice_by_length", "choice_by_tokens", "calibration", *_TEXTS, *_LABELS),
     "text": (*DEFAULTS["text"], "last_words"),
 }
 """What is named to who asked for another."""

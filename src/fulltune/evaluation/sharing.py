@@ -6,7 +6,7 @@ from dataclasses import astuple
 from typing import Any
 
 from fulltune.base import stop
-from fulltune.base.errors import Interrupted
+from fulltune.base.errors import FulltuneError, Interrupted, again, told
 from fulltune.engine.crew import Crew
 from fulltune.evaluation.answers import Answer, Likelihood
 from fulltune.evaluation.questions import Question
@@ -16,19 +16,27 @@ Answering = Callable[[Sequence[Question], Sequence[int], Counter[str]], list[Ans
 
 
 def shared(answering: Answering, crew: Crew) -> Answering:
-    """The same answers, of which each process gives every n-th. Interrupted on all where a signal came to one."""
+    """The same answers, of which each process gives every n-th.
+
+    What one fails of all fail of; Interrupted on all where a signal came to one.
+    """
 
     def act(window: Sequence[Question], places: Sequence[int], counts: Counter[str]) -> list[Answer]:
         own = slice(crew.rank, None, crew.size)
         mine: Counter[str] = Counter()
         said: list[Any] | None = None
+        failed: dict[str, Any] | None = None
         try:
             said = [_plain(answer) for answer in answering(window[own], places[own], mine)] if window[own] else []
         except Interrupted:
             mine.clear()  # the others are told below, since they wait for this process
+        except FulltuneError as fault:  # of a question that only this process has
+            said, failed = [], told(fault)
         stop.check_all(lambda asked: crew.any(asked or said is None))
         answers: list[Answer | None] = [None] * len(window)
-        for rank, (given, counted) in enumerate(crew.gathered((said, dict(mine)))):
+        for rank, (given, counted, fell) in enumerate(crew.gathered((said, dict(mine), failed))):
+            if fell is not None:
+                raise again(fell)
             answers[rank :: crew.size] = [_answer(values) for values in given or ()]
             counts.update(counted)
         return [answer for answer in answers if answer is not None]

@@ -85,7 +85,7 @@ class Speaker:
         return [self._said(row) for row in made[:, width:].tolist()]
 
     def _said(self, ids: list[int]) -> Said:
-        end = next((place for place, token in enumerate(ids) if token in self._asked.stops), None)
+        end = next((place for place, token in enumerate(ids) if token in self._stops), None)
         kept = ids if end is None else ids[:end]
         text = str(self._asked.tokenizer.decode(kept))
         ends = [at for at in (text.find(stop) for stop in self._how.stop_texts) if at >= 0]

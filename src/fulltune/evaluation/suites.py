@@ -175,8 +175,9 @@ def answerer(suite: Suite, asked: Examinee, way: Way) -> Answering:
             said = speaker(prompts, [str(place) for place in places])
             limit = asked.context
             counts["tokens"] += sum(len(one.ids) for one in said)
-            counts["too_long"] += sum(limit is not None and len(prompt) >= limit for prompt in prompts)
-            counts["unfinished"] += sum(not one.ended for one in said)
+            fits = [limit is None or len(prompt) < limit for prompt in prompts]
+            counts["too_long"] += fits.count(False)
+            counts["unfinished"] += sum(fit and not one.ended for fit, one in zip(fits, said, strict=True))
             return [Answer(one.text) for one in said]
 
         return spoken
@@ -187,12 +188,14 @@ def answerer(suite: Suite, asked: Examinee, way: Way) -> Answering:
         owners: list[tuple[int, int]] = []
         for number, question in enumerate(window):
             prompt = spelling.prompt(question.turns, question.prompt, question.where) if question.turns else []
+            shortened = False
             for choice, text in enumerate(question.choices):
                 ids, start = spelling.followed(prompt, question.prompt, suite.separator, text)
                 parts, cut = pieces_of(ids, start, asked.context or LONGEST)
-                counts["cut"] += cut
+                shortened |= cut
                 pieces += parts
                 owners += [(number, choice)] * len(parts)
+            counts["cut"] += shortened
         sums: dict[tuple[int, int], list[Found]] = {}
         for owner, found in zip(owners, scorer(pieces), strict=True):
             sums.setdefault(owner, []).append(found)

@@ -28,7 +28,7 @@ _ZERO_PASSED = frozenset(
 )
 """Of `zero_optimization`: how it does it, not what."""
 _OFFLOAD_PASSED = frozenset("pin_memory buffer_count buffer_size max_in_cpu".split())
-_SMALLEST_BUCKET = 1 << 20
+SMALLEST_BUCKET = 1 << 20
 """Numbers that are exchanged at once at least: below that a bucket costs more than it saves."""
 
 
@@ -51,7 +51,7 @@ def configuration(recipe: Recipe, dtypes: PrecisionPlan, hidden: int) -> dict[st
 def _decided(recipe: Recipe, dtypes: PrecisionPlan, hidden: int) -> dict[str, Any]:
     """What the recipe says, and what is best for a model of this width."""
     stage = int(recipe.engine.name.removeprefix("zero"))
-    bucket = max(hidden**2, _SMALLEST_BUCKET)
+    bucket = max(hidden**2, SMALLEST_BUCKET)
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket}
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = int(0.9 * bucket)
@@ -196,11 +196,12 @@ class _Told:
     def _agree(self, place: str, value: Any, known: Mapping[str, Any]) -> None:
         """Whether a value is what it must be; nothing but `auto` is, where the recipe knows no number for it."""
         if place not in known:
-            self._fault(place, "fulltune does not pass it on", "no such line")
+            self._fault(place, "fulltune does not pass it on", "take it out")
         elif value != AUTO and value != known[place]:
-            wanted = AUTO if known[place] is None else json.dumps(known[place])
-            self._fault(place, f"{json.dumps(value)}, and by the recipe it is {wanted}", wanted)
+            number = None if known[place] is None else json.dumps(known[place])
+            mend = f'write {number} or "auto"' if number else 'write "auto"'
+            what = f"{json.dumps(value)}, and by the recipe it is {number or AUTO}"
+            self._fault(place, what, f"{mend}, or change the recipe")
 
-    def _fault(self, place: str, what: str, wanted: str) -> None:
-        mend = "take it out" if wanted == "no such line" else f'write {wanted} or "auto", or change the recipe'
+    def _fault(self, place: str, what: str, mend: str) -> None:
         self.faults.append(Fault(f"{place}: {what}", f"engine.deepspeed: {self._path}", mend))

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from fulltune.base.formats import BYTES
 from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
 from fulltune.base.records import ModelFacts
+from fulltune.planning.deepspeed import SMALLEST_BUCKET
 from fulltune.planning.way import Pass, Way
 
-_BUCKET = 1 << 20
-"""Numbers that ZeRO exchanges at once at least (planning/deepspeed.py)."""
 _LIVE = 10**9
 """Weights that ZeRO 3 keeps whole if they are used again soon: DeepSpeed's `stage3_max_live_parameters`."""
 
@@ -43,7 +42,7 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         state[1] = _late(way, model, gradients, whole)
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
-        host, state = [weights, gradients, moments, *pulls], []
+        host, state = _offloaded(way, model, [weights, gradients, moments, *pulls])
     return Forecast(
         engine=way.engine,
         offload=way.offload,
@@ -51,6 +50,18 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         parts=(*state, *whole, _overhead(way, model, load, state, whole)),
         host=tuple(host),
     )
+
+
+def _offloaded(way: Way, model: ModelFacts, state: list[Part]) -> tuple[list[Part], list[Part]]:
+    """What lies on the host, and what stays on the device."""
+    weights, gradients, *others = state
+    if way.stage not in (1, 2):
+        return state, []
+    # What the optimizer moves, and gradients in its format; the weights that compute and their gradients stay.
+    stay = model.parameters * way.compute
+    moved = Part("float32 weights", weights.low - stay, weights.high - stay)
+    copied = model.parameters * BYTES[way.dtypes.reduction] // way.shards
+    return [moved, Part(gradients.name, copied, copied), *others], [Part(weights.name, stay, stay), gradients]
 
 
 def _weights(way: Way, model: ModelFacts) -> Part:
@@ -75,7 +86,7 @@ def _of_zero(way: Way, model: ModelFacts) -> Part:
     made, added = way.compute, BYTES[way.dtypes.reduction]
     whole, divided = (made + added, added) if way.stage == 1 else (0, made + 2 * added)
     # Stages 2 and 3 let go of a gradient when its bucket was exchanged; a bucket holds the largest tensor at least.
-    bucket = 2 * (made + added) * max(model.shape.tensor, model.hidden**2, _BUCKET)
+    bucket = 2 * (made + added) * max(model.shape.tensor, model.hidden**2, SMALLEST_BUCKET)
     low = model.parameters * made // way.divided("gradients")
     return Part("gradients", low, model.parameters * whole + model.parameters * divided // way.shards + bucket)
 

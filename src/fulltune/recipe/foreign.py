@@ -136,8 +136,8 @@ FOREIGN: Mapping[str, str] = {
     "adapter": "nothing: fulltune trains all weights",
     "use_peft": "nothing: fulltune trains all weights",
     "stage": "nothing: fulltune does supervised fine-tuning",
-    "deepspeed": "nothing yet: this version trains on one device",
-    "fsdp": "nothing yet: this version trains on one device",
-    "fsdp_config": "nothing yet: this version trains on one device",
+    "deepspeed": "engine.deepspeed, with engine.name: zero1, zero2 or zero3",
+    "fsdp": "engine.name: fsdp2",
+    "fsdp_config": "engine.reshard, engine.replicas and engine.offload",
 }
 """Their name -> the field, option or fact that answers it. The last part of a dotted name is looked up."""

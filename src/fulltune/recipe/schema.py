@@ -151,7 +151,7 @@ class EngineSection(Section):
     restarts: Annotated[int, Field(ge=0, le=100)] = 0
     """How often the processes that fulltune starts on one machine are started anew, to go on from the last checkpoint,
     where one was killed, did not answer or failed of no known cause. Under a launcher its own setting counts (`torchrun
-    --max-restarts`).
+    --max-restarts`); one process alone, and machines that meet by `--rendezvous`, are not started anew.
     """
 
     @model_validator(mode="after")

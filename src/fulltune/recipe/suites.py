@@ -198,6 +198,8 @@ def _apart(suites: tuple[SuiteSection, ...]) -> tuple[SuiteSection, ...]:
     names = [suite.called for suite in suites]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"several suites are called {twice[0]}; give each a `name`")
+    if taken := sorted({*names} & {"train", "heldout", "test", "retention"}):
+        raise ValueError(f"a suite is called {taken[0]}, as scores of data.{taken[0]} are; give it another `name`")
     return suites
 
 

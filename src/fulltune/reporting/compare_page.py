@@ -25,9 +25,9 @@ def page(found: Compared, stories: Sequence[Story]) -> Html:
     head = el("header", el("h1", " · ".join(found.names)), el("p", f"{len(stories)} runs side by side.", cls="under"))
     notes = [note[:1].upper() + note[1:] + "." for note in found.cautions]
     told = el("ul", *(el("li", note) for note in notes), cls="cautions") if notes else None
-    body = el("main", _scores(found), _recipes(found), _pareto(found, stories), _curves(found, stories))
+    body = el("main", told, _scores(found), _recipes(found), _pareto(found, stories), _curves(found, stories))
     sources = "made from the cards and journals in " + ", ".join(found.folders)
-    return whole(" · ".join(found.names), join([head, el("main", told) if told else None, body, footer(sources)]))
+    return whole(" · ".join(found.names), join([head, body, footer(sources)]))
 
 
 def _heads(found: Compared) -> list[Html]:
@@ -100,7 +100,7 @@ def _curves(found: Compared, stories: Sequence[Story]) -> Html:
     means = [Line(name, smooth(story.curve("loss"), _MEANS), colour(at)) for at, (name, story) in several]
     rates = [Line(name, story.curve("lr"), colour(at)) for at, (name, story) in several]
     before = found.before.get("retention.loss")
-    level = None if before is None else ("before training", before)
+    level = ("before training", before) if before is not None and math.isfinite(before) else None
     loss = "nats per token"
     wide = Chart(title="", lines=(), width=800, height=280, named=True, reach=reach)
     charts = [

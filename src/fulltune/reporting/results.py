@@ -1,6 +1,7 @@
 """The first half of a report: the verdict, what was gained and lost, curves, answers before and after."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fulltune.reporting.charts import Chart, Line, figure
@@ -15,7 +16,6 @@ _CHARACTERS = 3000
 """Of a text that are shown."""
 _MORE_CHARTS = 12
 """Scores besides losses that get a chart."""
-_LOSSES = ("loss", "perplexity")
 COLOURS = ("a", "b", "d", "e", "c", "f", "g", "h")
 """Classes of lines, in the order in which they are given away."""
 
@@ -33,7 +33,6 @@ def verdict(story: Story) -> Html:
     return join(
         [
             el("div", *told, cls="verdict"),
-            _gate(story.record),
             el("ul", *(_note(*note) for note in notes), cls="cautions") if notes else None,
         ]
     )
@@ -54,30 +53,6 @@ def _told(answer: Verdict) -> Html:
         figures,
         el("p", answer.words),
     )
-
-
-def _gate(record: Mapping[str, Any]) -> Html | None:
-    """What a gate decided, if the run had one: every fact of it, whatever it is called."""
-    for name in ("verdict", "gate"):
-        found = record.get(name)
-        if isinstance(found, str) and found:
-            return el("p", el("b", "Gate: "), found, cls="gate")
-        if isinstance(found, Mapping) and found:
-            rows = [(key.replace("_", " "), _plain(value)) for key, value in found.items()]
-            return el("div", el("b", "Gate"), table(rows, cls="pairs"), cls="gate")
-    return None
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "not said"}[value]
-    if isinstance(value, int | float):
-        return number(value)
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_plain, value))
-    return str(value)
 
 
 def measured(story: Story) -> Html:
@@ -178,7 +153,7 @@ def _retention(story: Story, mark: float | None, reach: tuple[float, float]) -> 
         unit="nats per token",
         lines=lines,
         mark=mark,
-        level=None if before is None else ("before training", before),
+        level=("before training", before) if before is not None and math.isfinite(before) else None,
         named=len(lines) > 1,
         reach=reach,
     )

@@ -20,7 +20,7 @@ class Evaluation:
     step: int
     scores: Mapping[str, float]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Tokens, by split."""
+    """Tokens by split, questions by suite."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Of those scores that have one."""
     better: Mapping[str, str] = field(default_factory=dict)

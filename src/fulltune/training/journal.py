@@ -151,3 +151,16 @@ def read(path: Path, kind: str) -> Iterator[dict[str, Any]]:
             values = json.loads(line)
             if values["kind"] == kind:
                 yield values
+
+
+def standing(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind that count: those of updates that a rollback took back do not."""
+    kept: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            values = json.loads(line)
+            if values["kind"] == "rollback":
+                kept = [one for one in kept if one["step"] <= values["to"]]
+            elif values["kind"] == kind:
+                kept.append(values)
+    return kept

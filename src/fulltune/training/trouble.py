@@ -11,11 +11,9 @@ import torch
 from fulltune.base import stop
 from fulltune.base.errors import MachineError
 from fulltune.engine.contract import Engine
+from fulltune.engine.room import first_line, out_of_memory
 
 T = TypeVar("T")
-
-_SAID = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How allocators and the libraries behind torch say it where the type of the error does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,7 @@ def attempted(act: Callable[[], T], *, alone: bool = False) -> T | Shortage:
     except (RuntimeError, MemoryError) as fault:
         if not out_of_memory(fault):
             raise
-        return Shortage((str(fault) or type(fault).__name__).splitlines()[0], alone)
-
-
-def out_of_memory(fault: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch has only words for it."""
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in _SAID)
+        return Shortage(first_line(fault), alone)
 
 
 def agreed(own: Shortage | None, engine: Engine, stopped: Callable[[], bool]) -> Shortage | None:

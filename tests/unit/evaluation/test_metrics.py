@@ -14,7 +14,7 @@ import pytest
 from fulltune.base.errors import RecipeError
 from fulltune.evaluation.answers import Answer, Likelihood, Mean, Reference
 from fulltune.evaluation.labels import Confusions
-from fulltune.evaluation.metrics import METRICS, metric
+from fulltune.evaluation.metrics import _FOR, METRICS, metric
 from fulltune.evaluation.texts import longest_common, number_in
 
 WORDS = "the a cat dog sat ran on under mat tree big small red blue and then said yes no 12 345 7 It's (well)".split()
@@ -311,12 +311,21 @@ def test_what_does_not_fit_is_said() -> None:
         ("bleu", {}, "text", "one of loss, perplexity"),
         ("bleu", {"tokenize": "nonsense"}, "answer", "sacrebleu has no tokenizer"),
         ("calibration", {"bins": 0}, "choice", "from 1 to 1000"),
+        ("calibration", {"bins": "many"}, "choice", "calibration: "),
+        ("regex", {"pattern": 5}, "answer", "regex: "),
     ):
         with pytest.raises(RecipeError, match=said):
             metric(name, options, kind, where="suite")  # type: ignore[arg-type]
     for name in ("exact_match", "bleu", "chrf", "macro_f1", "numeric"):
         with pytest.raises(RecipeError, match="compares answers with references"):
             one(name, "a", [])
+
+
+def test_what_is_named_to_who_asked_for_another_is_what_there_is() -> None:
+    options: dict[str, dict[str, Any]] = {"regex": {"pattern": "x"}, "json_schema": {"schema": {}}}
+    for name in METRICS:
+        makes = METRICS.find(name, where="here")(**options.get(name, {})).for_kinds
+        assert {kind for kind, names in _FOR.items() if name in names} == set(makes), name
 
 
 def test_a_metric_of_ones_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,34 @@ def test_ddp_makes_its_buckets_anew_after_the_first_update() -> None:
     assert ddp - alone == 4 * 1000
 
 
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients"),
+    [
+        # 1,000 parameters over 2 processes: weights that compute and float32 ones, both of 4 bytes; gradients as passes
+        # make them and, at most, added up besides, a part of them copied, and two buckets of 2^20 numbers of 8 bytes.
+        ("zero1", 4000 + 2000, (4000, 8000 + 2000 + 16 * 2**20)),
+        ("zero2", 4000 + 2000, (2000, 6000 + 16 * 2**20)),
+        ("zero3", 2000 + 2000, (2000, 6000 + 16 * 2**20)),
+    ],
+)
+def test_zero_divides_by_its_stage_and_holds_float32_weights_besides(
+    engine: Any, weights: int, gradients: tuple[int, int]
+) -> None:
+    found = parts(way(engine=engine, processes=2), replace(LOAD, several=True))
+    assert found["weights"] == (weights, weights)
+    assert found["gradients"] == gradients
+    assert found["moments"] == (4000, 4000)
+    assert ("gathered weights" in found) == (engine == "zero3")
+
+
+def test_what_zero_offloads_is_what_the_optimizer_moves() -> None:
+    for engine, stays in (("zero1", 4000), ("zero2", 4000), ("zero3", 0)):
+        made = forecast(way(kind="cuda", engine=engine, processes=2, offload=True), model(), LOAD)
+        device = {part.name: part.low for part in made.parts}
+        assert device.get("weights", 0) == stays, engine
+        assert {part.name: part.low for part in made.host}["moments"] == 4000, engine
+
+
 def test_a_gpu_has_a_context_and_processes_that_exchange_more() -> None:
     alone, several = (parts(way(kind="cuda", engine="ddp", processes=n))["overhead"] for n in (1, 2))
     assert alone[0] == several[0] == int(0.3 * GIB)

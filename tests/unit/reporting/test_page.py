@@ -238,13 +238,6 @@ def test_what_ended_it_is_shown(tmp_path: Path) -> None:
     assert "error: disk full\nmend:  free some" in made
 
 
-def test_a_gate_is_shown_with_every_fact(tmp_path: Path) -> None:
-    verdict = {"ship": False, "why": "retention.loss grew by 0.3", "interval": [0.2, 0.4]}
-    words = told(bare(tmp_path / "run", [step(1, 2.0)], record={"verdict": verdict}))
-    assert "Gate ship no why retention.loss grew by 0.3 interval 0.2000, 0.4000" in words
-    assert "Gate: DO NOT SHIP" in told(bare(tmp_path / "other", [], record={"gate": "DO NOT SHIP"}))
-
-
 def test_lengths_are_counted_in_round_bins() -> None:
     assert histogram([5, 5, 6]) == [("5", 2), ("6", 1)]
     made = histogram([*range(100, 612)])

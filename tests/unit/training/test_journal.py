@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune.training.journal import Journal, followed
+from fulltune.training.journal import Journal, followed, standing
 
 
 def test_what_another_process_writes_is_heard(tmp_path: Path) -> None:
@@ -59,3 +59,15 @@ def test_what_was_cut_and_grew_again_between_two_looks_is_heard_whole(tmp_path: 
             for number in (2, 3, 4, 5):
                 journal.write("step", {"n": number, "text": "e" * 50})
     assert heard.lines == [(4, "d"), *((number, "e" * 50) for number in (2, 3, 4, 5))]
+
+
+def test_what_a_rollback_took_back_does_not_stand(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for step in (0, 2, 4):
+            journal.write("suite", {"step": step, "suite": "one"})
+        journal.write("evaluation", {"step": 4})
+        journal.write("rollback", {"step": 5, "to": 2})
+        journal.write("suite", {"step": 3, "suite": "one"})
+        journal.write("step", {"step": 3})
+    assert [line["step"] for line in standing(journal.path, "suite")] == [0, 2, 3]
+    assert standing(journal.path, "evaluation") == []
