@@ -156,7 +156,9 @@ def _update(model: Any, case: Case, tokens: int) -> Traced:
     with FakeTensorMode(allow_non_fake_inputs=True), patch("fulltune.engine.sharded.init_device_mesh", _real_mesh):
         laid = layout.lay(objective)
         held = sum(cast(DTensor, parameter).to_local().numel() for parameter in laid.parameters())
-        optimizer = make("adamw", groups(laid.named_parameters(), Parting(undecayed=())), lr=1e-5, weight_decay=0.0, options={})
+        optimizer = make(
+            "adamw", groups(laid.named_parameters(), Parting(undecayed=())), lr=1e-5, weight_decay=0.0, options={}
+        )
         ids = torch.zeros(1, tokens, dtype=torch.long)
         taught = torch.arange(tokens)
         batch = Batch(

@@ -5,6 +5,7 @@ stands before is what fine-tuning later needs.
 """
 
 import random
+from collections.abc import Callable
 
 from tools.embedded.words import COLOURS, DAYS, Words
 
@@ -179,7 +180,8 @@ def _recipe(w: Words) -> str:
 
 
 def _repeat(w: Words) -> str:
-    draw = w.rng.choice([w.name, w.product, w.code, w.place, lambda: w.number(5), lambda: w.number(3)])
+    kinds: list[Callable[[], str]] = [w.name, w.product, w.code, w.place, lambda: w.number(5), lambda: w.number(3)]
+    draw = w.rng.choice(kinds)
     said = [draw() for _ in range(w.rng.randint(2, 5))]
     again = ", ".join(said)
     return w.rng.choice(
