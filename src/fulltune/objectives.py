@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fulltune.base.memory import CHUNK_BYTES
 from fulltune.base.table import Table
 from fulltune.batch import Batch
+from fulltune.fused import head_loss
 
 T = TypeVar("T")
 
@@ -28,6 +29,14 @@ class Cut(Protocol):
     @property
     def vocab(self) -> int:
         """How many logits there are of a token; the weight itself may lie elsewhere when it is asked."""
+
+    @property
+    def linear(self) -> Tensor | None:
+        """The head's weight [vocab, hidden], if logits are no more than `scale` times its product; else None."""
+
+    @property
+    def scale(self) -> float:
+        """By which the product is multiplied."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, hidden] -> float32 [tokens, vocab]."""
@@ -59,9 +68,9 @@ class Objective(nn.Module):
 class NextToken(Objective):
     """Cross-entropy of the next token, weighted by token, as a sum over the supervised tokens.
 
-    Logits exist only where something is supervised, and only CHUNK_BYTES of them at a time: they are computed again
-    in the backward pass. The softmax is float32 in any precision. A model whose head is unusual (`cut` is None)
-    computes its logits itself.
+    Logits exist only where something is supervised, and only CHUNK_BYTES of them at a time: their gradients are made
+    while they are there, or they are computed again in the backward pass. The softmax is float32 in any precision. A
+    model whose head is unusual (`cut` is None) computes its logits itself.
     """
 
     weights: ClassVar[Mapping[str, float]] = {"next_token": 1.0}
@@ -102,6 +111,8 @@ class NextToken(Objective):
     @staticmethod
     def _in_chunks(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         size = max(1, CHUNK_BYTES // (4 * cut.vocab))
+        if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
+            return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
         total = hidden.new_zeros((), dtype=torch.float32)
         # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
         for start in range(0, max(1, len(labels)), size):
@@ -115,6 +126,11 @@ class NextToken(Objective):
             else:
                 total = total + _head_loss(cut.logits, *pieces)
         return total
+
+
+def _in_float16(hidden: Tensor) -> bool:
+    device = hidden.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def _head_loss(logits: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

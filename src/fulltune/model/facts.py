@@ -104,6 +104,17 @@ class Head:
     scale: float
     softcap: float | None
 
+    @property
+    def linear(self) -> Tensor | None:
+        """The weight [vocab, hidden], if the head is a product with it and a scale.
+
+        None too where an engine has taken it apart, and only the module itself puts it together.
+        """
+        projection = self.projection
+        if type(projection) is not nn.Linear or projection.bias is not None or self.softcap:
+            return None
+        return projection.weight if len(projection.weight) == self.vocab else None
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocab] in float32."""
         logits = cast(Tensor, self.projection(hidden)).float() * self.scale
