@@ -194,8 +194,8 @@ class EvaluateSection(Section):
     """
     gate: GateSection | None = None
     """What must hold of the result for the verdict to be SHIP, such as `{min_gain: 0.1, retention: {max_loss_increase:
-    0.02}}` (docs/retention.md); by default a gain above 0 and what `checkpoint.best_by` asks, for retention loss at most
-    0.05 above the base's. It decides the exit code of `--gate`.
+    0.02}}` (docs/retention.md); by default a gain above 0 and what `checkpoint.best_by` asks, which for
+    retention loss is at most 0.05 above the base's. It decides the exit code of `--gate`.
     """
 
     @model_validator(mode="after")
