@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fulltune import account
 from fulltune.account import compare as compare
 from fulltune.account import report as report
+from fulltune.assemble import Prepared
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.gate import GateVerdict
 from fulltune.base.lock import locked
@@ -175,7 +176,7 @@ def train(
             crew.told(lambda: require_state(run.recipe, model))
             if processes > 1:
                 with locked(run.path):
-                    _made_ready(run, model, gate)
+                    planned(run, _judgeable(run, gate), model, trains=True)
                 start(processes, run, accept, sinks)
                 return run.finished()
             with locked(run.path) if crew.rank == 0 else nullcontext():
@@ -223,14 +224,13 @@ def judge(recipe: Asked, *, out: Out = None, model: Out = None, gate: bool = Fal
     >>> fulltune.judge("runs/recipe").verdict.ship
     """
     with _working(open_run(recipe, overrides, out=out)) as run:
-        data = prepared(run)
+        data = _judgeable(run, gate)
         models = {"base": run.recipe.model}
         if model is not None:
             models["model"] = section_of(model, run.recipe.model)
         elif run.record.exists():
             models["result"] = section_of(run.model, run.recipe.model)
         if gate:
-            require_judged(run.recipe, data.facts)
             run.finished()
         require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
@@ -271,14 +271,20 @@ def export(
 
 def _made_ready(run: RunFolder, model: ModelFacts, gate: bool) -> Mapping[str, Any]:
     """Data and plan on disk; what the data depends on, and the engine that all processes are to take."""
-    data = prepared(run)
-    if gate:
-        require_judged(run.recipe, data.facts)
+    data = _judgeable(run, gate)
     chosen = planned(run, data, model, trains=True).chosen
     assert chosen is not None
     LOGGER.info(f"engine: {chosen}")
     LOGGER.info(f"memory: {chosen.forecast}")
     return {"depends": data.depends, "engine": chosen.name, "offload": chosen.forecast.offload}
+
+
+def _judgeable(run: RunFolder, gate: bool) -> Prepared:
+    """The run's data; RecipeError if by `gate` a verdict is wanted, and nothing of it could give one."""
+    data = prepared(run)
+    if gate:
+        require_judged(run.recipe, data.facts)
+    return data
 
 
 @contextmanager

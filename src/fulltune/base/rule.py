@@ -1,5 +1,6 @@
 """By what states of a run are judged: the score that counts, and what must hold besides. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -72,12 +73,12 @@ class Rule:
         return (self.score, *(bound.score for bound in self.bounds))
 
     def stands(self, scores: Mapping[str, float], base: Mapping[str, float]) -> Standing | None:
-        """How a state of these scores stands; None where something that the rule looks at was not measured of it."""
+        """How a state of these scores stands; None where something was not measured, or its score is no number."""
         found = [bound.excess(scores, base) for bound in self.bounds]
-        broken = tuple(max(0.0, excess) for excess in found if excess is not None)
-        if self.score not in scores or len(broken) < len(found):
+        broken = tuple(_beyond(excess) for excess in found if excess is not None)
+        score = scores.get(self.score, math.nan)
+        if math.isnan(score) or len(broken) < len(found):
             return None
-        score = scores[self.score]
         merit = score if self.better == "lower" else -score
         return Standing(score, broken, (float(sum(map(bool, broken))), *broken, merit))
 
@@ -95,6 +96,11 @@ class Selection:
     """False: no state that was measured keeps it, and the result is the one that breaks it least."""
     broken: tuple[str, ...] = ()
     """The bounds that the result breaks, with what was found."""
+
+
+def _beyond(excess: float) -> float:
+    """How far a bound is broken; what is no number breaks it altogether."""
+    return math.inf if math.isnan(excess) else max(0.0, excess)
 
 
 def gain(better: Better, before: float, after: float) -> float:

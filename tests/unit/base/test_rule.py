@@ -1,5 +1,6 @@
 """Which states a rule puts first, and what a gate says of a result: by the numbers alone."""
 
+import math
 from typing import Any
 
 import pytest
@@ -56,6 +57,17 @@ def test_a_state_of_which_something_was_not_measured_is_no_candidate() -> None:
     assert rule.stands({"heldout.loss": 1.0}, BASE) is None
     assert rule.stands({"retention.loss": 2.0}, BASE) is None
     assert rule.stands(state(1.0), {}) is None, "the base was not measured"
+
+
+def test_landmine_I5_what_is_no_number_never_wins_and_keeps_nothing() -> None:
+    assert Rule("heldout.loss", "lower").stands(state(math.nan), BASE) is None
+    rule = Rule("heldout.loss", "lower", (KEPT,))
+    stands = rule.stands(state(1.0, math.nan), BASE)
+    assert stands is not None
+    assert not stands.kept
+    assert order(rule, state(1.0, math.nan), state(9.0, 8.0)) == [1, 0]
+    assert judged(gate(), test__loss=math.nan).ship is False
+    assert judged(gate(), retention__loss=math.nan).ship is False
 
 
 def test_limits_that_differ_make_another_rule() -> None:
