@@ -123,20 +123,24 @@ def test_without_held_out_data_the_last_state_is_the_result(tmp_path: Path, reci
     assert lines(tmp_path / "run", "evaluation") == []
 
 
-def test_retention_is_measured_with_held_out_data_and_test_is_not(tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_retention_is_measured_with_held_out_data_and_test_before_and_after_alone(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
     texts = [{"text": row["prompt"]} for row in tiny.rows(6, seed=5)]
     recipe["data"]["retention"] = str(tiny.jsonl(tmp_path / "general.jsonl", texts))
     recipe["data"]["test"] = str(tiny.jsonl(tmp_path / "test.jsonl", tiny.rows(6, seed=6)))
     record = fulltune.train(recipe, out=tmp_path / "run")
     wanted = {f"{split}.{score}" for split in ("heldout", "retention") for score in ("loss", "perplexity")}
     assert record.baseline is not None
-    assert record.baseline.scores.keys() == wanted
-    assert "test" not in (tmp_path / "run/journal.jsonl").read_text()
+    tested = {"test.loss", "test.perplexity"}
+    assert record.baseline.scores.keys() == wanted | tested
+    for report in record.evaluations:
+        assert report.scores.keys() == wanted | (tested if report.step == record.result_step else set())
     reports = fulltune.evaluate(tmp_path / "run")
     assert reports.keys() == {"base", "result"}
     for report in reports.values():
-        assert report.scores.keys() == wanted | {"test.loss", "test.perplexity"}
-    for name in wanted:
+        assert report.scores.keys() == wanted | tested
+    for name in wanted | tested:
         assert reports["base"].scores[name] == pytest.approx(record.baseline.scores[name], abs=1e-5)
         assert reports["result"].scores[name] == pytest.approx(record.evaluations[-1].scores[name], abs=1e-5)
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from fulltune.recipe.data import Augmentation, ReplaySection, Source
 from fulltune.recipe.foreign import FOREIGN
+from fulltune.recipe.gate import BestBy, GateSection, RetentionLimits
 from fulltune.recipe.optim import GroupSection, PullSection
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.suites import MetricUse, SuiteSection
@@ -37,6 +38,10 @@ def page() -> str:
         if section == "evaluate":
             lines += _table("a suite of `evaluate.suites`, or a suite file", SuiteSection)
             lines += _table("an entry of a suite's `metrics`", MetricUse)
+            lines += _table("`evaluate.gate`", GateSection)
+        if section == "checkpoint":
+            lines += _table("`checkpoint.best_by`", BestBy)
+            lines += _table("`retention` of `checkpoint.best_by` and `evaluate.gate`", RetentionLimits)
         if section == "optim":
             lines += _table("an entry of `optim.groups`", GroupSection)
             lines += _table("an entry of `optim.pulls`", PullSection)

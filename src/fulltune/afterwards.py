@@ -8,7 +8,8 @@ import typer
 
 from fulltune import printing
 from fulltune.base.errors import RecipeError
-from fulltune.options import AsJson, DType, Overrides, fields
+from fulltune.ending import require_shipped
+from fulltune.options import AsJson, DType, Gated, Overrides, fields
 
 
 def evaluate(
@@ -24,6 +25,7 @@ def evaluate(
         str | None, typer.Option(metavar="MODEL", help="Another model folder or run to compare with, or `base`.")
     ] = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a batch of questions.")] = None,
+    gate: Gated = False,
     as_json: AsJson = False,
 ) -> None:
     """Score base and result on held-out, test and retention data; or any model on suites of questions."""
@@ -31,17 +33,22 @@ def evaluate(
     from fulltune.base.files import to_json
 
     if suite or against is not None:
-        for name, given in {"--model": model, "KEY=VALUE": overrides}.items():
+        for name, given in {"--model": model, "--gate": gate, "KEY=VALUE": overrides}.items():
             if given:
                 raise RecipeError(f"{name} is of losses, not of suites", where=name, mend="name the model itself first")
-        made = stages.examine(recipe, suite or (), against=against, out=out, batch_tokens=batch_tokens)
-        typer.echo(printing.as_json(to_json(made)) if as_json else printing.examination(made))
+        asked = stages.examine(recipe, suite or (), against=against, out=out, batch_tokens=batch_tokens)
+        typer.echo(printing.as_json(to_json(asked)) if as_json else printing.examination(asked))
         return
     if batch_tokens is not None:
         raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
-    reports = stages.evaluate(recipe, out=out, model=model, **fields(overrides))
-    values = {name: to_json(report) for name, report in reports.items()}
-    typer.echo(printing.as_json(values) if as_json else printing.scores(reports))
+    made = stages.judge(recipe, out=out, model=model, gate=gate, **fields(overrides))
+    values = {name: to_json(report) for name, report in made.reports.items()}
+    if made.verdict is not None:
+        values["verdict"] = to_json(made.verdict)
+    shown = [printing.scores(made.reports), *([] if made.verdict is None else [printing.verdict(made.verdict)])]
+    typer.echo(printing.as_json(values) if as_json else "\n\n".join(shown))
+    if gate:
+        require_shipped(made.verdict, str(recipe if out is None else out))
 
 
 def export(

@@ -13,6 +13,7 @@ from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.base.results import SuiteReport
+from fulltune.base.rule import Better
 from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
@@ -34,6 +35,7 @@ from fulltune.optim.groups import begins, groups
 from fulltune.optim.pulls import Pull
 from fulltune.optim.schedules import SCHEDULES, factor
 from fulltune.planning.pulls import pulls_of
+from fulltune.planning.scores import rule_of
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
 from fulltune.training.acts import Evaluating, Saving
@@ -50,7 +52,7 @@ FISHER = "fisher.safetensors"
 """In a run folder: what its weights are worth to the retention data, for other runs of the same model too."""
 
 _MEASURED = ("heldout", "retention")
-"""Splits that are looked at while training; the test split is not."""
+"""Splits that are looked at while training; the test split is looked at before and after, and chooses nothing."""
 
 
 def template(section: ModelSection, tokenizer: Any) -> Template:
@@ -123,6 +125,8 @@ class Site:
     by: By
     examine: Callable[[Engine, int], Sequence[SuiteReport]]
     """Puts the recipe's suites to the model of an engine, after so many updates."""
+    suites: Mapping[str, Better]
+    """The scores that they give, and which way is up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +137,8 @@ class Training:
     engine: Engine
     updating: Updating
     evaluating: Evaluating
+    testing: Callable[[int], EvalReport | None]
+    """Measures the test split, which nothing is chosen by."""
     saving: Saving
     pulling: Pulling
     checkpoints: Checkpoints
@@ -173,26 +179,23 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         journal=site.journal,
         mixing=pulling.mixing,
     )
-    cadence = Cadence(
-        plan=plan,
-        evaluate=recipe.evaluate.every,
-        save=recipe.checkpoint.every,
-        patience=recipe.checkpoint.patience,
-        ask=recipe.evaluate.suites_every,
-    )
+    cadence = _cadence(recipe, plan)
     measured, examined = measuring(data, _MEASURED, plan, engine, objective), partial(site.examine, engine)
+    tested = measuring(data, ["test"], plan, engine, objective)
+    rule = rule_of(recipe.checkpoint.best_by, site.suites)
     evaluating = Evaluating(
         measure=lambda update: pulling.instead(partial(measured, update)),
-        best_by=recipe.checkpoint.best_by,
+        rule=rule,
         journal=site.journal,
         examine=lambda update: pulling.instead(partial(examined, update)),
-        asks=cadence.asks,
+        asks=partial(cadence.asks, last=any(score in site.suites for score in rule.scores)),
     )
     return Training(
         model=model,
         engine=engine,
         updating=updating,
         evaluating=evaluating,
+        testing=lambda update: pulling.instead(partial(tested, update)),
         saving=saving,
         pulling=pulling,
         checkpoints=checkpoints,
@@ -200,6 +203,11 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),
     )
+
+
+def _cadence(recipe: Recipe, plan: Plan) -> Cadence:
+    when, kept = recipe.evaluate, recipe.checkpoint
+    return Cadence(plan=plan, evaluate=when.every, save=kept.every, patience=kept.patience, ask=when.suites_every)
 
 
 def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> Objective:

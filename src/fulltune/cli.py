@@ -12,10 +12,11 @@ from fulltune import afterwards, printing
 from fulltune.base.errors import RecipeError
 from fulltune.base.place import FOLLOWED, place
 from fulltune.base.version import __version__
-from fulltune.ending import ended
+from fulltune.ending import ended, require_shipped
 from fulltune.options import (
     AsJson,
     Fresh,
+    Gated,
     NodeRank,
     Nodes,
     Out,
@@ -165,6 +166,7 @@ def train(
     nodes: Nodes = 1,
     node_rank: NodeRank = None,
     rendezvous: Rendezvous = None,
+    gate: Gated = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, from rows to a verified model folder; the same command goes on where it stopped."""
@@ -172,20 +174,29 @@ def train(
 
     overrides = [*(overrides or []), *([f"engine.processes={processes}"] if processes else [])]
     if hosts := machines(nodes, node_rank, rendezvous, alone={"--dry-run": dry, "--fresh": fresh}):
-        options = [*(["--json"] if as_json else []), *(f"--accept-change={name}" for name in accept_change or [])]
+        told = {"--json": as_json, "--gate": gate}
+        options = [
+            *(name for name, given in told.items() if given),
+            *(f"--accept-change={name}" for name in accept_change or []),
+        ]
         from fulltune.gathering import train_here
 
         train_here(recipe, hosts, overrides, out=out, options=options)
         return
     if dry:
+        if gate:
+            raise RecipeError("a dry run has no result to judge", where="--gate", mend="leave one of the two out")
         figures = stages.dry_run(recipe, out=out, fresh=fresh, **fields(overrides))
         typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
         return
     with _progress() as sink:
         accept = accept_change or []
-        record = stages.train(recipe, out=out, fresh=fresh, accept=accept, sinks=[sink], **fields(overrides))
+        how: dict[str, Any] = {"out": out, "fresh": fresh, "accept": accept, "gate": gate}
+        record = stages.train(recipe, sinks=[sink], **how, **fields(overrides))
     if place().rank == 0:
         _print(record, printing.outcome(record), as_json)
+        if gate:
+            require_shipped(record.verdict, str(Path(record.result).parent))
 
 
 @contextmanager

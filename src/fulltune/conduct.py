@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,23 @@ from typing import Any
 from fulltune.account import reported
 from fulltune.assemble import Prepared, Site, Training, require_layout, training
 from fulltune.base.errors import CheckpointError, DivergedError
-from fulltune.base.files import require_room, sweep, to_json, whole_folder, write_record
+from fulltune.base.files import from_json, require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
-from fulltune.base.records import CheckpointInfo, EngineName, ModelFacts, Plan, Progress, RunRecord
+from fulltune.base.records import CheckpointInfo, EngineName, EvalReport, ModelFacts, Plan, Progress, RunRecord
 from fulltune.engine.launch import Meeting, alone, deterministic
 from fulltune.engines import By
-from fulltune.examining import examining_of
+from fulltune.examining import directions, examining_of
 from fulltune.losses import fitting
 from fulltune.model.load import load_tokenizer, require_rows
-from fulltune.outcome import Outcome, peak_bytes, versions
+from fulltune.outcome import Outcome, merged, peak_bytes, scores_of, versions
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
+from fulltune.shipping import Measured, of_record
 from fulltune.starting import Start, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
+from fulltune.training.choosing import choose_anew, fallen_back, selection
 from fulltune.training.journal import Journal, Sink, read, standing
 from fulltune.training.loop import train
 from fulltune.training.manifest import Manifest, step_name
@@ -105,7 +107,7 @@ def write_checkpoint(
         if newest is None:
             raise CheckpointError("there is no checkpoint", where=str(run.path), mend=f"fulltune train {run.path}")
         progress = work.take(newest)
-        best = newest if progress.best_update is None else progress.best_update
+        best = newest if progress.chosen is None else progress.chosen
         chosen = best if step is None else step
         work.take(chosen)
         work.built.pulling.instead(
@@ -154,11 +156,12 @@ class _Work:
         weights = sum(parameter.nbytes for parameter in begun.model.parameters())
         each = _MOMENTS + plan.dtypes.bytes.get("pulls", 0)
         state = weights + each * sum(parameter.numel() for parameter in begun.model.parameters())
+        suites = directions(run.recipe.evaluate.suites)
         identity = {"recipe": run.described, "depends": data.depends}
         belonging = Belonging(identity, versions(), meeting.crew.size)
         # A rehearsal and an export are of no account: they ask nothing, which might take hours.
         examining = examining_of(run, plan, data, tokenizer, place.meeting)
-        site = Site(place.folder, place.journal, meeting, belonging, place.by, examining)
+        site = Site(place.folder, place.journal, meeting, belonging, place.by, examining, suites)
         built = training(run.recipe, plan, begun.model, begun.answers, data, site)
         outcome = Outcome(run, data, model, begun.model, tokenizer, built.engine, meeting.crew)
         return cls(run, plan, data, place.journal, built, outcome, begun, name, (weights, state))
@@ -183,6 +186,9 @@ class _Work:
         if manifest.versions != versions():
             LOGGER.warning(f"the checkpoint was written with other versions: {dict(manifest.versions)}")
         self.outcome.crew.told(lambda: self._put_away(newest))
+        if progress.best_by != str(self.built.evaluating.rule):  # among the states that are there another may be best
+            judged = partial(choose_anew, progress, self.built.evaluating.rule, self.run.journal, checkpoints.steps())
+            progress = from_json(self.outcome.crew.told(lambda: to_json(judged())), Progress)
         LOGGER.info(f"going on after update {newest}")
         return progress
 
@@ -209,12 +215,13 @@ class _Work:
         self.outcome.crew.told(self._require_room)
         self.built.pulling.begin()
         self.outcome.write_model(self._scratch, self.run.recipe.export, step=0)
-        report = self.built.evaluating.measure(0)
+        report = merged(self.built.evaluating.measure(0), self.built.testing(0))
         if report is not None:
             self.journal.write("evaluation", {**to_json(report), "answers": self.outcome.answers()})
             require_finite(report)
         self.built.evaluating.examined(0)
-        progress = self.built.saving(self.built.updating.rehearse(Progress()))
+        begun = Progress(base={} if report is None else report.scores)
+        progress = self.built.saving(self.built.updating.rehearse(begun))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
 
@@ -242,11 +249,13 @@ class _Work:
                 where=str(self.run.journal),
                 mend="its warnings name the rows; lower optim.lr, or train.precision=float32",
             )
-        chosen = progress.update if progress.best_update is None else progress.best_update
+        chosen = progress.update if progress.chosen is None else progress.chosen
         self.take(chosen)
         difference, answers = self.built.pulling.instead(partial(self._result, chosen))
+        tested = self.built.testing(chosen)
         if not self.outcome.crew.told(lambda: self._was_examined(chosen)):
             self.built.evaluating.examined(chosen)
+        self.outcome.crew.told(lambda: self._tell(progress, chosen, tested))
         self.outcome.crew.told(lambda: self._close(progress, chosen, difference, answers))
         return self.run.finished()
 
@@ -265,8 +274,22 @@ class _Work:
         asked = {line["suite"] for line in standing(self.run.journal, "suite") if line["step"] == step}
         return asked.issuperset(suite.called for suite in self.run.recipe.evaluate.suites)
 
+    def _tell(self, progress: Progress, chosen: int, tested: EvalReport | None) -> None:
+        """What was measured of the result alone, and whether it breaks the rule that it was chosen by."""
+        if tested is not None:
+            lines = [line for line in standing(self.run.journal, "evaluation") if line["step"] == chosen]
+            before = scores_of(lines[-1]) if lines else None
+            self.journal.write("evaluation", to_json(merged(before, tested)))
+            require_finite(tested)
+        if what := fallen_back(progress, self.built.evaluating.rule, asked=self.run.recipe.chooses):
+            self.journal.write("warning", {"what": what, "step": chosen})
+
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
-        record = self.outcome.record(self.plan, progress, chosen, difference, answers)
-        self.outcome.describe(self.run.model, chosen)  # with all that was measured since the folder was written
+        plain = self.outcome.record(self.plan, progress, chosen, difference, answers)
+        after = Measured.of(next((one for one in plain.evaluations if one.step == chosen), None), plain.suites, chosen)
+        record = replace(plain, selection=selection(progress, self.built.evaluating.rule, after.scores))
+        record = replace(record, verdict=of_record(self.run, record))
+        # With all that was measured since the folder was written.
+        self.outcome.describe(self.run.model, chosen, record.verdict)
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)

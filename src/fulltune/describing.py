@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fulltune.base.gate import GateVerdict
 from fulltune.base.records import DataFacts, EvalReport, Plan, SourceFacts
 from fulltune.exporting.card import Card, text
 from fulltune.model.load import base_folder
@@ -29,12 +30,16 @@ def model_card(
     chat: bool,
     versions: Mapping[str, str],
     mixture: Mixture | None = None,
+    verdict: GateVerdict | None = None,
 ) -> str:
     """The card of the weights after so many updates, by what was measured of them and of the base until now.
 
     `chat`: whether the result has a chat template. `mixture`: what the weights are in place of a state of the run.
+    `verdict`: on these weights; by default that of the record, if they are the run's result.
     """
     story = read_story(run.path)
+    if verdict is None and mixture is None and step == story.result_step:
+        verdict = story.verdict
     after = next((report for report in story.evaluations if report.step == step > 0), None)
     return text(
         Card(
@@ -50,6 +55,7 @@ def model_card(
             settings=_settings(run.recipe, run.plan(), facts),
             versions=versions,
             chat=chat,
+            verdict=verdict,
         )
     )
 

@@ -1,12 +1,14 @@
 """How a command ends: what was wrong in three lines on standard error, and the exit code of it."""
 
 import os
+import shlex
 import sys
 
 import typer
 
 from fulltune import printing
-from fulltune.base.errors import FulltuneError, RecipeError, disk_error
+from fulltune.base.errors import FulltuneError, GateError, RecipeError, disk_error
+from fulltune.base.gate import GateVerdict
 from fulltune.base.log import speak
 from fulltune.base.place import place
 
@@ -20,6 +22,16 @@ def ended(app: typer.Typer) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def require_shipped(verdict: GateVerdict | None, run: str) -> None:
+    """GateError unless the verdict on a run's result is SHIP; called when all is written and shown."""
+    if verdict is None:
+        what, mend = "the record is from before there was a gate", f"fulltune evaluate {shlex.quote(run)} --gate"
+        raise GateError(f"NOT JUDGED: {what}", where=run, mend=mend)
+    if not verdict.ship:
+        what = "; ".join(verdict.failures)
+        raise GateError(f"{verdict.word}: {what}", where=run, mend="the result is written in full; see its report.html")
 
 
 def _run(app: typer.Typer) -> int:

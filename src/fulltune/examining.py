@@ -12,9 +12,11 @@ from torch import nn
 from fulltune.assemble import Prepared, template
 from fulltune.base import stop
 from fulltune.base.errors import Fault, MachineError, RecipeError
+from fulltune.base.files import from_json, to_json
 from fulltune.base.log import LOGGER
 from fulltune.base.records import Plan
 from fulltune.base.results import SuiteComparison, SuiteReport
+from fulltune.base.rule import Better
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Alone, Crew
@@ -23,7 +25,7 @@ from fulltune.engine.room import first_line, out_of_memory
 from fulltune.evaluation.answers import Metric
 from fulltune.evaluation.asking import Examinee
 from fulltune.evaluation.harness import Task
-from fulltune.evaluation.intervals import compared
+from fulltune.evaluation.intervals import Total, compared
 from fulltune.evaluation.metrics import DEFAULTS, metric
 from fulltune.evaluation.questions import Questions
 from fulltune.evaluation.speaking import Decoding
@@ -52,6 +54,26 @@ def suites_of(asked: Sequence[SuiteSection]) -> tuple[AnySuite, ...]:
     if faults:
         raise RecipeError(faults=faults)
     return tuple(made)
+
+
+def directions(asked: Sequence[SuiteSection]) -> dict[str, Better]:
+    """The scores that suites will give, as `SUITE.METRIC`, and which way is up; no file of questions is read.
+
+    Those of lm-eval are missing: what a task scores is known when it was asked.
+    """
+    return {name: metric.better for name, metric in _metrics(asked)}
+
+
+def totals(asked: Sequence[SuiteSection]) -> dict[str, Total]:
+    """What makes the same scores of each question's numbers."""
+    return {name: metric.total for name, metric in _metrics(asked)}
+
+
+def _metrics(asked: Sequence[SuiteSection]) -> Iterator[tuple[str, Metric]]:
+    for number, section in enumerate(asked):
+        suite = _suite(section, f"evaluate.suites.{number}.metrics")
+        if isinstance(suite, Suite):
+            yield from ((f"{suite.name}.{name}", metric) for name, metric in suite.metrics.items())
 
 
 def _suite(asked: SuiteSection, where: str) -> AnySuite:
@@ -125,7 +147,8 @@ class Examining:
             asked = partial(self._examined, suite, step, folder, engine.whole)
             made.append(engine.inside(asked))
             tell(made[-1])
-        return tuple(made)
+        agreed = self.crew.told(lambda: [to_json(report) for report in made])  # what may be chosen by is one on all
+        return tuple(from_json(values, SuiteReport) for values in agreed)
 
     def _examined(self, suite: AnySuite, step: int, folder: Path | None, whole: bool, model: nn.Module) -> SuiteReport:
         ours, shares = self.material, whole and self.crew.size > 1 and isinstance(suite, Suite)

@@ -19,6 +19,7 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<the recipe's stem>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in place of going on with one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Gated = Annotated[bool, typer.Option("--gate", help="Leave with exit code 10 unless the verdict is SHIP.")]
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
 Processes = Annotated[int | None, typer.Option(min=1, help="On this machine; the same as engine.processes.")]

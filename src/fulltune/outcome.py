@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fulltune.assemble import Prepared, target, template
 from fulltune.base import stop
 from fulltune.base.files import from_json, write_whole, writing
+from fulltune.base.gate import GateVerdict
 from fulltune.base.records import EvalReport, ModelFacts, Plan, Progress, RunRecord, Sample
 from fulltune.base.results import SuiteReport
 from fulltune.base.version import __version__
@@ -78,11 +79,14 @@ class Outcome:
             self.describe(draft, step)
             return verify(draft, source, goal, probe_ids(asked.ids), self.tokenizer)
 
-    def describe(self, folder: Path, step: int) -> None:
-        """Write the model card of the weights after so many updates, by what the run's folder says now."""
+    def describe(self, folder: Path, step: int, verdict: GateVerdict | None = None) -> None:
+        """Write the model card of the weights after so many updates, by what the run's folder says now.
+
+        `verdict`: on them, if it does not stand in the record yet.
+        """
         chat = self.tokenizer.chat_template is not None or self.run.recipe.model.chat_template is not None
         facts, mixture = self.data.facts, self.mixture
-        card = model_card(self.run, facts, step=step, chat=chat, versions=versions(), mixture=mixture)
+        card = model_card(self.run, facts, step=step, chat=chat, versions=versions(), mixture=mixture, verdict=verdict)
         write_whole(folder / "README.md", card)
 
     def answers(self) -> list[str]:
@@ -106,7 +110,7 @@ class Outcome:
         lines = standing(self.run.journal, "evaluation")
         before: list[str] = next((line["answers"] for line in lines if "answers" in line), [])
         # A run that is asked for more measures its last state again.
-        evaluations = list({line["step"]: EvalReport(**_scores(line)) for line in lines}.values())
+        evaluations = list({line["step"]: scores_of(line) for line in lines}.values())
         return RunRecord(
             recipe=self.run.identity,
             versions=versions(),
@@ -135,10 +139,17 @@ class Outcome:
             yield Sample(prompt=asked, expected=answer, before=old, after=new)
 
 
-def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
+def scores_of(line: Mapping[str, Any]) -> EvalReport:
     """A journal line's evaluation; numbers that are not finite were written by name."""
     scores = {name: float(score) for name, score in line["scores"].items()}
-    return {"step": line["step"], "scores": scores, "counts": line["counts"]}
+    return EvalReport(step=line["step"], scores=scores, counts=line["counts"])
+
+
+def merged(one: EvalReport | None, other: EvalReport | None) -> EvalReport | None:
+    """Two reports of the same state as one."""
+    if one is None or other is None:
+        return one or other
+    return EvalReport(step=one.step, scores={**one.scores, **other.scores}, counts={**one.counts, **other.counts})
 
 
 def _suites(lines: Iterable[Mapping[str, Any]]) -> tuple[SuiteReport, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fulltune.base.blend import Blend
 from fulltune.base.files import to_json
+from fulltune.base.gate import GateVerdict
 from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.base.results import Examination, SuiteReport
 from fulltune.base.secrets import masked, masked_tree
@@ -67,12 +68,21 @@ def outcome(record: RunRecord) -> Mapping[str, Any]:
             for name, score in report.scores.items():
                 was = f"{before.scores[name]:.4f} -> " if name in before.scores else ""
                 shown[f"{suite}.{name}"] = f"{was}{score:.4f} {_interval(report, name)}".rstrip()
+    if record.verdict is not None:
+        shown["verdict"] = record.verdict.headline
+        if record.verdict.reasons:
+            shown["note" if record.verdict.ship else "because"] = "; ".join(record.verdict.reasons)
     shown["updates"] = f"{record.progress.update}, the result is from {record.result_step}"
     shown["time"] = f"{record.progress.seconds:.1f} s of training"
     shown["peak_memory"] = f"{record.peak_bytes / 2**30:.2f} GiB"
     shown["model"] = record.result
     shown["report"] = str(Path(record.result).with_name("report.html"))
     return shown
+
+
+def verdict(made: GateVerdict) -> str:
+    """One line, and one for each reason."""
+    return "\n".join(map(plain, (made.headline, *made.reasons)))
 
 
 def scores(reports: Mapping[str, EvalReport]) -> str:

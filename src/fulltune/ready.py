@@ -15,7 +15,7 @@ from fulltune.data.prepare import Kit, depends, tell
 from fulltune.data.prepare import prepare as prepare_data
 from fulltune.engine.launch import machine
 from fulltune.engines import grouped
-from fulltune.examining import suites_of
+from fulltune.examining import directions, suites_of
 from fulltune.model.facts import facts as model_facts
 from fulltune.model.load import (
     empty_model,
@@ -113,7 +113,8 @@ def planned(
     if before is not None and not run.changes:  # a run that has begun keeps its numbers, also on another machine
         return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
-    made = make_plan(run.recipe, data.facts, model, machine(), count)
+    suites = directions(run.recipe.evaluate.suites)
+    made = make_plan(run.recipe, data.facts, model, machine(), count, suites)
     if run.recipe.optim.parted:
         made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from fulltune import account
 from fulltune.account import compare as compare
 from fulltune.account import report as report
+from fulltune.assemble import Prepared
 from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.gate import GateVerdict
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
@@ -34,6 +36,7 @@ from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planne
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
+from fulltune.shipping import require_judged, verdict
 from fulltune.training.journal import Sink
 
 Out = str | os.PathLike[str] | None
@@ -47,6 +50,14 @@ class Checked:
     report: str
     card: dict[str, Any]
     refusal: DataError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Losses of base and result, and the verdict by them; None where the run has no result yet."""
+
+    reports: dict[str, EvalReport]
+    verdict: GateVerdict | None
 
 
 _IN_A_TERMINAL, _ON_A_PAGE = 3, 100
@@ -138,12 +149,14 @@ def train(
     fresh: bool = False,
     accept: Sequence[str] = (),
     sinks: Sequence[Sink] = (),
+    gate: bool = False,
     **overrides: Any,
 ) -> RunRecord:
     """Everything from rows to a verified model folder; goes on where it stopped. Returns the run's record.
 
     `accept`: what may have changed since the run began: recipe fields, or `data`, `tokenizer`, `template`. `sinks`
-    hear every line of the journal.
+    hear every line of the journal. `gate`: RecipeError before training where there could be no verdict on the result;
+    what it is stands in the record.
 
     >>> fulltune.train("recipe.yaml", optim={"lr": 1e-5}).result
     """
@@ -163,11 +176,11 @@ def train(
             crew.told(lambda: require_state(run.recipe, model))
             if processes > 1:
                 with locked(run.path):
-                    planned(run, prepared(run), model, trains=True)
+                    planned(run, _judgeable(run, gate), model, trains=True)
                 start(processes, run, accept, sinks)
                 return run.finished()
             with locked(run.path) if crew.rank == 0 else nullcontext():
-                ready = crew.told(lambda: _made_ready(run, model))
+                ready = crew.told(lambda: _made_ready(run, model, gate))
                 data = opened(run, run.data_facts(), ready["depends"])
                 by = By(ready["engine"], ready["offload"])
                 return conduct(run, run.plan(), data, model, sinks, meeting, by)
@@ -200,16 +213,32 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
 
     >>> fulltune.evaluate("runs/recipe")["result"].scores["heldout.loss"]
     """
+    return judge(recipe, out=out, model=model, **overrides).reports
+
+
+def judge(recipe: Asked, *, out: Out = None, model: Out = None, gate: bool = False, **overrides: Any) -> Evaluated:
+    """As `evaluate`, with the verdict of the recipe's gate on the run's result, or on a model folder in its place.
+
+    `gate`: RecipeError before anything is measured where there could be no verdict.
+
+    >>> fulltune.judge("runs/recipe").verdict.ship
+    """
     with _working(open_run(recipe, overrides, out=out)) as run:
-        data = prepared(run)
+        data = _judgeable(run, gate)
         models = {"base": run.recipe.model}
         if model is not None:
             models["model"] = section_of(model, run.recipe.model)
         elif run.record.exists():
             models["result"] = section_of(run.model, run.recipe.model)
+        if gate:
+            run.finished()
         require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
-        return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+        reports = {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+        if not run.record.exists():
+            return Evaluated(reports, None)
+        after = reports.get("result") or reports["model"]
+        return Evaluated(reports, verdict(run, run.finished(), reports["base"], after, own=model is None))
 
 
 def export(
@@ -240,14 +269,22 @@ def export(
     return folder
 
 
-def _made_ready(run: RunFolder, model: ModelFacts) -> Mapping[str, Any]:
+def _made_ready(run: RunFolder, model: ModelFacts, gate: bool) -> Mapping[str, Any]:
     """Data and plan on disk; what the data depends on, and the engine that all processes are to take."""
-    data = prepared(run)
+    data = _judgeable(run, gate)
     chosen = planned(run, data, model, trains=True).chosen
     assert chosen is not None
     LOGGER.info(f"engine: {chosen}")
     LOGGER.info(f"memory: {chosen.forecast}")
     return {"depends": data.depends, "engine": chosen.name, "offload": chosen.forecast.offload}
+
+
+def _judgeable(run: RunFolder, gate: bool) -> Prepared:
+    """The run's data; RecipeError if by `gate` a verdict is wanted, and nothing of it could give one."""
+    data = prepared(run)
+    if gate:
+        require_judged(run.recipe, data.facts)
+    return data
 
 
 @contextmanager

@@ -102,6 +102,12 @@ class LockedError(FulltuneError):
     exit_code = 9
 
 
+class GateError(FulltuneError):
+    """The result is there in full, and `--gate` says that it must not be shipped."""
+
+    exit_code = 10
+
+
 class Interrupted(FulltuneError):
     """A signal asked the process to stop, and what is done is on disk: the same command goes on."""
 

@@ -5,9 +5,13 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from fulltune.base.formats import PrecisionPlan
+from fulltune.base.gate import GateVerdict
 from fulltune.base.groups import GroupPlan
 from fulltune.base.memory import Forecast, Shape
+from fulltune.base.progress import Mark as Mark
+from fulltune.base.progress import Progress as Progress
 from fulltune.base.results import SuiteReport
+from fulltune.base.rule import Selection
 
 IGNORE = -100
 """The label of a token that carries no loss."""
@@ -160,50 +164,6 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A place in a run: examples consumed, updates made, seconds spent on them."""
-
-    position: int = 0
-    update: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a run has come: all resumable state besides weights and optimizer. Replaced, never edited."""
-
-    position: int = 0
-    """Place in the order of the data: examples consumed, also by skipped updates."""
-    update: int = 0
-    """Optimizer updates made."""
-    skipped: int = 0
-    """Updates that were not made, and left everything as it was."""
-    rollbacks: int = 0
-    """How often the run went back to a checkpoint."""
-    halvings: int = 0
-    """How often the micro-batches were halved because memory ran out."""
-    healthy: bool = True
-    """Whether the last update was made and was no spike: a state to go back to."""
-    losses: tuple[float, ...] = ()
-    """The last losses that were no spikes, by which the next one is judged."""
-    tokens: int = 0
-    """Learned from; not those that a rollback took back."""
-    supervised_tokens: int = 0
-    seconds: float = 0.0
-    """Time spent on updates, over all resumptions, on those too that were skipped or taken back."""
-    best_score: float | None = None
-    best_update: int | None = None
-    stale: int = 0
-    """Evaluations in a row without a new best."""
-    begun: Mark = Mark()
-    """Where the last update began: a cadence asks what was passed since."""
-    judged: int = 0
-    """The update after which the last evaluation was made."""
-    saved: int | None = None
-    """The update after which the last checkpoint was begun."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one update did."""
@@ -288,3 +248,7 @@ class RunRecord:
     """Most memory that the process, of several the first, held: on the device if there is one, else on the host."""
     weights: tuple[WeightChange, ...] = ()
     """By part and layer; empty where the base has no safetensors files to compare with."""
+    selection: Selection | None = None
+    """How the result was chosen; None where nothing chose, and it is the last state."""
+    verdict: GateVerdict | None = None
+    """Whether it is to be shipped; None in a record that was made before there was a gate."""

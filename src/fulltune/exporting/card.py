@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from fulltune.base.gate import GateVerdict
 from fulltune.base.records import EvalReport, SourceFacts
 from fulltune.base.secrets import masked
 from fulltune.base.visible import visible
@@ -58,6 +59,8 @@ class Card:
     versions: Mapping[str, str]
     chat: bool
     """Whether it has a chat template."""
+    verdict: GateVerdict | None = None
+    """Whether it is to be shipped, by the gate of its run."""
 
 
 def text(card: Card) -> str:
@@ -167,6 +170,10 @@ def _body(card: Card) -> str:
 
 def _measured(card: Card) -> Iterator[str]:
     yield from ("## What it gained and lost", "")
+    if card.verdict is not None:
+        yield from (f"**{card.verdict.word}**: {_safe(card.verdict.headline)}.", "")
+        yield from (f"- {_safe(reason)}" for reason in card.verdict.reasons)
+        yield from [""] if card.verdict.reasons else []
     if card.after is None:
         yield from ("Nothing was measured of these weights.", "")
         return

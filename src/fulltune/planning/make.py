@@ -1,20 +1,21 @@
 """The plan: every number derived from recipe, data, model and machine, or a refusal. Pure."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, SourceMix
+from fulltune.base.rule import Better
 from fulltune.data.augment import augments
 from fulltune.data.formats import FORMATS
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import Mixture, mixture
-from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.planning.pulls import require_pulls
+from fulltune.planning.scores import require_scores
 from fulltune.recipe.changes import Change
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
@@ -60,9 +61,14 @@ def _sources(data: DataSection) -> Iterator[tuple[str, Source]]:
 
 
 def make_plan(
-    recipe: Recipe, data: DataFacts, model: ModelFacts, machine: Machine, count_updates: CountUpdates
+    recipe: Recipe,
+    data: DataFacts,
+    model: ModelFacts,
+    machine: Machine,
+    count_updates: CountUpdates,
+    suites: Mapping[str, Better] | None = None,
 ) -> Plan:
-    """RecipeError if what was asked for contradicts data or model."""
+    """RecipeError if what was asked for contradicts data or model. `suites`: their scores, and which way is up."""
     train = recipe.train
     mixed = mixture(recipe.data, data.splits["train"])
     own = sum(mixed.own)
@@ -70,7 +76,7 @@ def make_plan(
     updates = train.steps if examples is None else count_updates(train, examples)
     assert updates is not None
     _require_context(recipe, model)
-    _require_scores(recipe, data)
+    require_scores(recipe, data, suites or {})
     layout: Layout = "padded" if train.layout == "auto" else train.layout
     precision = resolve(recipe, machine)
     mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
@@ -138,28 +144,6 @@ def _require_context(recipe: Recipe, model: ModelFacts) -> None:
             f"data.max_length is {recipe.data.max_length}, but {model.architecture} has positions for {model.context}",
             where="data.max_length",
             mend=f"data.max_length={model.context}, and data.over_length for what is longer",
-        )
-
-
-def _require_scores(recipe: Recipe, data: DataFacts) -> None:
-    """What decides the best checkpoint must be measured."""
-    measured = [split for split in ("heldout", "retention") if data.splits[split].examples]
-    known = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
-    sources = {split: by_source(data, split) for split in measured}
-    known += [f"{split}.{name}.loss" for split, names in sources.items() if len(names) > 1 for name in names]
-    # Without held-out data nothing is chosen, and the result is the last state; unless another score was named.
-    chosen = "heldout" in measured or "best_by" in recipe.checkpoint.model_fields_set
-    if chosen and recipe.checkpoint.best_by not in known:
-        raise RecipeError(
-            f"checkpoint.best_by names {recipe.checkpoint.best_by!r}, which this run does not measure",
-            where="checkpoint.best_by",
-            mend=f"one of {', '.join(known)}" if known else "data.heldout=0.05, or leave checkpoint.best_by out",
-        )
-    if not chosen and recipe.checkpoint.patience is not None:
-        raise RecipeError(
-            "checkpoint.patience needs a score to judge by, but nothing is held out and checkpoint.best_by names none",
-            where="checkpoint.patience",
-            mend="data.heldout=0.05, or leave checkpoint.patience out",
         )
 
 

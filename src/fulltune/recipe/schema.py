@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from fulltune.base.records import Every
 from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
+from fulltune.recipe.gate import BestBy, BestByRule, GateSection
 from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust
 from fulltune.recipe.optim import OptimSection as OptimSection
 from fulltune.recipe.suites import Suites
@@ -181,7 +182,7 @@ class EvaluateSection(Section):
     """Most tokens of such an answer."""
     suites: Suites = ()
     """Questions that the base and the result are asked, scored with intervals: a suite file, a mapping such as
-    `{use: gsm8k, data: test.jsonl}`, or a list of them (docs/evaluation.md). They choose no checkpoint.
+    `{use: gsm8k, data: test.jsonl}`, or a list of them (docs/evaluation.md).
     """
     suites_every: Cadence | None = None
     """Between two times that suites are asked while training, held-out loss beside them; by default they are asked of
@@ -190,6 +191,11 @@ class EvaluateSection(Section):
     batch_tokens: Count | None = None
     """Most tokens of a batch of questions, padding and answers included; by default those of a micro-batch. It changes
     no score.
+    """
+    gate: GateSection | None = None
+    """What must hold of the result for the verdict to be SHIP, such as `{min_gain: 0.1, retention: {max_loss_increase:
+    0.02}}` (docs/retention.md); by default a gain above 0 and what `checkpoint.best_by` asks, which for
+    retention loss is at most 0.05 above the base's. It decides the exit code of `--gate`.
     """
 
     @model_validator(mode="after")
@@ -207,12 +213,13 @@ class CheckpointSection(Section):
     """Between checkpoints; a new best and the last update are saved in any case."""
     keep: Count = 2
     """How many of the newest stay on disk; the best stays besides."""
-    best_by: str = "heldout.loss"
-    """Which score decides what is best, such as `retention.loss` or, of several sources, `heldout.chat.loss`; the
-    smallest wins.
+    best_by: BestByRule = BestBy()
+    """Which score decides what is best, such as `retention.loss` or, of several sources, `heldout.chat.loss`; or a rule
+    such as `{score: heldout.loss, retention: {max_loss_increase: 0.05}}` (docs/retention.md). What breaks it is never
+    best.
     """
     patience: Count | None = None
-    """Stop after so many evaluations in a row without a new best; by default never."""
+    """Stop after so many evaluations in a row without a new best, by the same rule; by default never."""
     signals: Signals = DEFAULT
     """Signals that end a run in order: what is done is saved, and the same command goes on. The same signal again ends
     it at once.
@@ -238,3 +245,8 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
     export: ExportSection = ExportSection()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a best checkpoint is wanted: without held-out data only if a score is named to choose by."""
+        return bool(self.data.heldout) or "best_by" in self.checkpoint.model_fields_set

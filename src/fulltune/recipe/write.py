@@ -27,7 +27,7 @@ def as_values(recipe: Recipe) -> dict[str, Any]:
     for name, engines in ACTS.items():
         if recipe.engine.name not in engines:
             del values["engine"][name]
-    if not recipe.data.heldout and "best_by" not in recipe.checkpoint.model_fields_set:
+    if not recipe.chooses:
         del values["checkpoint"]["best_by"]  # nobody asked for a held-out score, and none will be measured
     return values
 

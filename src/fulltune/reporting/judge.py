@@ -205,7 +205,7 @@ def cautions(story: Story) -> list[tuple[str, str]]:
         said = f"The result was chosen by held-out data out of {len(tried)} states, so its held-out loss flatters it."
         if tested:
             command = f"fulltune evaluate {shlex.quote(str(story.path))}"
-            made.append((f"{said} data.test was not looked at while training; measure it once:", command))
+            made.append((f"{said} data.test chose nothing; it was not measured yet:", command))
         else:
             made.append((f"{said} No data.test was kept apart for a figure that nothing was chosen by.", ""))
     measured = {name for name in names if name.endswith(".loss")}

@@ -27,15 +27,27 @@ def section(title: str, about: str, *inside: Html | None) -> Html:
 
 
 def verdict(story: Story) -> Html:
-    """Gained, kept, overfitted: each in a word, two figures and a sentence; then what to know before believing it."""
+    """Whether to ship it; gained, kept, overfitted, each in a word, two figures and a sentence; what must be known."""
     told = [_told(answer) for answer in (gained(story), kept(story), fitted(story))]
     notes = cautions(story)
     return join(
         [
+            _gate(story),
             el("div", *told, cls="verdict"),
             el("ul", *(_note(*note) for note in notes), cls="cautions") if notes else None,
         ]
     )
+
+
+def _gate(story: Story) -> Html | None:
+    """Whether the result is to be shipped, and why not."""
+    found = story.verdict
+    if found is None:
+        return None
+    tone = {True: "good", False: "bad", None: ""}[found.ship]
+    reasons = el("ul", *(el("li", reason) for reason in found.reasons)) if found.reasons else None
+    line = el("p", el("b", found.word, cls=f"said {tone}".strip()), " ", el("span", found.headline.rpartition(":")[0]))
+    return el("div", line, reasons, cls="gate")
 
 
 def _note(said: str, command: str) -> Html:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fulltune.base.files import from_json
+from fulltune.base.gate import GateVerdict
 from fulltune.recipe.tree import parse
 
 COLUMNS = ("loss", "lr", "grad_norm", "tokens", "supervised_tokens", "seconds")
@@ -82,6 +84,12 @@ class Story:
         """The update that the result is of; None if there is none."""
         chosen = self.record.get("result_step")
         return int(chosen) if chosen is not None else None
+
+    @property
+    def verdict(self) -> GateVerdict | None:
+        """Whether the result is to be shipped; None where there is no result, or its record is from before the gate."""
+        found = self.record.get("verdict")
+        return None if found is None else from_json(found, GateVerdict)
 
     @property
     def baseline(self) -> Evaluation | None:

@@ -9,8 +9,10 @@ from fulltune.base.files import to_json
 from fulltune.base.log import LOGGER
 from fulltune.base.records import CheckpointInfo, EvalReport, Progress
 from fulltune.base.results import SuiteReport
+from fulltune.base.rule import Rule
 from fulltune.engine.contract import Engine
 from fulltune.training.checkpoint import Checkpoints
+from fulltune.training.choosing import choose
 from fulltune.training.journal import Journal
 from fulltune.training.pulling import Pulling
 
@@ -20,33 +22,31 @@ class Evaluating:
     """Measure, and remember whether it was the best so far."""
 
     measure: Callable[[int], EvalReport | None]
-    best_by: str
+    rule: Rule
     journal: Journal
     examine: Callable[[int], Sequence[SuiteReport]]
     """Puts suites of questions to the model as it is after so many updates."""
     asks: Callable[[Progress], bool]
     """Whether it is time for that."""
 
-    def examined(self, step: int) -> None:
-        """Put the suites to the model, and say in the journal what they gave."""
+    def examined(self, step: int) -> dict[str, float]:
+        """Put the suites to the model, and say in the journal what they gave; the scores as `SUITE.METRIC`."""
+        scores: dict[str, float] = {}
         for report in self.examine(step):
             self.journal.write("suite", to_json(report))
+            scores |= {f"{report.suite}.{name}": score for name, score in report.scores.items()}
+        return scores
 
     def __call__(self, progress: Progress) -> Progress:
-        if self.asks(progress):
-            self.examined(progress.update)
+        scores = self.examined(progress.update) if self.asks(progress) else {}
         report = self.measure(progress.update)
-        if report is None:
+        if report is not None:
+            self.journal.write("evaluation", to_json(report))
+            require_finite(report)
+            scores |= report.scores
+        if not scores:
             return progress
-        self.journal.write("evaluation", to_json(report))
-        require_finite(report)
-        progress = replace(progress, judged=progress.update)
-        if self.best_by not in report.scores:  # nothing is held out, so nothing is chosen
-            return progress
-        score = report.scores[self.best_by]
-        if progress.best_score is None or score < progress.best_score:
-            return replace(progress, best_score=score, best_update=progress.update, stale=0)
-        return replace(progress, stale=progress.stale + 1)
+        return choose(replace(progress, judged=progress.update), self.rule, scores)
 
 
 def require_finite(report: EvalReport) -> None:

@@ -30,16 +30,19 @@ class Cadence:
             return False
         return self.finished(progress) or self._crossed(self.evaluate, progress) or self.asks(progress)
 
-    def asks(self, progress: Progress) -> bool:
-        """Whether it is time to ask suites of questions; held-out loss is measured then too."""
-        return self.ask is not None and self._crossed(self.ask, progress)
+    def asks(self, progress: Progress, *, last: bool = False) -> bool:
+        """Whether it is time to ask suites of questions; held-out loss is measured then too.
+
+        `last`: after the last update in any case, since the best is chosen by them.
+        """
+        return self.ask is not None and (self._crossed(self.ask, progress) or (last and self.finished(progress)))
 
     def saves(self, progress: Progress) -> bool:
-        """Whether it is time to save; at a new best and after the last update in any case."""
+        """Whether it is time to save; at what would be chosen now, and after the last update in any case."""
         if progress.saved == progress.update:
             return False
-        new_best = progress.best_update == progress.update == progress.judged
-        return new_best or self.finished(progress) or self._crossed(self.save, progress)
+        newly_chosen = progress.chosen == progress.update == progress.judged
+        return newly_chosen or self.finished(progress) or self._crossed(self.save, progress)
 
     def _crossed(self, every: Every, now: Progress) -> bool:
         before = now.begun

@@ -199,7 +199,7 @@ class Checkpoints:
     def _thin(self, progress: Progress) -> None:
         """By number, never by time: clocks go back, and copies get new times."""
         steps = sorted(self.steps())
-        kept = {*steps[-self._keep :], progress.best_update}
+        kept = {*steps[-self._keep :], progress.chosen}
         kept.add(next((step for step in reversed(steps) if self._may_be_healthy(step)), None))
         for step in steps:
             if step not in kept and step < progress.update:

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import fulltune
+from fulltune.base.gate import GateVerdict, Moved
 from fulltune.base.records import EvalReport, SourceFacts
 from fulltune.exporting.card import Card, hub_id, licence_of, text
 from tests import tiny
@@ -193,3 +194,13 @@ def test_a_result_ships_its_own_card_and_never_that_of_its_base(tmp_path: Path) 
     assert f"| train | rows.jsonl | {record.data.splits['train'].examples} |" in made
     place = fulltune.export(tmp_path / "run", tmp_path / "again", step=record.result_step)
     assert (place / "README.md").read_text() == made
+
+
+def test_the_verdict_stands_above_the_scores_and_stays_text(tmp_path: Path) -> None:
+    gained = Moved(score="test.loss", before=5.0, after=4.0, gain=1.0, interval=None)
+    verdict = GateVerdict(ship=True, gained=gained, lost=None, conditions=(), asked=False, notes=(EVIL,))
+    made = text(card(tmp_path, verdict=verdict))
+    assert made.index("**SHIP**: gained 1.0000") < made.index("| score |")
+    assert "<script>" not in made
+    assert "\u202e" not in made
+    assert "SHIP" not in text(card(tmp_path))

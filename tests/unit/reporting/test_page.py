@@ -288,3 +288,21 @@ def test_a_browser_shows_the_page_and_tells_numbers_under_the_pointer(run: Path,
     (readout, *_) = re.findall(r'<p class="readout faint">(.*?)</p>', done.stdout)
     assert re.fullmatch(r"training [\d.]+ at 6; held-out [\d.]+ at 6", readout)
     assert "img" not in {tag for tag, _ in shown.found}
+
+
+def test_the_verdict_of_the_gate_stands_on_top_and_is_nothing_but_text(tmp_path: Path) -> None:
+    moved = {"score": EVIL, "before": 5.0, "after": 4.0, "gain": 1.0, "interval": [0.5, 1.5]}
+    failed = {"what": f"more of {EVIL}", "found": 1.0, "kept": False}
+    verdict = {"ship": False, "gained": moved, "lost": None, "conditions": [failed], "asked": True, "notes": [EVIL]}
+    lines = [evaluation(0, 5.0), step(1, 4.5), evaluation(1, 4.0)]
+    folder = bare(tmp_path / "run", lines, record={"result_step": 1, "verdict": verdict})
+    made = page(read_story(folder), Beside())
+    parsed = Elements(made)
+    assert {tag for tag, _ in parsed.found if tag in ("img", "a")} == set()
+    assert sum(tag == "script" for tag, _ in parsed.found) == 1
+    assert "DO NOT SHIP gained 1.0000 [0.5000, 1.5000] of" in parsed.text
+    assert "failed: more of" in parsed.text
+    assert parsed.text.index("DO NOT SHIP") < parsed.text.index("What it learned")
+    assert "\u202e" not in made
+    unjudged = bare(tmp_path / "other", lines, record={"result_step": 1})
+    assert 'class="gate"' not in page(read_story(unjudged), Beside()), "a record from before the gate"

@@ -13,6 +13,7 @@ import torch
 from fulltune.base.errors import CheckpointError, DivergedError, Interrupted
 from fulltune.base.files import to_json
 from fulltune.base.records import EvalReport, Every, Mark, Plan, Progress
+from fulltune.base.rule import Rule
 from fulltune.planning.precision import precision_plan
 from fulltune.recipe.schema import OptimSection
 from fulltune.training.acts import Evaluating
@@ -228,7 +229,7 @@ def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.jsonl") as journal:
         evaluating = Evaluating(
             measure=lambda step: EvalReport(step=step, scores={"heldout.loss": next(scores)}, counts={"heldout": 1}),
-            best_by="heldout.loss",
+            rule=Rule("heldout.loss", "lower"),
             journal=journal,
             **ASKS_NOTHING,
         )
@@ -243,7 +244,9 @@ def test_judging_remembers_the_best_and_counts_the_rest(tmp_path: Path) -> None:
 def test_a_score_that_is_nan_ends_the_run_and_stands_in_the_journal(tmp_path: Path) -> None:
     report = EvalReport(step=4, scores={"heldout.loss": math.nan}, counts={"heldout": 1})
     with Journal(tmp_path / "j.jsonl") as journal:
-        evaluating = Evaluating(measure=lambda step: report, best_by="heldout.loss", journal=journal, **ASKS_NOTHING)
+        evaluating = Evaluating(
+            measure=lambda step: report, rule=Rule("heldout.loss", "lower"), journal=journal, **ASKS_NOTHING
+        )
         with pytest.raises(DivergedError, match=r"heldout\.loss is NaN"):
             evaluating(at(4))
     assert json.loads((tmp_path / "j.jsonl").read_text())["scores"] == {"heldout.loss": "NaN"}
