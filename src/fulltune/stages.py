@@ -209,7 +209,7 @@ def evaluate(recipe: Asked, *, out: Out = None, model: Out = None, **overrides: 
             models["result"] = section_of(run.model, run.recipe.model)
         require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
-        return {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+        return score(run.recipe, plan, data, models, run.path)
 
 
 def export(

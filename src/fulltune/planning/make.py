@@ -13,6 +13,7 @@ from fulltune.data.lay import Budget
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.data.names import by_source
 from fulltune.optim.schedules import SCHEDULES
+from fulltune.planning.comparing import measures, require_comparing
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.planning.pulls import require_pulls
 from fulltune.recipe.changes import Change
@@ -36,6 +37,7 @@ def require_names(recipe: Recipe) -> None:
         partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule"),
         partial(require_precision, recipe),
         partial(require_pulls, recipe),
+        partial(require_comparing, recipe),
     ]
     for where, source in _sources(recipe.data):
         if source.format != "auto":
@@ -147,6 +149,8 @@ def _require_scores(recipe: Recipe, data: DataFacts) -> None:
     known = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
     sources = {split: by_source(data, split) for split in measured}
     known += [f"{split}.{name}.loss" for split, names in sources.items() if len(names) > 1 for name in names]
+    if measures(recipe, "retention" in measured):
+        known.append("retention.kl")
     # Without held-out data nothing is chosen, and the result is the last state; unless another score was named.
     chosen = "heldout" in measured or "best_by" in recipe.checkpoint.model_fields_set
     if chosen and recipe.checkpoint.best_by not in known:
