@@ -38,6 +38,7 @@ from fulltune.planning.pulls import pulls_of
 from fulltune.planning.scores import rule_of
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.schema import ExportSection, ModelSection, OptimSection, Recipe, TrainSection
+from fulltune.references import Compared, Comparing, comparing
 from fulltune.training.acts import Evaluating, Saving
 from fulltune.training.cadence import Cadence
 from fulltune.training.checkpoint import Belonging, Checkpoints
@@ -142,6 +143,9 @@ class Training:
     saving: Saving
     pulling: Pulling
     checkpoints: Checkpoints
+    comparing: Comparing
+    compare: Callable[..., None]
+    """Sees to it that what the base predicts is there: `(anew, ready)`, as `Comparing.make` takes them."""
     loop: Callable[[Progress], Run]
     """The loop's parts, from where the run stands."""
 
@@ -150,21 +154,20 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
     # Asked before an engine takes the weights apart.
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
+    kept = comparing(recipe, plan, data.facts, data.stores, site.folder)
     rates = _rates(recipe.optim, plan, model)
     pulls = pulls_of(recipe.optim)
     in_order = sorted(pulls.values(), key=lambda pull: not pull.mixes)  # the others see weights that are put back
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, in_order)
     pulling = _pulling(recipe, pulls, engine, site, partial(_fisher, engine, objective, data, plan))
-    world = site.meeting.world
+    place: Any = {"rank": site.meeting.world.rank, "size": site.meeting.world.size}
     ordered = mixture(recipe.data, data.facts.splits["train"]).order(recipe.train.seed)
     checkpoints = Checkpoints(
         site.folder / "checkpoints", keep=recipe.checkpoint.keep, belonging=site.belonging, crew=site.meeting.crew
     )
     saving = Saving(checkpoints=checkpoints, engine=engine, pulling=pulling, journal=site.journal)
     updating = Updating(
-        feed=Feed(
-            data.stores["train"], ordered, portion(recipe.train), end=plan.examples, rank=world.rank, size=world.size
-        ),
+        feed=Feed(data.stores["train"], ordered, portion(recipe.train), end=plan.examples, refer=kept.refer, **place),
         budget=Budget(plan.micro_examples, plan.micro_tokens, plan.layout, plan.context, 6.0 * hidden),
         engine=engine,
         objective=objective,
@@ -179,10 +182,10 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         journal=site.journal,
         mixing=pulling.mixing,
     )
-    cadence = _cadence(recipe, plan)
-    measured, examined = measuring(data, _MEASURED, plan, engine, objective), partial(site.examine, engine)
+    cadence, rule = _cadence(recipe, plan), rule_of(recipe.checkpoint.best_by, site.suites)
+    measured = measuring(data, _MEASURED, plan, engine, objective, kept.measured)
+    examined = partial(site.examine, engine)
     tested = measuring(data, ["test"], plan, engine, objective)
-    rule = rule_of(recipe.checkpoint.best_by, site.suites)
     evaluating = Evaluating(
         measure=lambda update: pulling.instead(partial(measured, update)),
         rule=rule,
@@ -199,6 +202,8 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         saving=saving,
         pulling=pulling,
         checkpoints=checkpoints,
+        comparing=kept,
+        compare=partial(kept.make, engine, objective, site.meeting.crew),
         loop=lambda progress: Run(
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),
@@ -215,7 +220,8 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> 
     cut = head(model) if answers.cut else None
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
-    return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model))
+    held = {"kl": section.kl_weight} if section.kl_weight else {}  # planning/comparing.py refuses other objectives
+    return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model), **held)
 
 
 def _pulling(recipe: Recipe, pulls: Mapping[str, Pull], engine: Engine, site: Site, estimate: Estimate) -> Pulling:
@@ -242,31 +248,30 @@ def _fisher(engine: Engine, objective: Objective, data: Prepared, plan: Plan, ex
 
 
 def measuring(
-    data: Prepared, splits: Iterable[str], plan: Plan, engine: Engine, objective: Objective
+    data: Prepared,
+    splits: Iterable[str],
+    plan: Plan,
+    engine: Engine,
+    objective: Objective,
+    compared: Compared | None = None,
 ) -> Callable[[int], EvalReport | None]:
-    """Measures what there is of these splits after a given number of updates; None if there is nothing."""
+    """Measures what there is of these splits after a given number of updates; None if there is nothing.
+
+    `compared`: what the base predicts of retention data; without it there is no `retention.kl`.
+    """
     # Padded whatever the layout of training is: similar lengths lie together, and a loss does not depend on it.
     budget = Budget(plan.micro_tokens, plan.micro_tokens, "padded", plan.context)
-    world = engine.world
+    place: Any = {"rank": engine.world.rank, "size": engine.world.size}
+    refer = {} if compared is None else {"retention": compared.references}
     batches = {
         split: {
-            name: partial(once, data.stores[split], budget, members=members, rank=world.rank, size=world.size)
+            name: partial(once, data.stores[split], budget, members=members, refer=refer.get(split), **place)
             for name, members in by_source(data.facts, split).items()
         }
         for split in splits
         if split in data.stores
     }
     return lambda update: measure(batches, engine, objective, step=update) if batches else None
-
-
-def require_layout(plan: Plan, model: nn.Module, answers: Answers) -> None:
-    """RecipeError if examples packed into one row would see each other in this model."""
-    if plan.layout == "packed" and not answers.isolates:
-        raise RecipeError(
-            f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
-            where="train.layout",
-            mend="train.layout=padded, or another model.attention",
-        )
 
 
 def target(model: ModelSection, section: ExportSection, facts: DataFacts, shipped: Template, dtype: str) -> Target:

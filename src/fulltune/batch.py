@@ -6,6 +6,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """What the base predicts at some of a batch's supervised tokens: its likeliest next tokens, the others as one.
+
+    `rows` [n]: places among the batch's `taught`. `ids`, `logs` [n, top]: tokens and the logarithms of their
+    probabilities; `rest` [n]: that of the probability of all other tokens together.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    logs: Tensor
+    rest: Tensor
+    weight: float
+    """Sum of the weights of these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One forward pass: `ids`, `labels`, `weights` [rows, tokens]; an empty batch is one unsupervised token.
 
@@ -24,6 +40,8 @@ class Batch:
     lengths: tuple[int, ...]
     weight: float
     """Sum of the weights of the supervised tokens: the denominator of their mean loss."""
+    reference: Reference | None = None
+    """What the base predicts, where the model is compared with it."""
 
     @property
     def tokens(self) -> int:
@@ -43,8 +61,13 @@ class Batch:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
+        base = self.reference
+        if base is not None:
+            rows, ids, logs, rest = map(moved, (base.rows, base.ids, base.logs, base.rest))
+            base = Reference(rows, ids, logs, rest, base.weight)
         return replace(
             self,
+            reference=base,
             ids=moved(self.ids),
             labels=moved(self.labels),
             weights=moved(self.weights),

@@ -29,6 +29,7 @@ from fulltune.model.stored import Stored, locate
 from fulltune.outcome import Outcome
 from fulltune.ready import facts_of, opened, require_tokenizer
 from fulltune.recipe.schema import ModelSection
+from fulltune.references import comparing
 from fulltune.runs import RunFolder, open_run, result_of
 
 Parts = tuple[float, ...]
@@ -152,7 +153,10 @@ def blended(
         reads = [_reader(name, one, section) for name, one in models.items()]
         objective = objective_for(run.recipe.train, model, ask(model, packed=False))
         engine = engine_for(run.recipe, plan, model, objective, alone(), By("single"))
-        measure = measuring(data, splits, plan, engine, objective)
+        # The base may be none of these models, so that what it predicts cannot be made here.
+        base = comparing(run.recipe, plan, data.facts, data.stores, run.path).measured
+        compared = base if base is not None and base.references.stand(alone().crew) else None
+        measure = measuring(data, splits, plan, engine, objective, compared)
         points = tuple(
             BlendPoint(parts=parts, scores=_measured(engine, reads, parts, measure).scores) for parts in wanted.scored
         )

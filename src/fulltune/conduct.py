@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.account import reported
-from fulltune.assemble import Prepared, Site, Training, require_layout, training
+from fulltune.assemble import Prepared, Site, Training, training
 from fulltune.base.errors import CheckpointError, DivergedError
 from fulltune.base.files import from_json, require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
@@ -25,7 +25,7 @@ from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
 from fulltune.shipping import Measured, of_record
-from fulltune.starting import Start, start
+from fulltune.starting import Start, require_layout, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.choosing import choose_anew, fallen_back, selection
@@ -174,6 +174,8 @@ class _Work:
             checkpoints.clear()  # before the first update was saved everything may change
             self.journal.cut(0)
             return None
+        # The last moment at which the engine has the base's weights, or can have them.
+        self.built.compare(anew=False, ready=partial(self.begun.fill, self.built.engine))
         progress, manifest, extra = checkpoints.load(newest, self.built.engine)
         self.begun.forgo()
         self.built.pulling.recall(extra)
@@ -213,6 +215,7 @@ class _Work:
         self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
+        self.built.compare(anew=True, ready=lambda: None)
         self.built.pulling.begin()
         self.outcome.write_model(self._scratch, self.run.recipe.export, step=0)
         report = merged(self.built.evaluating.measure(0), self.built.testing(0))
@@ -239,7 +242,8 @@ class _Work:
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
         weights, state = self.bytes
         fisher = weights if self.built.pulling.estimates else 0  # written before the first update, and kept
-        require_room(self.run.path, kept * state + weights + fisher, f"{kept} checkpoints and the result")
+        predicted = self.built.comparing.bytes
+        require_room(self.run.path, kept * state + weights + fisher + predicted, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""

@@ -92,6 +92,7 @@ def _settings(recipe: Recipe, plan: Plan, facts: DataFacts) -> dict[str, str]:
         "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
         "learning rate": f"{optim.lr:g} at the peak, {optim.schedule}",
         **({"pulls": ", ".join(map(_pull, optim.pulls))} if optim.pulls else {}),
+        **({"held to the base": f"KL on replayed text, weight {train.kl_weight:g}"} if train.kl_weight else {}),
         "precision": plan.precision,
         "seed": str(train.seed),
         "chat template": f"sha256 {facts.template[:16]}",

@@ -1,7 +1,9 @@
 """Losses of any model on a run's data; and what is said where memory runs out."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from fulltune.assemble import Prepared, measuring, objective_for
 from fulltune.base.errors import MachineError, RecipeError
@@ -12,18 +14,41 @@ from fulltune.engines import By, engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
 from fulltune.recipe.schema import ModelSection, Recipe
+from fulltune.references import Compared, comparing
 from fulltune.training.acts import require_finite
 
 
-def score(recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection) -> EvalReport:
-    """Losses of any model on held-out, test and retention data."""
-    with fitting(plan):
-        model = load_model(section).to(alone().world.device)
-        require_rows(model, load_tokenizer(section), section.path)
-        objective = objective_for(recipe.train, model, ask(model, packed=False))
-        engine = engine_for(recipe, plan, model, objective, alone(), By("single"))
-        splits = [split for split in data.stores if split != "train"]
-        report = measuring(data, splits, plan, engine, objective)(0)
+def score(
+    recipe: Recipe, plan: Plan, data: Prepared, models: Mapping[str, ModelSection], folder: Path
+) -> dict[str, EvalReport]:
+    """Losses of models on held-out, test and retention data, one model in memory at a time. The first is the base.
+
+    `folder`: the run's, with what the base predicts; if it is not there, the base that is scored is asked.
+    """
+    crew = alone().crew
+    with fitting(plan), tempfile.TemporaryDirectory() as scratch:
+        known, fresh = (comparing(recipe, plan, data.facts, data.stores, at).measured for at in (folder, Path(scratch)))
+        stands = known is None or known.references.stand(crew)
+        compared = known if stands else fresh
+        reports = {}
+        for name, section in models.items():
+            reports[name] = _scored(recipe, plan, data, section, compared, makes=not stands)
+            stands = True
+    return reports
+
+
+def _scored(
+    recipe: Recipe, plan: Plan, data: Prepared, section: ModelSection, compared: Compared | None, *, makes: bool
+) -> EvalReport:
+    """Of one model; `makes`: it is the base, and what it predicts is kept."""
+    model = load_model(section).to(alone().world.device)
+    require_rows(model, load_tokenizer(section), section.path)
+    objective = objective_for(recipe.train, model, ask(model, packed=False))
+    engine = engine_for(recipe, plan, model, objective, alone(), By("single"))
+    if makes and compared is not None:
+        compared.make(engine, objective, alone().crew)
+    splits = [split for split in data.stores if split != "train"]
+    report = measuring(data, splits, plan, engine, objective, compared)(0)
     if report is None:
         raise RecipeError("nothing to measure on", where="data", mend="give data.heldout, data.test or data.retention")
     require_finite(report)

@@ -13,10 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from fulltune.base.memory import CHUNK_BYTES
 from fulltune.base.table import Table
-from fulltune.batch import Batch
+from fulltune.batch import Batch, Reference
+from fulltune.divergence import Likely, divergence, likeliest
 from fulltune.fused import head_loss
 
 T = TypeVar("T")
+
+KL = "kl"
+"""The term that compares the model with the base, where a batch has a `reference`."""
 
 
 class Cut(Protocol):
@@ -46,6 +50,8 @@ class Objective(nn.Module):
     """What every objective is. loss = sum over terms of weights[term] * (sum of the term) / (global count of it)."""
 
     weights: ClassVar[Mapping[str, float]]
+    penalties: Mapping[str, float] = {}
+    """Weights of further terms that are minimised too, and are in no loss that is reported."""
     model: nn.Module
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -71,32 +77,63 @@ class NextToken(Objective):
     Logits exist only where something is supervised, and only CHUNK_BYTES of them at a time: their gradients are made
     while they are there, or they are computed again in the backward pass. The softmax is float32 in any precision. A
     model whose head is unusual (`cut` is None) computes its logits itself.
+
+    Of a batch with a `reference` also the term `kl`: KL(base || model) at its rows, weighted by token. With `kl` above
+    0 so many times its mean is added to the loss while training: a model that learns new things is held to what the
+    old one said (Li and Hoiem 2016, Learning without Forgetting, arXiv 1606.09282; by likelihoods as in Hinton et al.
+    2015, arXiv 1503.02531, at temperature 1).
     """
 
     weights: ClassVar[Mapping[str, float]] = {"next_token": 1.0}
 
-    def __init__(self, model: nn.Module, cut: Cut | None, *, keeps_logits: bool) -> None:
+    def __init__(self, model: nn.Module, cut: Cut | None, *, keeps_logits: bool, kl: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.penalties = {KL: kl} if kl else {}
         self._cut = [cut]  # in a list, since a module assigned here would be registered a second time
         self._keeps_logits = keeps_logits
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        return {"next_token": batch.weight}
+        base = batch.reference
+        return {"next_token": batch.weight, **dict.fromkeys(self.penalties, 0.0 if base is None else base.weight)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         labels = batch.labels.flatten().index_select(0, batch.taught)
         weights = batch.weights.flatten().index_select(0, batch.taught)
+        cut, base, seen = self._cut[0], batch.reference, self._seen(batch)
+        if cut is None:
+            sums = {"next_token": _cross_entropy(seen.float(), labels, weights)}
+            if base is not None:
+                sums[KL] = _apart(seen.index_select(0, base.rows).float(), *_compared(base, weights))
+            return sums
+        sums = {"next_token": _next_token(cut, seen, labels, weights)}
+        if base is not None:
+            # Besides logits and their gradient it holds a copy without the likeliest ones: half as many at a time.
+            rows = seen.index_select(0, base.rows)
+            sums[KL] = _in_chunks(cut, _apart, CHUNK_BYTES // 2, rows, *_compared(base, weights))
+        return sums
+
+    def likeliest(self, batch: Batch, rows: Tensor, top: int) -> Likely:
+        """What the model predicts at `rows` [n] of a batch's supervised tokens, without gradients."""
+        with torch.no_grad():
+            cut, seen = self._cut[0], self._seen(batch).index_select(0, rows)
+            if cut is None:
+                return likeliest(seen.float(), top)
+            size = max(1, CHUNK_BYTES // (8 * cut.vocab))
+            # At least once, as below.
+            parts = [likeliest(cut.logits(seen[at : at + size]), top) for at in range(0, max(1, len(rows)), size)]
+        return Likely(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """Hidden states of the supervised tokens [supervised, hidden]; their logits, where the head is not cut off."""
         # use_cache=True, the models' default, makes packed examples attend to each other.
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.positions is not None:
             inputs["position_ids"] = batch.positions
         cut = self._cut[0]
         if cut is None:
-            logits = self._own_logits(batch, inputs)
-            return {"next_token": _cross_entropy(logits.float(), labels, weights)}
-        hidden = cast(Tensor, cut.backbone(**inputs)[0]).flatten(0, 1).index_select(0, batch.taught)
-        return {"next_token": self._in_chunks(cut, hidden, labels, weights)}
+            return self._own_logits(batch, inputs)
+        return cast(Tensor, cut.backbone(**inputs)[0]).flatten(0, 1).index_select(0, batch.taught)
 
     def _own_logits(self, batch: Batch, inputs: dict[str, Any]) -> Tensor:
         """[supervised, vocab] from the model's own forward pass, at the columns where any row is supervised."""
@@ -108,24 +145,12 @@ class NextToken(Objective):
         logits = self.model(**inputs, logits_to_keep=columns).logits
         return logits[batch.taught // width, place]
 
-    @staticmethod
-    def _in_chunks(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+
+def _next_token(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
         size = max(1, CHUNK_BYTES // (4 * cut.vocab))
-        if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
-            return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
-        for start in range(0, max(1, len(labels)), size):
-            part = slice(start, start + size)
-            pieces = (hidden[part], labels[part], weights[part])
-            if torch.is_grad_enabled():
-                total = total + cast(
-                    Tensor,
-                    checkpoint(_head_loss, cut.logits, *pieces, use_reentrant=False, preserve_rng_state=False),
-                )
-            else:
-                total = total + _head_loss(cut.logits, *pieces)
-        return total
+        return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
+    return _in_chunks(cut, _cross_entropy, CHUNK_BYTES, hidden, labels, weights)
 
 
 def _in_float16(hidden: Tensor) -> bool:
@@ -133,13 +158,42 @@ def _in_float16(hidden: Tensor) -> bool:
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
-def _head_loss(logits: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    return _cross_entropy(logits(hidden), labels, weights)
+def _in_chunks(cut: Cut, loss: Callable[..., Tensor], at_once: int, hidden: Tensor, *columns: Tensor) -> Tensor:
+    """The sum of a loss over tokens, of whose logits only so many bytes are held at a time."""
+    size = max(1, at_once // (4 * cut.vocab))
+    total = hidden.new_zeros((), dtype=torch.float32)
+    # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
+    for start in range(0, max(1, len(hidden)), size):
+        part = slice(start, start + size)
+        pieces = (hidden[part], *(column[part] for column in columns))
+        if torch.is_grad_enabled():
+            total = total + cast(
+                Tensor,
+                checkpoint(_head_loss, cut.logits, loss, *pieces, use_reentrant=False, preserve_rng_state=False),
+            )
+        else:
+            total = total + _head_loss(cut.logits, loss, *pieces)
+    return total
+
+
+def _head_loss(
+    logits: Callable[[Tensor], Tensor], loss: Callable[..., Tensor], hidden: Tensor, *columns: Tensor
+) -> Tensor:
+    return loss(logits(hidden), *columns)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Sum of weight * -log p(label); logits float32 [tokens, vocab]."""
     return (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
+def _apart(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weight * KL(base || model); logits float32 [tokens, vocab]."""
+    return (divergence(logits, Likely(ids, logs, rest)) * weights).sum()
+
+
+def _compared(base: Reference, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return base.ids, base.logs, base.rest, weights.index_select(0, base.rows)
 
 
 MakeObjective = Callable[..., Objective]

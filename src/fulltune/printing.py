@@ -60,7 +60,8 @@ def outcome(record: RunRecord) -> Mapping[str, Any]:
     after = next((report for report in record.evaluations if report.step == record.result_step), None)
     if record.baseline is not None and after is not None:
         for name, score in after.scores.items():
-            shown[name] = f"{record.baseline.scores[name]:.4f} -> {score:.4f}"
+            old = record.baseline.scores.get(name)  # none of what was not measured yet when the run began
+            shown[name] = f"{score:.4f}" if old is None else f"{old:.4f} -> {score:.4f}"
     asked = {(report.step, report.suite): report for report in record.suites}
     for (step, suite), report in asked.items():
         before = asked.get((0, suite))

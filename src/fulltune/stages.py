@@ -234,7 +234,7 @@ def judge(recipe: Asked, *, out: Out = None, model: Out = None, gate: bool = Fal
             run.finished()
         require_tokenizer(run.recipe.model, models)
         plan = planned(run, data, facts_of(run.recipe.model), judged=None).plan
-        reports = {name: score(run.recipe, plan, data, section) for name, section in models.items()}
+        reports = score(run.recipe, plan, data, models, run.path)
         if not run.record.exists():
             return Evaluated(reports, None)
         after = reports.get("result") or reports["model"]

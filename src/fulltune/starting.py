@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.base.allocator import returning
+from fulltune.base.errors import RecipeError
 from fulltune.base.log import LOGGER
-from fulltune.base.records import EngineName
+from fulltune.base.records import EngineName, Plan
 from fulltune.engine.contract import Engine, Read
 from fulltune.engine.launch import Meeting
 from fulltune.engine.native import fill, unique_state
@@ -97,6 +98,16 @@ def start(section: ModelSection, meeting: Meeting, engine: EngineName, *, replic
         answers = _asked(model, stored, grid, section.path, packed=packed)
     crew.rest()  # the weights are read once more, which may take long
     return Start(model, answers, stored.read)
+
+
+def require_layout(plan: Plan, model: nn.Module, answers: Answers) -> None:
+    """RecipeError if examples packed into one row would see each other in this model."""
+    if plan.layout == "packed" and not answers.isolates:
+        raise RecipeError(
+            f"examples packed into one row see each other in {type(model).__name__} as it is loaded",
+            where="train.layout",
+            mend="train.layout=padded, or another model.attention",
+        )
 
 
 def _asked(model: nn.Module, stored: Stored, grid: _Grid, where: str, *, packed: bool) -> Answers:

@@ -70,6 +70,7 @@ class Ground:
         size: int = 1,
         make_engine: Any = None,
         by: Parting | None = None,
+        kl: float = 0.0,
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -79,7 +80,8 @@ class Ground:
         self.budget = Budget(micro, 10_000, layout)
         self.place = {"rank": rank, "size": size}
         self.model = model
-        self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits)
+        self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits, kl=kl)
+        self.refer: Any = None
         self.spared = facts.undecayed(model)
         formats = precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True)
 
@@ -103,7 +105,7 @@ class Ground:
         members = list(range(len(self.store))) if members is None else list(members)
         lengths = [int(self.store.lengths[i]) for i in members]
         return [
-            collate(self.store, [members[i] for i in part], self.budget)
+            collate(self.store, [members[i] for i in part], self.budget, self.refer)
             for part in cut(lengths, self.budget, **self.place)
         ]
 

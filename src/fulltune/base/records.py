@@ -176,13 +176,16 @@ class StepReport:
     tokens: int
     supervised_tokens: int
     seconds: float
+    penalty: float = 0.0
+    """What the objective was held back by besides, such as its KL divergence from the base, by weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
     """Scores by `split.name`, such as `heldout.loss`, after so many updates; `counts` says over how many tokens.
 
-    A split of several sources has `heldout.SOURCE.loss` for each of them besides.
+    A split of several sources has `heldout.SOURCE.loss` for each of them besides. A score over fewer tokens than its
+    split, such as `retention.kl`, has a count of its own, under its whole name.
     """
 
     step: int

@@ -10,6 +10,8 @@ Better = Literal["higher", "lower"]
 
 RETENTION = "retention.loss"
 """The score that says what was forgotten."""
+DIVERGENCE = "retention.kl"
+"""The score that says how far the model's predictions lie from the base's, there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,25 @@
 """The feed: examples of a store -> the batches of an update."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fulltune.base.records import IGNORE
-from fulltune.batch import Batch
+from fulltune.batch import Batch, Reference
 from fulltune.data.lay import Budget, fullest, lay
 from fulltune.data.order import Order
 from fulltune.data.store import Store
 
+Refer = Callable[[Sequence[int], Sequence[int], NDArray[Any]], Reference | None]
+"""Examples of a batch, how many supervised tokens each has, and the weights of all these -> what the base predicts."""
 
-def collate(store: Store, members: Sequence[int], budget: Budget) -> Batch:
-    """Lay examples of a store into one batch."""
+
+def collate(store: Store, members: Sequence[int], budget: Budget, refer: Refer | None = None) -> Batch:
+    """Lay examples of a store into one batch; with what the base predicts of them, where it is asked for."""
     examples = [store[i] for i in members]
     lengths = [len(example.ids) for example in examples]
     packed = budget.layout == "packed"
@@ -31,16 +36,21 @@ def collate(store: Store, members: Sequence[int], budget: Budget) -> Batch:
         ids[row, here], labels[row, here], weights[row, here] = example.ids, example.labels, example.weights
         positions[row, here] = np.arange(lengths[number])
         at += lengths[number]
-    return Batch(
+    taught = np.flatnonzero(labels != IGNORE)
+    made = Batch(
         ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),
         positions=torch.from_numpy(positions) if packed else None,
-        taught=torch.from_numpy(np.flatnonzero(labels != IGNORE)),
+        taught=torch.from_numpy(taught),
         examples=tuple(int(i) for i in members),
         lengths=tuple(lengths),
         weight=float(weights.sum(dtype=np.float64)),
     )
+    if refer is None:
+        return made
+    counts = [int((example.labels != IGNORE).sum()) for example in examples]
+    return replace(made, reference=refer(made.examples, counts, weights.reshape(-1)[taught]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +79,21 @@ class Feed:
     """The micro-batches of the update that begins at a position of the data; the same whenever it is asked."""
 
     def __init__(
-        self, store: Store, order: Order, portion: Portion, *, end: int | None, rank: int = 0, size: int = 1
+        self,
+        store: Store,
+        order: Order,
+        portion: Portion,
+        *,
+        end: int | None,
+        rank: int = 0,
+        size: int = 1,
+        refer: Refer | None = None,
     ) -> None:
-        """`end`: the position at which the data is used up, None for never."""
+        """`end`: the position at which the data is used up, None for never. `refer`: knows what the base predicts."""
         self._store, self._order, self._portion = store, order, portion
         self._end, self._rank, self._size = end, rank, size
         self._most = portion.most(int(store.lengths.min()))
+        self._refer = refer
 
     def take(self, position: int) -> list[int]:
         """The examples of the update that begins here, in order; empty at the end. The next begins `len` further."""
@@ -86,7 +105,7 @@ class Feed:
     def batches(self, members: Sequence[int], budget: Budget) -> Iterator[Batch]:
         """This rank's micro-batches of these examples, made one by one."""
         for micro in lay(self._lengths(members), budget, rank=self._rank, size=self._size):
-            yield collate(self._store, [members[i] for i in micro], budget)
+            yield collate(self._store, [members[i] for i in micro], budget, self._refer)
 
     def cut(self, members: Sequence[int], budget: Budget) -> list[list[int]]:
         """How these examples fall into the micro-batches of all ranks, the same on each; to compare budgets by."""
@@ -111,9 +130,15 @@ class Feed:
 
 
 def once(
-    store: Store, budget: Budget, *, members: Sequence[int] | None = None, rank: int = 0, size: int = 1
+    store: Store,
+    budget: Budget,
+    *,
+    members: Sequence[int] | None = None,
+    rank: int = 0,
+    size: int = 1,
+    refer: Refer | None = None,
 ) -> Iterator[Batch]:
     """These examples of a store (by default all) exactly once, in batches of similar length: for evaluation."""
     members = range(len(store)) if members is None else members
     for micro in lay([int(store.lengths[i]) for i in members], budget, rank=rank, size=size):
-        yield collate(store, [members[i] for i in micro], budget)
+        yield collate(store, [members[i] for i in micro], budget, refer)

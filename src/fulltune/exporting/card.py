@@ -34,6 +34,10 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 """What Markdown could take for more than a character."""
 _SPLITS = {"test": "test data, which nothing was chosen by", "heldout": "held-out data", "retention": "retention data"}
 
+_KL = (
+    "`retention.kl` is how far its predictions lie from the base's there, in nats per token (KL divergence), at least."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -182,7 +186,8 @@ def _measured(card: Card) -> Iterator[str]:
     for name, score in card.after.scores.items():
         before = f"{old[name]:.4g}" if name in old else "not measured"
         parent = name.rpartition(".")[0]
-        counted, unit = card.after.counts.get(parent), "tokens" if parent.partition(".")[0] in _SPLITS else "questions"
+        counted = card.after.counts.get(name, card.after.counts.get(parent))
+        unit = "tokens" if parent.partition(".")[0] in _SPLITS else "questions"
         low, high = card.intervals.get(name, (None, None))
         span = "" if low is None else f" ({low:.4g} to {high:.4g})"
         yield f"| {_safe(name)} | {before} | {score:.4g}{span} | {'' if counted is None else f'{counted:,} {unit}'} |"
@@ -190,6 +195,7 @@ def _measured(card: Card) -> Iterator[str]:
     if "retention.loss" in card.after.scores:
         yield from (
             "Retention is text that the base could already model; where its loss rose, something was forgotten.",
+            *([_KL] if "retention.kl" in card.after.scores else []),
             "",
         )
     else:

@@ -13,6 +13,7 @@ from fulltune.data.formats import FORMATS
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.optim.schedules import SCHEDULES
+from fulltune.planning.comparing import require_comparing
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.planning.pulls import require_pulls
 from fulltune.planning.scores import require_scores
@@ -37,6 +38,7 @@ def require_names(recipe: Recipe) -> None:
         partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule"),
         partial(require_precision, recipe),
         partial(require_pulls, recipe),
+        partial(require_comparing, recipe),
     ]
     for where, source in _sources(recipe.data):
         if source.format != "auto":

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.gate import Gate
 from fulltune.base.records import DataFacts
-from fulltune.base.rule import RETENTION, Better, Bound, Rule
+from fulltune.base.rule import DIVERGENCE, RETENTION, Better, Bound, Rule
 from fulltune.data.names import by_source
+from fulltune.planning.comparing import measures
 from fulltune.recipe.gate import BestBy, RetentionLimits
 from fulltune.recipe.schema import Recipe
 
@@ -18,12 +19,17 @@ _HELD = ("test.loss", "heldout.loss")
 """What says how much was learned: the first that was measured."""
 
 
-def losses(data: DataFacts, splits: Iterable[str]) -> dict[str, Better]:
-    """The losses and perplexities of those of these splits that hold anything, those of each of several sources too."""
+def losses(recipe: Recipe, data: DataFacts, splits: Iterable[str]) -> dict[str, Better]:
+    """The losses and perplexities of those of these splits that hold anything, those of each of several sources too.
+
+    Of retention data also the divergence from the base, where it is measured.
+    """
     measured = [split for split in splits if data.splits[split].examples]
     names = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
     sources = {split: by_source(data, split) for split in measured}
     names += [f"{split}.{name}.loss" for split, found in sources.items() if len(found) > 1 for name in found]
+    if measures(recipe, "retention" in measured):
+        names.append(DIVERGENCE)
     return dict.fromkeys(names, "lower")
 
 
@@ -56,9 +62,11 @@ def gate_of(recipe: Recipe, known: Mapping[str, Better]) -> Gate:
 def _bounds(
     limits: RetentionLimits | None, floors: Mapping[str, float], better: Mapping[str, Better]
 ) -> tuple[Bound, ...]:
-    """All that must hold besides a score. A further limit on what is forgotten is one more bound here."""
-    far = [] if limits is None else [Bound(RETENTION, "lower", limits.max_loss_increase, over_base=True)]
-    return (*far, *(Bound(score, better.get(score, "lower"), limit) for score, limit in floors.items()))
+    """All that must hold besides a score."""
+    most, far = (None, None) if limits is None else (limits.max_loss_increase, limits.max_kl)
+    kept = [] if most is None else [Bound(RETENTION, "lower", most, over_base=True)]
+    kept += [] if far is None else [Bound(DIVERGENCE, "lower", far)]
+    return (*kept, *(Bound(score, better.get(score, "lower"), limit) for score, limit in floors.items()))
 
 
 def require_scores(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]) -> None:
@@ -70,7 +78,7 @@ def require_scores(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]
 
 def require_gate(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]) -> None:
     """RecipeError if no verdict could be given: a gate that nothing can be held against would let anything pass."""
-    if gate_of(recipe, {**losses(data, _SHIPPED_BY), **suites}).score is None:
+    if gate_of(recipe, {**losses(recipe, data, _SHIPPED_BY), **suites}).score is None:
         raise RecipeError(
             "the gate cannot be judged: nothing is held out, so nothing would say whether the model gained",
             where="--gate",
@@ -80,7 +88,7 @@ def require_gate(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]) 
 
 def _chosen(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]) -> Iterator[Fault]:
     asked, field = recipe.checkpoint.best_by, "checkpoint.best_by"
-    known = losses(data, _CHOSEN_BY)
+    known = losses(recipe, data, _CHOSEN_BY)
     # Without held-out data nothing is chosen, and the result is the last state; unless something else was named.
     chosen = bool(data.splits["heldout"].examples) or "best_by" in recipe.checkpoint.model_fields_set
     if not chosen:
@@ -102,7 +110,7 @@ def _shipped(recipe: Recipe, data: DataFacts, suites: Mapping[str, Better]) -> I
     asked = recipe.evaluate.gate
     if asked is None:
         return
-    known = {**losses(data, _SHIPPED_BY), **suites}
+    known = {**losses(recipe, data, _SHIPPED_BY), **suites}
     if asked.score is None and not any(name in known for name in _HELD):
         yield Fault(
             "evaluate.gate asks for a gain, but nothing is held out to measure it on",
@@ -135,6 +143,12 @@ def _unknown(
 
 
 def _no_retention(field: str, limits: RetentionLimits | None, known: Mapping[str, Better]) -> Iterator[Fault]:
+    if limits is not None and limits.max_kl is not None and RETENTION in known and DIVERGENCE not in known:
+        yield Fault(
+            f"{field}.retention.max_kl limits {DIVERGENCE}, which this run does not measure",
+            where=f"{field}.retention.max_kl",
+            mend="evaluate.kl_tokens above 0, with train.objective=next_token",
+        )
     if limits is not None and RETENTION not in known:
         yield Fault(
             f"{field}.retention limits what is forgotten, but there is no data.retention to measure it on",

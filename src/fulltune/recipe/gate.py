@@ -1,8 +1,8 @@
 """What a recipe says of choosing and shipping: the rule for the best checkpoint, and the gate of the result."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fulltune.recipe.kinds import MOST, Section
 
@@ -13,10 +13,20 @@ Floors = dict[str, Amount]
 class RetentionLimits(Section):
     """How far a model may move away from the base, on `data.retention`."""
 
-    max_loss_increase: Annotated[float, Field(ge=0, le=MOST)]
+    max_loss_increase: Annotated[float, Field(ge=0, le=MOST)] | None = None
     """Most that retention loss may lie above the base's, in nats per token; the base's is measured before the first
     update.
     """
+    max_kl: Annotated[float, Field(ge=0, le=MOST)] | None = None
+    """Most that `retention.kl` may be: how far what the model predicts lies from the base's prediction, in nats per
+    token.
+    """
+
+    @model_validator(mode="after")
+    def _something_is_limited(self) -> Self:
+        if self.max_loss_increase is None and self.max_kl is None:
+            raise ValueError("nothing is limited; give max_loss_increase, max_kl, or both")
+        return self
 
 
 class BestBy(Section):

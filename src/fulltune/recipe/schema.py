@@ -73,6 +73,12 @@ class TrainSection(Section):
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other."""
     objective: str = "next_token"
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
+    kl_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """How much the mean KL divergence from the base, at the tokens of data.replay, adds to what is minimised: 0.1 to 10
+    hold the model to what the base says of these texts (docs/retention.md). 0: nothing.
+    """
+    kl_top: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Of `kl_weight`: how many of the base's likeliest next tokens count one by one; all others count as one."""
     precision: Literal["auto", "float32", "bf16-mixed", "fp16-mixed", "bf16-sr"] = "auto"
     """Number formats. `bf16-mixed` and `fp16-mixed` compute in 16 bits; weights, gradients and optimizer are float32.
     `bf16-sr`: bf16 weights too, updates rounded stochastically. `auto`: `bf16-mixed` where it is fast, else `float32`.
@@ -103,6 +109,12 @@ class TrainSection(Section):
         for one, other in EITHER_OR:
             if {one, other} <= self.model_fields_set and self.model_dump()[other] is not None:
                 raise ValueError(f"train.{one} and train.{other} exclude each other; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _kl_is_asked_for(self) -> Self:
+        if self.kl_top != type(self).model_fields["kl_top"].default and not self.kl_weight:
+            raise ValueError("`train.kl_top` says how `train.kl_weight` is counted, and that is 0; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -180,6 +192,12 @@ class EvaluateSection(Section):
     """Held-out prompts answered before and after, greedily."""
     sample_tokens: Count = 96
     """Most tokens of such an answer."""
+    kl_tokens: Annotated[int, Field(ge=0, le=MOST)] = 16384
+    """At how many tokens of data.retention, at most, the KL divergence from the base is measured (`retention.kl`); they
+    are spread over the texts. The base reads these texts once, before the first update. 0: it is not measured.
+    """
+    kl_top: Annotated[int, Field(ge=1, le=4096)] = 64
+    """How many of the base's likeliest next tokens are told apart in it; all others count as one."""
     suites: Suites = ()
     """Questions that the base and the result are asked, scored with intervals: a suite file, a mapping such as
     `{use: gsm8k, data: test.jsonl}`, or a list of them (docs/evaluation.md).

@@ -92,8 +92,7 @@ def scores(story: Story) -> list[Score]:
 
 
 def _counted(report: Evaluation | None, name: str) -> int | None:
-    parent = name.rpartition(".")[0]
-    return report.counts.get(parent) if report else None
+    return report.counts.get(name, report.counts.get(name.rpartition(".")[0])) if report else None
 
 
 def gained(story: Story) -> Verdict:
@@ -139,6 +138,8 @@ def kept(story: Story) -> Verdict:
         ("lost", "bad") if not grown <= _LITTLE else ("a little lost", "") if grown > _KEPT else ("kept", "good")
     )
     words = f"Loss on retention data, {change(score.before, score.after)}{times}."
+    apart = story.after.scores.get("retention.kl") if story.after else None
+    words += f" KL from the base there: {number(apart)} nats per token." if apart is not None else ""
     return Verdict(asked, said, number(score.before), number(score.after), words, tone)
 
 

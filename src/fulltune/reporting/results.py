@@ -1,7 +1,7 @@
 """The first half of a report: the verdict, what was gained and lost, curves, answers before and after."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fulltune.reporting.charts import Chart, Line, figure
@@ -135,7 +135,7 @@ def curves(story: Story) -> Html:
         named=True,
         reach=reach,
     )
-    charts = [_retention(story, mark, reach)]
+    charts = [_retention(story, mark, reach), *_apart(story, mark, reach)]
     rates = [
         ("Learning rate", "", "lr", True),
         ("Gradient norm", "before clipping", "grad_norm", False),
@@ -151,14 +151,24 @@ def curves(story: Story) -> Html:
     return section("Curves", about, figure(main), el("div", *map(figure, charts), cls="charts"), note)
 
 
-def _retention(story: Story, mark: float | None, reach: tuple[float, float]) -> Chart:
-    names = [name for name in story.scores if name.startswith("retention.") and name.endswith(".loss")]
-    lines = [
-        Line(
-            name.removesuffix(".loss").removeprefix("retention").lstrip(".") or "all", story.scored(name), colour, True
-        )
+def _by_source(story: Story, score: str) -> list[Line]:
+    """A score of all retention data, and of each of its sources."""
+    names = [name for name in story.scores if name.startswith("retention.") and name.endswith(score)]
+    return [
+        Line(name.removesuffix(score).removeprefix("retention").lstrip(".") or "all", story.scored(name), colour, True)
         for name, colour in zip(names, ("b", "e", "d", "c"), strict=False)
     ]
+
+
+def _apart(story: Story, mark: float | None, reach: tuple[float, float]) -> Iterator[Chart]:
+    """How far predictions went from the base's, if that was measured."""
+    if lines := _by_source(story, ".kl"):
+        title, unit = "KL from the base", "nats per token of retention data"
+        yield Chart(title=title, unit=unit, lines=lines, mark=mark, zero=True, named=len(lines) > 1, reach=reach)
+
+
+def _retention(story: Story, mark: float | None, reach: tuple[float, float]) -> Chart:
+    lines = _by_source(story, ".loss")
     before = story.baseline.scores.get("retention.loss") if story.baseline else None
     return Chart(
         title="Retention loss",
@@ -184,7 +194,7 @@ def _others(story: Story, mark: float | None, reach: tuple[float, float]) -> lis
         for name in story.scores
         if name not in shown
         and not name.endswith(".perplexity")
-        and not (name.startswith("retention.") and name.endswith(".loss"))
+        and not (name.startswith("retention.") and name.endswith((".loss", ".kl")))
         and len(story.scored(name)) > 1
     ]
     return [

@@ -4,7 +4,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -29,6 +29,8 @@ class Outcome:
     """What came of an update. If it was not applied: why, and the examples in which the fault may lie."""
 
     loss: float = 0.0
+    penalty: float = 0.0
+    """What the objective's penalties add to the loss, by their weights."""
     grad_norm: float = math.nan
     """Before clipping; NaN where it was not asked for."""
     applied: bool = False
@@ -62,22 +64,29 @@ def step(
     own = _shares(batches, counts, engine=engine, objective=objective, stopped=stopped)
     if isinstance(own, Shortage):
         return own
-    loss = float(engine.sum(own.sum()))  # an update waits for the device here, and for the norm
-    if not math.isfinite(loss):
+    found = _told(own, engine, objective)
+    if not math.isfinite(found.loss + found.penalty):
         engine.clear()
-        guilty = [batch for batch, share in zip(batches, own.tolist(), strict=True) if not math.isfinite(share)]
-        return Outcome(loss=loss, why="loss or gradient not finite", suspects=_examples(guilty))
-    if refused(loss):
+        guilty = [batch for batch, share in zip(batches, own.tolist(), strict=True) if not math.isfinite(sum(share))]
+        return replace(found, why="loss or gradient not finite", suspects=_examples(guilty))
+    if refused(found.loss):
         engine.clear()
-        return Outcome(loss=loss, why="loss spike", suspects=_examples(batches))
+        return replace(found, why="loss spike", suspects=_examples(batches))
     with unrepeatable("while the weights moved"):
         update = engine.update(rates)
+    found = replace(found, grad_norm=update.grad_norm)
     if update.again:
-        return Outcome(loss=loss, grad_norm=update.grad_norm, again=True)
+        return replace(found, again=True)
     if not update.applied:
-        why: Why = "loss or gradient not finite"
-        return Outcome(loss=loss, grad_norm=update.grad_norm, why=why, suspects=_examples(batches))
-    return Outcome(loss=loss, grad_norm=update.grad_norm, applied=True, tokens=tokens, supervised=supervised)
+        return replace(found, why="loss or gradient not finite", suspects=_examples(batches))
+    return replace(found, applied=True, tokens=tokens, supervised=supervised)
+
+
+def _told(own: Tensor, engine: Engine, objective: Objective) -> Outcome:
+    """The loss over all ranks, and what penalties add to it. An update waits for the device here, and for the norm."""
+    loss, penalty = own.T.contiguous()  # each summed as it would be alone
+    added = float(engine.sum(penalty.sum())) if objective.penalties else 0.0
+    return Outcome(loss=float(engine.sum(loss.sum())), penalty=added)
 
 
 def trial(
@@ -100,7 +109,10 @@ def _shares(
     objective: Objective,
     stopped: Callable[[], bool],
 ) -> Tensor | Shortage:
-    """This rank's addends of the loss [micro-batches], their gradients made; between them all ranks agree to go on."""
+    """This rank's addends of loss and penalties [micro-batches, 2], their gradients made.
+
+    Between micro-batches all ranks agree to go on.
+    """
     shares = []
     for number, batch in enumerate(batches, start=1):
         passes = partial(_share, batch, counts, last=number == len(batches), engine=engine, objective=objective)
@@ -113,21 +125,31 @@ def _shares(
 
 
 def _share(batch: Batch, counts: Mapping[str, float], *, last: bool, engine: Engine, objective: Objective) -> Tensor:
-    """One micro-batch's addend, forward and backward. What it holds goes with it if it does not fit."""
+    """One micro-batch's addends of loss and penalties, forward and backward [2].
+
+    What it holds goes with it if it does not fit.
+    """
     with engine.micro(last=last):
         sums = engine.forward(batch)
-        terms = [objective.weights[t] / counts[t] * total for t, total in sums.items() if counts[t]]
-        share = torch.stack(terms).sum()
-        engine.backward(share)
-    return share.detach()
+        share, added = (_weighed(sums, weights, counts) for weights in (objective.weights, objective.penalties))
+        total = torch.stack([part for part in (share, added) if part is not None]).sum()
+        engine.backward(total)
+    return torch.stack([torch.zeros_like(total) if part is None else part.detach() for part in (share, added)])
+
+
+def _weighed(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float]) -> Tensor | None:
+    """The addend of these terms; None if none of them counts, or is in this micro-batch."""
+    terms = [weight / counts[term] * sums[term] for term, weight in weights.items() if counts[term] and term in sums]
+    return torch.stack(terms).sum() if terms else None
 
 
 def _counts(batches: Sequence[Batch], engine: Engine, objective: Objective) -> tuple[Mapping[str, float], int, int]:
     """Over all micro-batches of all ranks: the denominators of all terms, tokens, and supervised tokens."""
     each = [(objective.counts(batch), batch) for batch in batches]
-    rows = [[*(count[term] for term in objective.weights), one.tokens, one.supervised] for count, one in each]
+    terms = [*objective.weights, *objective.penalties]
+    rows = [[*(count[term] for term in terms), one.tokens, one.supervised] for count, one in each]
     *counts, tokens, supervised = engine.sum(torch.tensor(rows, dtype=torch.float64).sum(0)).tolist()
-    return dict(zip(objective.weights, counts, strict=True)), int(tokens), int(supervised)
+    return dict(zip(terms, counts, strict=True)), int(tokens), int(supervised)
 
 
 def _examples(batches: Sequence[Batch]) -> tuple[int, ...]:

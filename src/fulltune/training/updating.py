@@ -95,6 +95,7 @@ class Updating:
             tokens=outcome.tokens,
             supervised_tokens=outcome.supervised,
             seconds=seconds,
+            penalty=outcome.penalty,
         )
         self.journal.write("step", to_json(report))
         if spike:

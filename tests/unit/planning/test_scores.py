@@ -60,7 +60,8 @@ def test_a_refusal_lists_what_there_is() -> None:
     (fault,) = caught.value.faults
     assert fault.where == "checkpoint.best_by"
     assert fault.mend == (
-        "one of heldout.loss, heldout.perplexity, retention.loss, retention.perplexity, maths.numeric, maths.ece"
+        "one of heldout.loss, heldout.perplexity, retention.loss, retention.perplexity, retention.kl, maths.numeric, "
+        "maths.ece"
     )
 
 
@@ -83,6 +84,19 @@ def test_what_is_measured_is_taken() -> None:
         "maths.ece at most 0.2",
         "heldout.perplexity at most 9",
     ]
+
+
+def test_the_divergence_from_the_base_is_limited_where_it_is_measured() -> None:
+    asked = recipe({"retention": {"max_kl": 0.2, "max_loss_increase": 0.1}})
+    require_scores(asked, card(retention=2), SUITES)
+    assert [str(bound) for bound in rule_of(asked.checkpoint.best_by, SUITES).bounds] == [
+        "retention.loss at most 0.1 worse than the base's",
+        "retention.kl at most 0.2",
+    ]
+    with pytest.raises(RecipeError, match="max_kl limits retention.kl, which this run does not measure"):
+        require_scores(recipe(gate={"retention": {"max_kl": 0.2}}, kl_tokens=0), card(retention=2), SUITES)
+    with pytest.raises(RecipeError, match="nothing is limited"):
+        recipe({"retention": {}})
 
 
 def bounds(asked: Recipe, **known: Better) -> tuple[str | None, list[str]]:
@@ -115,5 +129,5 @@ def test_a_gate_that_nothing_can_be_held_against_is_refused() -> None:
 
 
 def test_perplexity_and_every_source_fall() -> None:
-    assert set(losses(card(test=3, retention=2), ("test", "retention")).values()) == {"lower"}
-    assert list(losses(card(test=3), ("test", "retention"))) == ["test.loss", "test.perplexity"]
+    assert set(losses(recipe(), card(test=3, retention=2), ("test", "retention")).values()) == {"lower"}
+    assert list(losses(recipe(), card(test=3), ("test", "retention"))) == ["test.loss", "test.perplexity"]
