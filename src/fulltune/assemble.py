@@ -144,8 +144,6 @@ class Training:
     pulling: Pulling
     checkpoints: Checkpoints
     comparing: Comparing
-    compare: Callable[..., None]
-    """Sees to it that what the base predicts is there: `(anew, ready)`, as `Comparing.make` takes them."""
     loop: Callable[[Progress], Run]
     """The loop's parts, from where the run stands."""
 
@@ -154,8 +152,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
     # Asked before an engine takes the weights apart.
     objective, hidden = objective_for(recipe.train, model, answers), width(model)
-    kept = comparing(recipe, plan, data.facts, data.stores, site.folder)
-    rates = _rates(recipe.optim, plan, model)
+    kept, rates = comparing(recipe, plan, data.facts, data.stores, site.folder), _rates(recipe.optim, plan, model)
     pulls = pulls_of(recipe.optim)
     in_order = sorted(pulls.values(), key=lambda pull: not pull.mixes)  # the others see weights that are put back
     engine = engine_for(recipe, plan, model, objective, site.meeting, site.by, in_order)
@@ -203,7 +200,6 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
         pulling=pulling,
         checkpoints=checkpoints,
         comparing=kept,
-        compare=partial(kept.make, engine, objective, site.meeting.crew),
         loop=lambda progress: Run(
             progress=progress, cadence=cadence, update=updating, evaluate=evaluating, save=saving
         ),

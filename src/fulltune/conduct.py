@@ -175,7 +175,7 @@ class _Work:
             self.journal.cut(0)
             return None
         # The last moment at which the engine has the base's weights, or can have them.
-        self.built.compare(anew=False, ready=partial(self.begun.fill, self.built.engine))
+        self._compare(anew=False)
         progress, manifest, extra = checkpoints.load(newest, self.built.engine)
         self.begun.forgo()
         self.built.pulling.recall(extra)
@@ -215,7 +215,7 @@ class _Work:
         self.begun.fill(self.built.engine)
         self.journal.write("start", {**facts, **self._who()})
         self.outcome.crew.told(self._require_room)
-        self.built.compare(anew=True, ready=lambda: None)
+        self._compare(anew=True)
         self.built.pulling.begin()
         self.outcome.write_model(self._scratch, self.run.recipe.export, step=0)
         report = merged(self.built.evaluating.measure(0), self.built.testing(0))
@@ -227,6 +227,12 @@ class _Work:
         progress = self.built.saving(self.built.updating.rehearse(begun))
         self.built.saving.tell(self.built.checkpoints.wait())
         return progress
+
+    def _compare(self, *, anew: bool) -> None:
+        """Ask the base what it predicts, where that is not kept already; the engine has its weights, or takes them."""
+        built = self.built
+        objective, ready = built.updating.objective, partial(self.begun.fill, built.engine)
+        built.comparing.make(built.engine, objective, self.outcome.crew, anew=anew, ready=ready)
 
     def _who(self) -> dict[str, Any]:
         """Who trains, by what."""

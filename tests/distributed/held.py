@@ -1,0 +1,99 @@
+"""What each rank runs for the penalty on the divergence from the base: its records made, updates, a return, a score.
+
+`python -m tests.distributed.held FOLDER LAYOUT...`, started by `together`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from fulltune.data.feed import once
+from fulltune.data.lay import Budget
+from fulltune.engine.contract import World
+from fulltune.engine.crew import Crew
+from fulltune.engine.launch import joined
+from fulltune.evaluation.heldout import measure
+from fulltune.training.reference import References
+from tests import tiny
+from tests.contract.ground import Ground
+from tests.distributed.ranks import Case, curve, weights
+
+UPDATES = 8
+REPLAY = range(0, 40, 3)
+"""Of 40 examples: an update of 7 has 2 or 3 of them, and some micro-batches of some ranks none."""
+
+
+def ground_of(folder: Path, layout: str, world: World, crew: Crew) -> Ground:
+    case = Case(layout, "llama-tied", 2)
+    zero, model = layout.startswith("zero"), tiny.model(case.kind)
+    return Ground(
+        folder / f"rank-{world.rank}",
+        model,
+        count=40,
+        micro=2,
+        lay=None if zero else case.lay(model, world, crew),
+        make_engine=case.zero(world, crew) if zero else None,
+        clip=1.0,
+        rank=world.rank,
+        size=world.size,
+        kl=50.0,
+    )
+
+
+def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
+    """Updates that are held to the model as it was; from a checkpoint on the same ones, to the bit."""
+    ground = ground_of(folder, layout, world, crew)
+    place = {"rank": world.rank, "size": world.size}
+    refer = References(folder / "base-replay", "k", 20, {})
+    refer.make(
+        once(ground.store, Budget(3, 10_000, "padded"), members=REPLAY, rank=world.rank, size=world.size),
+        ground.engine,
+        ground.objective,
+        crew,
+    )
+    assert References(folder / "base-replay", "k", 20, {}).stand(crew)
+    ground.refer = refer
+    found = curve(ground, range(UPDATES // 2))
+    put_away(folder / "saved", ground, crew)
+    found += curve(ground, range(UPDATES // 2, UPDATES))
+    first = weights(ground)
+    crew.rest()
+    ground.engine.load(folder / "saved")
+    ground.refer = References(folder / "base-replay", "k", 20, {})
+    assert curve(ground, range(UPDATES // 2, UPDATES)) == found[UPDATES // 2 :]
+    last = weights(ground)
+    assert all(torch.equal(first[name], last[name]) for name in last)
+    split = {"x": {"all": lambda: once(ground.store, ground.budget, refer=refer, **place)}}
+    report = measure(split, ground.engine, ground.objective, step=UPDATES)
+    if world.rank == 0:
+        (folder / "curve.json").write_text(json.dumps([found, report.scores, report.counts]))
+        save_file(last, folder / "last.safetensors")
+
+
+def put_away(folder: Path, ground: Ground, crew: Crew) -> None:
+    """As a checkpoint, each rank its part."""
+    folder.mkdir(exist_ok=True)
+    capture = ground.engine.capture({})
+    if ground.engine.world.rank < capture.writers:
+        capture.write(folder)
+    crew.sum(torch.zeros(1))  # all wait until all parts are there
+
+
+def main(folder: Path, layouts: Sequence[str]) -> None:
+    with joined(60) as meeting:
+        for layout in layouts:
+            here = folder / str(meeting.world.size) / layout
+            here.mkdir(parents=True, exist_ok=True)
+            go(here, layout, meeting.world, meeting.crew)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that ends in order
