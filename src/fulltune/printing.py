@@ -31,11 +31,12 @@ def plain(text: str) -> str:
 
 def plan(made: Plan) -> Mapping[str, Any]:
     """Every number of a plan, those that come in lists one by one."""
-    apart = ("notes", "mix", "dtypes", "memory", "groups")
+    apart = ("notes", "mix", "dtypes", "memory", "groups", "chain")
     shown = {name: value for name, value in to_json(made).items() if name not in apart}
     sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
     groups = {f"group {number}": group for number, group in enumerate(made.groups, 1)}
     memory = {} if made.memory is None else made.memory.rows()
+    shown |= {f"earlier task {number}": task for number, task in enumerate(made.chain, 1)}
     return {**shown, **made.dtypes.rows(), **groups, **sources, **memory}
 
 

@@ -113,7 +113,7 @@ def planned(
     if before is not None and not run.changes:  # a run that has begun keeps its numbers, also on another machine
         return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
-    made = make_plan(run.recipe, data.facts, model, machine(), count)
+    made = replace(make_plan(run.recipe, data.facts, model, machine(), count), chain=run.chain)
     if run.recipe.optim.parted:
         made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:
@@ -142,6 +142,10 @@ def planned(
         LOGGER.info(f"weights: {group}")
     for source in made.mix if run.recipe.data.is_mixed else ():
         LOGGER.info(f"mix: {source}")
+    for task in made.chain:
+        LOGGER.info(f"earlier task {task}")
+        for lost in task.missing:
+            LOGGER.warning(f"earlier task {task.name} is not measured by what is missing: {lost}")
     for note in made.notes:
         LOGGER.info(f"note: {note}")
     return Planned(made, chosen)
