@@ -8,7 +8,7 @@ from typing import Any
 from fulltune.base.blend import Blend
 from fulltune.base.files import to_json
 from fulltune.base.records import EvalReport, Plan, RunRecord
-from fulltune.base.results import Examination, SuiteReport
+from fulltune.base.results import Examination, SuiteReport, Wins
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
 
@@ -105,10 +105,26 @@ def examination(made: Examination) -> str:
                 rows.append((pair.suite, name, *told))
         pair = made.comparisons[0]
         blocks.append(f"{pair.one} minus {pair.other}, the same questions:\n{_aligned(rows)}")
+    if made.judged:
+        blocks.append(f"by the judge, in both orders:\n{preferred(made.judged)}")
     blocks.append(
         f"answers and records: {made.folder}" if made.folder else "answers are not kept; --out DIR keeps them"
     )
     return plain("\n\n".join(blocks))
+
+
+def preferred(found: Sequence[Wins]) -> str:
+    """A row for each model: how often it was preferred, and its part of the prompts that are no ties."""
+    rows: list[tuple[str, ...]] = [("suite", "model", "wins", "ties", "prompts", "wins of decided", "interval", "")]
+    for wins in found:
+        for name, count in ((wins.one, wins.one_wins), (wins.other, wins.other_wins)):
+            low, high = wins.intervals.get(name, (0.0, 1.0))
+            share = f"{wins.shares[name]:.1%}" if wins.shares else "all are ties"
+            span = f"[{low:.1%}, {high:.1%}]" if wins.shares else ""
+            swayed = f"; {wins.swayed:,} ties since the order decided" if wins.swayed else ""
+            sure = f"{100 * wins.confidence:g}% Wilson, exact p {wins.p:.3g}{swayed}"
+            rows.append((wins.suite, name, f"{count:,}", f"{wins.ties:,}", f"{wins.prompts:,}", share, span, sure))
+    return plain(_aligned(rows))
 
 
 def _interval(report: SuiteReport, name: str) -> str:
