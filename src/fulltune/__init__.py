@@ -11,8 +11,10 @@ from fulltune.base.version import __version__
 if TYPE_CHECKING:
     from fulltune.stages import (
         blend,
+        blind,
         check,
         compare,
+        count_choices,
         dry_run,
         evaluate,
         examine,
@@ -33,8 +35,10 @@ for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DISABLE_SAFETENSORS_C
 __all__ = [
     "__version__",
     "blend",
+    "blind",
     "check",
     "compare",
+    "count_choices",
     "dry_run",
     "evaluate",
     "examine",

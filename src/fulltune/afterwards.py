@@ -1,6 +1,7 @@
 """Verbs about what came of a run: evaluate, export, blend, report, compare, chat. As in cli.py they decide nothing."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,9 @@ from fulltune.options import AsJson, DType, Gated, Overrides, fields
 
 
 def evaluate(
-    recipe: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe, a run folder; with --suite any model.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="WHAT", help="A recipe, a run folder; with --suite any model; with --count a key.")
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; with --suite where answers are written.")] = None,
     model: Annotated[Path | None, typer.Option(help="Any model folder, in place of the run's result.")] = None,
@@ -26,17 +29,53 @@ def evaluate(
     ] = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a batch of questions.")] = None,
     gate: Gated = False,
+    judge: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="With --against: says which of two answers is better.")
+    ] = None,
+    judge_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds that it may take for a suite; by default an hour.")
+    ] = None,
+    blind: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="With --against: a page of answers to choose from blindly.")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="With --blind: most prompts of each suite; by default 50.")
+    ] = None,
+    count: Annotated[Path | None, typer.Option(metavar="CHOICES", help="Count the choices of a blind page.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score base and result on held-out, test and retention data; or any model on suites of questions."""
     from fulltune import stages
     from fulltune.base.files import to_json
 
-    if suite or against is not None:
+    _require_used(
+        {"--judge": judge, "--blind": blind, "--count": count},
+        {"--judge-timeout": (judge_timeout, judge), "--prompts": (prompts, blind)},
+    )
+    if suite or against is not None or judge is not None or blind is not None or count is not None:
         for name, given in {"--model": model, "--gate": gate, "KEY=VALUE": overrides}.items():
             if given:
                 raise RecipeError(f"{name} is of losses, not of suites", where=name, mend="name the model itself first")
-        asked = stages.examine(recipe, suite or (), against=against, out=out, batch_tokens=batch_tokens)
+    if count is not None:
+        wins = stages.count_choices(recipe, count)
+        typer.echo(printing.as_json(to_json(wins)) if as_json else printing.preferred([wins]))
+        return
+    if blind is not None:
+        page = stages.blind(
+            recipe, suite or (), against=against, page=blind, prompts=prompts or 50, batch_tokens=batch_tokens
+        )
+        typer.echo(printing.as_json(to_json(page)) if as_json else printing.as_table(to_json(page)))
+        return
+    if suite or against is not None or judge is not None:
+        asked = stages.examine(
+            recipe,
+            suite or (),
+            against=against,
+            out=out,
+            batch_tokens=batch_tokens,
+            judge=judge,
+            judge_timeout=judge_timeout or 3600.0,
+        )
         typer.echo(printing.as_json(to_json(asked)) if as_json else printing.examination(asked))
         return
     if batch_tokens is not None:
@@ -49,6 +88,16 @@ def evaluate(
     typer.echo(printing.as_json(values) if as_json else "\n\n".join(shown))
     if gate:
         require_shipped(made.verdict, str(recipe if out is None else out))
+
+
+def _require_used(apart: Mapping[str, object], needs: Mapping[str, tuple[object, object]]) -> None:
+    """RecipeError for options that exclude each other, or that mean nothing without another one."""
+    given = [name for name, value in apart.items() if value is not None]
+    if len(given) > 1:
+        raise RecipeError(f"{given[0]} and {given[1]} exclude each other", where=given[1], mend="give one of them")
+    for name, (value, of) in needs.items():
+        if value is not None and of is None:
+            raise RecipeError(f"{name} means nothing here", where=name, mend="leave it out")
 
 
 def export(

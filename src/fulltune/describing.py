@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fulltune.base.gate import GateVerdict
 from fulltune.base.records import DataFacts, EvalReport, Plan, SourceFacts
@@ -9,7 +10,8 @@ from fulltune.exporting.card import Card, text
 from fulltune.model.load import base_folder
 from fulltune.recipe.optim import PullSection
 from fulltune.recipe.schema import Recipe
-from fulltune.reporting.story import Evaluation, read_story
+from fulltune.reporting.story import Evaluation, Story, read_story
+from fulltune.reporting.transfer import change, summary, transfers
 from fulltune.runs import RunFolder
 
 
@@ -52,12 +54,32 @@ def model_card(
             before=_plain(story.baseline),
             after=_plain(after) if mixture is None else mixture.report,
             intervals=after.intervals if after is not None else {},
+            **(_chained(story) if mixture is None and after is not None else {}),
             settings=_settings(run.recipe, run.plan(), facts),
             versions=versions,
             chat=chat,
             verdict=verdict,
         )
     )
+
+
+def _chained(story: Story) -> dict[str, Any]:
+    """What became of the tasks of the runs that the model comes from."""
+    found = transfers(story)
+    rows = [
+        {
+            "task": task.task,
+            "score": score.name,
+            "before": f"{score.before:.4g}",
+            "after": f"{score.after:.4g}",
+            "change": f"{moved:+.4g}",
+        }
+        for task in found
+        for score in task.scores
+        if (moved := change(score)) is not None
+    ]
+    lost = [f"Not measured again, {task.task}: {why}." for task in found for why in task.missing]
+    return {"earlier": rows, "transfer": [*summary(story), *lost] if found else []}
 
 
 def _taken(facts: DataFacts) -> dict[str, list[SourceFacts]]:

@@ -9,7 +9,7 @@ from fulltune.base.blend import Blend
 from fulltune.base.files import to_json
 from fulltune.base.gate import GateVerdict
 from fulltune.base.records import EvalReport, Plan, RunRecord
-from fulltune.base.results import Examination, SuiteReport
+from fulltune.base.results import Examination, SuiteReport, Wins
 from fulltune.base.secrets import masked, masked_tree
 from fulltune.base.visible import visible
 
@@ -32,11 +32,12 @@ def plain(text: str) -> str:
 
 def plan(made: Plan) -> Mapping[str, Any]:
     """Every number of a plan, those that come in lists one by one."""
-    apart = ("notes", "mix", "dtypes", "memory", "groups")
+    apart = ("notes", "mix", "dtypes", "memory", "groups", "chain")
     shown = {name: value for name, value in to_json(made).items() if name not in apart}
     sources = {f"mix {number}": source for number, source in enumerate(made.mix, 1)} if len(made.mix) > 1 else {}
     groups = {f"group {number}": group for number, group in enumerate(made.groups, 1)}
     memory = {} if made.memory is None else made.memory.rows()
+    shown |= {f"earlier task {number}": task for number, task in enumerate(made.chain, 1)}
     return {**shown, **made.dtypes.rows(), **groups, **sources, **memory}
 
 
@@ -115,10 +116,26 @@ def examination(made: Examination) -> str:
                 rows.append((pair.suite, name, *told))
         pair = made.comparisons[0]
         blocks.append(f"{pair.one} minus {pair.other}, the same questions:\n{_aligned(rows)}")
+    if made.judged:
+        blocks.append(f"by the judge, in both orders:\n{preferred(made.judged)}")
     blocks.append(
         f"answers and records: {made.folder}" if made.folder else "answers are not kept; --out DIR keeps them"
     )
     return plain("\n\n".join(blocks))
+
+
+def preferred(found: Sequence[Wins]) -> str:
+    """A row for each model: how often it was preferred, and its part of the prompts that are no ties."""
+    rows: list[tuple[str, ...]] = [("suite", "model", "wins", "ties", "prompts", "wins of decided", "interval", "")]
+    for wins in found:
+        for name, count in ((wins.one, wins.one_wins), (wins.other, wins.other_wins)):
+            low, high = wins.intervals.get(name, (0.0, 1.0))
+            share = f"{wins.shares[name]:.1%}" if wins.shares else "all are ties"
+            span = f"[{low:.1%}, {high:.1%}]" if wins.shares else ""
+            swayed = f"; {wins.swayed:,} ties since the order decided" if wins.swayed else ""
+            sure = f"{100 * wins.confidence:g}% Wilson, exact p {wins.p:.3g}{swayed}"
+            rows.append((wins.suite, name, f"{count:,}", f"{wins.ties:,}", f"{wins.prompts:,}", share, span, sure))
+    return plain(_aligned(rows))
 
 
 def _interval(report: SuiteReport, name: str) -> str:

@@ -114,7 +114,7 @@ def planned(
         return Planned(before, judged(case_of(run.recipe, before, data, model)) if trains and judged else None)
     count = count_updates(run.recipe.data, data.facts, data.stores["train"])
     suites = directions(run.recipe.evaluate.suites)
-    made = make_plan(run.recipe, data.facts, model, machine(), count, suites)
+    made = replace(make_plan(run.recipe, data.facts, model, machine(), count, suites), chain=run.chain)
     if run.recipe.optim.parted:
         made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:
@@ -143,6 +143,10 @@ def planned(
         LOGGER.info(f"weights: {group}")
     for source in made.mix if run.recipe.data.is_mixed else ():
         LOGGER.info(f"mix: {source}")
+    for task in made.chain:
+        LOGGER.info(f"earlier task {task}")
+        for lost in task.missing:
+            LOGGER.warning(f"earlier task {task.name} is not measured by what is missing: {lost}")
     for note in made.notes:
         LOGGER.info(f"note: {note}")
     return Planned(made, chosen)

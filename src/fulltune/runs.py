@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fulltune.base.chain import EarlierTask
 from fulltune.base.errors import CheckpointError, RecipeError
 from fulltune.base.files import as_text, fingerprint, is_begun, is_draft, private_folder, read_record, write_whole
+from fulltune.base.folder import MARK
+from fulltune.base.folder import is_run_folder as is_run_folder
 from fulltune.base.lock import NAME as LOCK
 from fulltune.base.records import DataFacts, Plan, RunRecord
 from fulltune.base.secrets import MASK, masked_tree
+from fulltune.earlier import Recorded, continued
 from fulltune.recipe.changes import Change, differences, leaves, require_accepted, require_known
 from fulltune.recipe.load import Asked, load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
 from fulltune.training.manifest import Manifest, read_manifest, step_name
-
-_MARK = "# The resolved recipe of the run that this folder holds, written by fulltune. Change your own recipe.\n"
-"""First line of a run's recipe. A folder with any other recipe.yaml is a project, whose data and models are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class RunFolder:
     """What may have changed since the run began, by name."""
     recorded: Manifest | None = None
     """What the newest readable checkpoint says of the run."""
+    chain: tuple[EarlierTask, ...] = ()
+    """The runs that its model comes from."""
 
     @property
     def recipe_file(self) -> Path:
@@ -109,11 +112,11 @@ class RunFolder:
     def begin(self) -> None:
         """Write the recipe into the folder, which makes it this run's."""
         private_folder(self.path)
-        write_whole(self.recipe_file, _MARK + as_yaml(self.recipe))
+        write_whole(self.recipe_file, MARK + as_yaml(self.recipe))
 
     def holds(self, plan: Plan) -> bool:
         """Whether this recipe and this plan stand in the folder already."""
-        wanted = {self.recipe_file: _MARK + as_yaml(self.recipe), self.plan_card: as_text(plan)}
+        wanted = {self.recipe_file: MARK + as_yaml(self.recipe), self.plan_card: as_text(plan)}
         return all(path.exists() and path.read_text(encoding="utf-8") == text for path, text in wanted.items())
 
     def data_facts(self) -> DataFacts:
@@ -181,20 +184,11 @@ def open_run(
         _require_whole(recipe, folder)
     _require_place(folder)
     require_known(accept, as_values(recipe))
-    run = RunFolder(recipe, folder, frozenset(accept), _recorded(folder / "checkpoints"))
+    recorded = _recorded(folder / "checkpoints")
+    recipe, chain = continued(recipe, _before(folder / "plan.json", recorded))
+    run = RunFolder(recipe, folder, frozenset(accept), recorded, chain)
     _require_same(run)
     return run
-
-
-def is_run_folder(path: Path) -> bool:
-    """Whether a path is a run's folder; RecipeError if it cannot be looked at."""
-    try:
-        recipe = path / "recipe.yaml"
-        return recipe.is_file() and recipe.read_bytes().startswith(_MARK.encode())
-    except OSError as fault:  # such as a name too long for any disk
-        raise RecipeError(
-            f"cannot be read: {fault.strerror}", where=str(path), mend="name a recipe file or a run folder"
-        ) from fault
 
 
 def _require_whole(recipe: Recipe, folder: Path) -> None:
@@ -260,6 +254,13 @@ def _recorded(checkpoints: Path) -> Manifest | None:
             manifest = read_manifest(place)
             return manifest if manifest.step > 0 else None
     return None
+
+
+def _before(plan: Path, recorded: Manifest | None) -> Recorded | None:
+    """What a run that has begun said of those before it."""
+    if recorded is None or not plan.exists():
+        return None
+    return Recorded(read_record(plan, Plan).chain, recorded.identity["recipe"])
 
 
 def _is_left_over(path: Path) -> bool:

@@ -21,6 +21,8 @@ from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
 from fulltune.blending import blend as blend
+from fulltune.blind import blind as blind
+from fulltune.blind import count_choices as count_choices
 from fulltune.candidates import examine as examine
 from fulltune.conduct import conduct, rehearse, write_checkpoint
 from fulltune.data.prepare import Preparation

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from fulltune.base.chain import EarlierTask
 from fulltune.base.formats import PrecisionPlan
 from fulltune.base.gate import GateVerdict
 from fulltune.base.groups import GroupPlan
@@ -161,6 +162,8 @@ class Plan:
     """What each process will hold; None in a plan that was made before there was a forecast."""
     groups: tuple[GroupPlan, ...] = ()
     """Weights by their rates, where the recipe parts them by more than weight decay."""
+    chain: tuple[EarlierTask, ...] = ()
+    """The runs that the model comes from, the last one first; what is measured of them stays as the run began."""
     notes: tuple[str, ...] = ()
 
 

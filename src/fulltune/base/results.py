@@ -77,10 +77,36 @@ class SuiteComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wins:
+    """How often one of two models was preferred on the same prompts, by a person or by a judge's command."""
+
+    suite: str
+    """Empty where choices of several suites were counted together."""
+    one: str
+    other: str
+    prompts: int
+    """Those that were judged."""
+    one_wins: int
+    other_wins: int
+    ties: int
+    swayed: int
+    """Ties because the judge answered otherwise when the answers changed places."""
+    shares: dict[str, float]
+    """By model: its part of the prompts that are no ties; empty where all are."""
+    intervals: dict[str, tuple[float, float]]
+    """By model: Wilson's score interval of that part, covering `confidence`."""
+    p: float
+    """How likely a fair coin splits the prompts that are no ties at least so unevenly; exact, two-sided."""
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
     """What `fulltune evaluate --suite` gives: a report for each model and suite, and the paired tests of two models."""
 
     reports: tuple[SuiteReport, ...]
     comparisons: tuple[SuiteComparison, ...]
+    judged: tuple[Wins, ...] = ()
+    """What a judge's command preferred, suite by suite."""
     folder: str | None
     """Where records and answers lie; None if they were not kept."""

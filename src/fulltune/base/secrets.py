@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,24 @@ def masked_tree(value: Any, *, keys: bool = True) -> Any:
     if isinstance(value, list | tuple):
         return [masked_tree(inner, keys=keys) for inner in value]
     return masked(value) if isinstance(value, str) else value
+
+
+def masked_command(arguments: Sequence[str]) -> str:
+    """A command as it may be shown: also what stands behind `--api-key` and `TOKEN=`."""
+    shown: list[str] = []
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if equals and _is_secret(name, value):
+            shown.append(f"{name}={MASK}")
+        else:
+            shown.append(MASK if before.startswith("-") and _is_secret(before, word) else shlex.quote(masked(word)))
+    return " ".join(shown)
+
+
+def _is_secret(option: str, value: str) -> bool:
+    """Whether the name of an option says that its value is one."""
+    name = option.lstrip("-").replace("-", "_")
+    return bool(masked_tree({name: value}) == {name: MASK}) and not value.startswith("-")
 
 
 def _environment() -> re.Pattern[str] | None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fulltune.base.files import fingerprint
 from fulltune.base.processors import cores
 from fulltune.data.augment import augments
 from fulltune.data.findings import Findings
@@ -12,7 +11,7 @@ from fulltune.data.intake import Intake, Placed
 from fulltune.data.parts import Part
 from fulltune.data.pool import Work, do
 from fulltune.data.reading.places import Place
-from fulltune.data.sources import digest, places
+from fulltune.data.sources import places, whole_digest
 from fulltune.data.work import Task
 from fulltune.recipe.data import DataSection, Source
 
@@ -86,7 +85,7 @@ class Gathering:
                 source=source,
                 files=files,
                 format=intake.format,
-                sha256=_digest(source, fresh) if fine else "",
+                sha256=whole_digest(source, fresh) if fine else "",
                 unread=self._findings.dropped.total() - dropped,
             )
         )
@@ -104,9 +103,3 @@ def _portions(rows: Intake) -> Iterator[list[Placed]]:
             together, size = [], 0
     if together:
         yield together
-
-
-def _digest(source: Source, read: Sequence[Place]) -> str:
-    """sha256 of a file; of several, one over all of them."""
-    digests = [digest(place, source) for place in read]
-    return digests[0] if len(digests) == 1 else fingerprint(digests)

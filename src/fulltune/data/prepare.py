@@ -24,9 +24,9 @@ from fulltune.data.publish import kept_examples, parts_of, publish, source_facts
 from fulltune.data.sources import digest, places
 from fulltune.data.template import Template, Tokenizer
 from fulltune.data.work import Worker
-from fulltune.recipe.data import DataSection, Source
+from fulltune.recipe.data import DataSection, sources
 
-__all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "sources", "tell"]
+__all__ = ["SPLITS", "Kit", "depends", "identity", "prepare", "tell"]
 
 _VERSION = 5
 """Raised when the same rows would give another store."""
@@ -78,19 +78,6 @@ def depends(
 def identity(data: DataSection, tokenizer: str, template: Template, stop_ids: Collection[int] = ()) -> str:
     """Fingerprint of everything a store depends on."""
     return fingerprint(depends(data, tokenizer, template, stop_ids))
-
-
-def sources(data: DataSection, split: str) -> tuple[Source, ...]:
-    """The sources of one split, of train those of replay last; none if it is a share of the training rows."""
-    named = {
-        "train": (*data.train, *(() if data.replay is None else data.replay.sources)),
-        "heldout": data.heldout,
-        "test": data.test,
-        "retention": data.retention,
-        "benchmarks": data.benchmarks,
-    }
-    found = named[split]
-    return found if isinstance(found, tuple) else ()
 
 
 Load = Callable[[], Kit] | None

@@ -3,19 +3,21 @@
 import codecs
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.base.errors import DataError
+from fulltune.base.errors import CheckpointError, DataError
+from fulltune.base.files import fingerprint
+from fulltune.data.columns import Columns
 from fulltune.data.example import Row
 from fulltune.data.findings import Findings
-from fulltune.data.reading import cells, documents, lines, opened, prose
+from fulltune.data.reading import cells, documents, kept, lines, opened, prose
 from fulltune.data.reading.lines import LONGEST_ROW
 from fulltune.data.reading.places import CELLS, TEXT, Place, places
 from fulltune.recipe.data import Source
 
-__all__ = ["LONGEST_ROW", "digest", "places", "read_rows"]
+__all__ = ["LONGEST_ROW", "digest", "places", "read_rows", "whole_digest"]
 
 _REFUSED = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"%PDF": "PDF", b"\x7fELF": "a program"}
 _TABLES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
@@ -33,6 +35,12 @@ def read_rows(place: Path | Place, findings: Findings, source: Source | None = N
     source = source or Source(path=place.path)
     if place.kind in ("saved", "hub"):
         yield from _lazy("hub").rows(place, source, findings)
+    elif place.kind == "run":
+        try:
+            found = kept.held(Path(place.path), source.split, source.name, whole_digest)
+            yield from enumerate(_of_a_run(found, findings), 1)
+        except (DataError, CheckpointError) as fault:
+            findings.unreadable += fault.faults
     elif place.kind == "remote" or _readable(Path(place.path), findings):
         try:
             yield from _file(place, source, findings)
@@ -47,15 +55,34 @@ def read_rows(place: Path | Place, findings: Findings, source: Source | None = N
             findings.bad_file(place.path, "no_file", what, "check the disk, or copy the file again")
 
 
+def _of_a_run(found: Sequence[kept.Held], findings: Findings) -> Iterator[Row]:
+    """The rows under the names that formats know, in the order in which their files have them."""
+    for one in found:
+        columns = Columns(one.source.columns, f"columns of {one.source.path}") if one.source.columns else None
+        for place, lines_of in zip(one.places, one.lines, strict=True):
+            for line, row in read_rows(place, findings, one.source):
+                if line in lines_of:
+                    yield row if columns is None else columns(row)
+
+
 def digest(place: Place, source: Source) -> str:
     """Fingerprint of the bytes behind a place; nothing if they cannot be read, which is told when their turn comes."""
     try:
         if place.kind in ("saved", "hub"):
             return str(_lazy("hub").digest(place, source))
+        if place.kind == "run":
+            found = kept.held(Path(place.path), source.split, source.name, whole_digest)
+            return fingerprint([[one.sha256, [sorted(lines) for lines in one.lines]] for one in found])
         fine = place.kind == "remote" or (os.access(place.path, os.R_OK) and Path(place.path).is_file())
         return opened.digest(place) if fine else ""
-    except (DataError, OSError):
+    except (DataError, CheckpointError, OSError):
         return ""
+
+
+def whole_digest(source: Source, read: Sequence[Place]) -> str:
+    """sha256 of a source's file; of several, one over all of them."""
+    digests = [digest(place, source) for place in read]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
 
 
 def _lazy(reader: str) -> Any:

@@ -58,6 +58,10 @@ class Card:
     after: EvalReport | None
     intervals: Mapping[str, tuple[float, float]]
     """Of those of its scores that have one."""
+    earlier: Sequence[Mapping[str, str]] = ()
+    """Scores of earlier tasks: `task`, `score`, `before`, `after`, `change`."""
+    transfer: Sequence[str] = ()
+    """What they say, in sentences; also what of them was not measured."""
     settings: Mapping[str, str]
     """How it was trained, by name."""
     versions: Mapping[str, str]
@@ -157,7 +161,7 @@ def _body(card: Card) -> str:
             "The base was read from a folder, so its name on the hub is not known here. Add `base_model` above.",
             "",
         ]
-    lines += [*_measured(card), *_data(card), "## Training", ""]
+    lines += [*_measured(card), *_earlier(card), *_data(card), "## Training", ""]
     lines += [
         "| | |",
         "|---|---|",
@@ -200,6 +204,19 @@ def _measured(card: Card) -> Iterator[str]:
         )
     else:
         yield from ("What the model forgot was not measured.", "")
+
+
+def _earlier(card: Card) -> Iterator[str]:
+    if not card.transfer and not card.earlier:
+        return
+    yield from ("## Earlier tasks", "")
+    for said in card.transfer:
+        yield from (_safe(said), "")
+    if card.earlier:
+        yield from ("| task | score | before | after | backward transfer |", "|---|---|---:|---:|---:|")
+        for row in card.earlier:
+            yield "| " + " | ".join(_safe(row[key]) for key in ("task", "score", "before", "after", "change")) + " |"
+        yield from ("", "Backward transfer: the score after this training minus that before it.", "")
 
 
 def _data(card: Card) -> Iterator[str]:

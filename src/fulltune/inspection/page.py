@@ -1,6 +1,5 @@
 """Rows as one page that needs nothing else: no network, and nothing that a row says can become markup."""
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.base.files import write_whole
 from fulltune.base.records import DataFacts
 from fulltune.base.version import __version__
+from fulltune.base.visible import harmless
 from fulltune.inspection.rows import Inspected
 
 _MARK = "<!-- written by fulltune inspect -->"
@@ -36,13 +36,7 @@ def write_page(path: Path, rows: Sequence[Inspected], facts: DataFacts) -> None:
 def page(rows: Sequence[Inspected], facts: DataFacts) -> str:
     """The page as text."""
     shell = (files("fulltune.inspection") / "page.html").read_text(encoding="utf-8")
-    return shell.replace(_SLOT, _harmless({"version": __version__, "facts": _summary(facts), **_table(rows)}))
-
-
-def _harmless(values: Any) -> str:
-    """JSON in which no character can end a script element or begin markup; all of it ASCII."""
-    text = json.dumps(values, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return shell.replace(_SLOT, harmless({"version": __version__, "facts": _summary(facts), **_table(rows)}))
 
 
 def _summary(facts: DataFacts) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from fulltune.base import stop
 from fulltune.data.findings import Findings
 from fulltune.data.intake import Intake, RowReader
-from fulltune.data.prepare import Kit, sources
+from fulltune.data.prepare import Kit
 from fulltune.data.render import Encoded, Renderer
 from fulltune.data.sources import places
-from fulltune.recipe.data import DataSection
+from fulltune.recipe.data import DataSection, sources
 
 
 def uncut_lengths(data: DataSection, split: str, origins: Collection[str], kit: Kit) -> dict[str, int]:

@@ -37,7 +37,9 @@ class Source(Section):
     """One set of rows."""
 
     path: FilePath
-    """JSONL, JSON, CSV, TSV, Parquet, Arrow or text (also gzip, zstd); a folder, a pattern, an address, a hub id."""
+    """JSONL, JSON, CSV, TSV, Parquet, Arrow or text (also gzip, zstd); a folder, a pattern, an address, a hub id; a run
+    folder, whose own rows are read anew: `split: heldout`, or `train` to replay what it learned.
+    """
     format: str = "auto"
     """How rows are read, an entry of FORMATS or package.module:name; `auto`: by their keys.
 
@@ -59,13 +61,13 @@ class Source(Section):
     quoted: bool | None = None
     """Whether cells may stand in double quotes; by default they may in CSV and not in TSV."""
     split: str | None = None
-    """Split of a hub data set or of a folder of `save_to_disk`, or a part of it, such as `train[:10%]`."""
+    """Split of a hub data set or of a folder of `save_to_disk`, or a part of it, such as `train[:10%]`; of a run."""
     join: bool = False
     """Whether documents that follow each other are joined, each with its end token, up to `max_length`; none is cut
     unless it is longer than that alone.
     """
     name: str | None = None
-    """Configuration of a hub data set that has several."""
+    """Configuration of a hub data set that has several; of a run one of its sources, as scores call it."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set; a commit pins it for good."""
     streaming: bool = False
@@ -218,3 +220,16 @@ class DataSection(Section):
     def is_mixed(self) -> bool:
         """Whether anything is seen more or less often than its size says."""
         return self.replay is not None or (len(self.train) > 1 and self.train[0].share is not None)
+
+
+def sources(data: DataSection, split: str) -> tuple[Source, ...]:
+    """The sources of one split, of train those of replay last; none if it is a share of the training rows."""
+    named = {
+        "train": (*data.train, *(() if data.replay is None else data.replay.sources)),
+        "heldout": data.heldout,
+        "test": data.test,
+        "retention": data.retention,
+        "benchmarks": data.benchmarks,
+    }
+    found = named[split]
+    return found if isinstance(found, tuple) else ()

@@ -26,7 +26,9 @@ class ModelSection(Section):
     """Which model to start from."""
 
     path: FilePath
-    """A folder that transformers can load, or a hub id such as `meta-llama/Llama-3.1-8B`."""
+    """A folder that transformers can load, a run folder, whose result it is, or a hub id such as
+    `meta-llama/Llama-3.1-8B`.
+    """
     revision: str | None = None
     """Branch, tag or commit of a hub id; a commit pins it for good."""
     chat_template: FilePath | None = None
@@ -205,6 +207,11 @@ class EvaluateSection(Section):
     suites_every: Cadence | None = None
     """Between two times that suites are asked while training, held-out loss beside them; by default they are asked of
     the base and of the result only, since answers cost far more than a loss.
+    """
+    earlier_tasks: bool = True
+    """Whether a run whose `model.path` is another run, or the model in its folder, measures what that one was judged by
+    too: its held-out data, as further `data.retention`, and its suites; likewise of the runs before it. Nothing of them
+    is trained on.
     """
     batch_tokens: Count | None = None
     """Most tokens of a batch of questions, padding and answers included; by default those of a micro-batch. It changes

@@ -14,6 +14,7 @@ from fulltune.reporting.markup import Html, el, join, shell, text
 from fulltune.reporting.moved import weights
 from fulltune.reporting.results import curves, measured, samples, verdict
 from fulltune.reporting.story import Story
+from fulltune.reporting.transfer import continual
 
 MARK = "<!-- written by fulltune report -->"
 """In the first line of every page. A file without it is somebody's own."""
@@ -57,6 +58,7 @@ def page(story: Story, beside: Beside, *, fault: str = "") -> Html:
     body = el(
         "main",
         measured(story),
+        continual(story),
         blends(story),
         curves(story),
         samples(story),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fulltune.base.folder import is_run_folder
 from fulltune.data.findings import Findings
 from fulltune.recipe.data import Source
 from fulltune.recipe.kinds import is_address, is_hub_id
@@ -20,12 +21,12 @@ _PAPERS = re.compile(r"(readme|license|licence|notice|changelog|contributing|cit
 _MOST_FILES = 100_000
 """Entries of a folder that are looked at. More is a home folder or a disk, named by a slip."""
 
-Kind = Literal["file", "remote", "saved", "hub"]
+Kind = Literal["file", "remote", "saved", "hub", "run"]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One thing to be read: a local file, an address, a data set folder or a hub id."""
+    """One thing to be read: a local file, an address, a data set folder, a hub id or a run folder."""
 
     kind: Kind
     path: str
@@ -51,6 +52,8 @@ def _found(named: str, findings: Findings) -> tuple[Place, ...]:
         return (Place("remote", named),)
     if is_hub_id(named) and not path.exists():
         return (Place("hub", named),)
+    if path.is_dir() and is_run_folder(path):
+        return (Place("run", named),)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
         return (Place("saved", named),) if saved else _folder(path, findings)
@@ -93,12 +96,13 @@ def _folder(folder: Path, findings: Findings) -> tuple[Place, ...]:
 
 def _all_used(source: Source, found: tuple[Place, ...], findings: Findings) -> None:
     """A fault for every option that means nothing to what was found: no setting is ignored."""
-    sets = any(place.kind in ("saved", "hub") for place in found)
+    sets = any(place.kind in ("saved", "hub", "run") for place in found)
+    named = any(place.kind in ("hub", "run") for place in found)
     hub = any(place.kind == "hub" for place in found)
     suffixes = {place.suffix for place in found}
     checks = (
-        ("split", source.split is not None, sets, "Hugging Face data sets have splits"),
-        ("name", source.name is not None, hub, "data sets of the hub have configurations"),
+        ("split", source.split is not None, sets, "Hugging Face data sets and runs have splits"),
+        ("name", source.name is not None, named, "data sets of the hub have configurations, and runs names of sources"),
         ("revision", source.revision is not None, hub, "data sets of the hub have revisions"),
         ("streaming", source.streaming, hub, "data sets of the hub are streamed"),
         ("document", source.document != "file", suffixes & TEXT, "plain texts (.txt, .md) are cut into documents"),

@@ -1,0 +1,76 @@
+"""The rows of a run as a source of another one: those that it kept back, read anew from the files where they stand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fulltune.base.errors import DataError
+from fulltune.base.files import read_record
+from fulltune.base.records import DataFacts
+from fulltune.data.findings import Findings
+from fulltune.data.names import short_names
+from fulltune.data.reading.places import Place, places
+from fulltune.data.store import INDEX
+from fulltune.recipe.data import Source, sources
+from fulltune.recipe.load import load_recipe
+
+SPLITS = ("train", "heldout", "test", "retention")
+WholeDigest = Callable[[Source, Sequence[Place]], str]
+_MEND = "bring it back as it was, or leave this source out"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one source of a run gave to one of its splits."""
+
+    name: str
+    source: Source
+    format: str
+    places: tuple[Place, ...]
+    lines: tuple[frozenset[int], ...]
+    """Of each place."""
+    sha256: str
+
+
+def held(run: Path, split: str | None, name: str | None, whole_digest: WholeDigest) -> list[Held]:
+    """What a run's split is made of; `name`: one of its sources alone.
+
+    DataError if there is no such split or source, or if a file is no longer what the run read.
+    """
+    if split not in SPLITS:
+        raise DataError(
+            "which rows of this run?" if split is None else f"a run has no split {split!r}",
+            where=str(run),
+            mend=f"`split: heldout`, or another of {', '.join(SPLITS)}",
+        )
+    facts = read_record(run / "data.json", DataFacts)
+    asked = sources(load_recipe(run / "recipe.yaml").data, split)
+    asked = asked or sources(load_recipe(run / "recipe.yaml").data, "train")
+    there = [number for number, count in enumerate(facts.splits[split].by_source) if count]
+    if not there:
+        raise DataError(f"the run has no {split} data", where=str(run), mend="leave this source out")
+    named = dict(zip(short_names([facts.sources[split][number].path for number in there]), there, strict=True))
+    if name is not None and name not in named:
+        raise DataError(f"its {split} data has no source {name!r}", where=str(run), mend=f"known: {', '.join(named)}")
+    index = np.fromfile(run / "data" / split / "examples.bin", INDEX)
+    found = []
+    for called, number in named.items():
+        if name in (None, called):
+            source, known = asked[number], facts.sources[split][number]
+            read = places(source, Findings())
+            _require_unchanged(source, tuple(place.path for place in read) == known.files, str(run))
+            _require_unchanged(source, whole_digest(source, read) == known.sha256, str(run))
+            own = index[index["source"] == number]
+            lines = tuple(frozenset(own["line"][own["file"] == file].tolist()) for file in range(len(read)))
+            found.append(Held(called, source, known.format, read, lines, known.sha256))
+    return found
+
+
+def _require_unchanged(source: Source, same: bool, run: str) -> None:
+    if source.join:
+        raise DataError(f"{source.path}: its documents were joined, so none stands alone", where=run, mend=_MEND)
+    if not same:
+        what = "is not what the run read: it changed, or is not there any more"
+        raise DataError(f"{source.path} {what}", where=run, mend=_MEND)
