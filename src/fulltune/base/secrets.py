@@ -84,8 +84,13 @@ def masked_tree(value: Any, *, keys: bool = True) -> Any:
 
 def _environment() -> re.Pattern[str] | None:
     """What finds the secrets that environment variables hold now; None if there are none."""
-    found = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and _VARIABLE.search(name)}
-    return _any_of(frozenset(value for value in found if not _is_place(value)))
+    found = {os.environ.get(name, "") for name in os.environ if _is_secret(name)}
+    return _any_of(frozenset(value for value in found if len(value) >= _SHORTEST and not _is_place(value)))
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    return _VARIABLE.search(name) is not None
 
 
 @lru_cache(maxsize=8)
