@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def read_story(folder: Path) -> Story:
     return Story(
         path=folder,
         recipe_text=text,
-        recipe=_values(text, str(recipe)),
+        recipe=parse(text, str(recipe)).values,
         data=data,
         plan=plan,
         record=record,
@@ -142,12 +141,6 @@ def read_story(folder: Path) -> Story:
         ended=log.ended,
         missing=tuple(missing),
     )
-
-
-@lru_cache(maxsize=8)
-def _values(text: str, name: str) -> Mapping[str, Any]:
-    """A run is read several times while it ends, and its recipe takes longest."""
-    return parse(text, name).values
 
 
 @dataclass(slots=True)
