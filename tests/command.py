@@ -31,8 +31,8 @@ def run(*arguments: str, cwd: Path, typed: str = "") -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def run_on_terminal(*arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
-    """Its exit code, and what it writes to a terminal as standard output."""
+def run_on_terminal(*arguments: str, cwd: Path, errors: bool = False, **env: str) -> tuple[int, str]:
+    """Its exit code, and what it writes to a terminal as standard output, or as standard error."""
     leader, follower = os.openpty()
     shown: list[bytes] = []
     reader = threading.Thread(target=lambda: shown.append(read_all(leader)))
@@ -41,8 +41,8 @@ def run_on_terminal(*arguments: str, cwd: Path, **env: str) -> tuple[int, str]:
     with (
         mock.patch.dict(os.environ, {**kept, "TERM": "xterm-256color", **env}, clear=True),
         os.fdopen(follower, "w") as out,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO() if errors else out),
+        contextlib.redirect_stderr(out if errors else io.StringIO()),
         _called(arguments, cwd, ""),
     ):
         code = cli.main()

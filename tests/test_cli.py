@@ -3,8 +3,6 @@
 import errno
 import io
 import json
-import os
-import pty
 import socket
 import subprocess
 import sys
@@ -49,15 +47,9 @@ def test_train_prints_results_and_progress_apart(tmp_path: Path, recipe: Path) -
 
 
 def test_a_live_line_on_a_terminal(tmp_path: Path, recipe: Path) -> None:
-    leader, follower = pty.openpty()
-    words = [sys.executable, "-m", "fulltune", "train", str(recipe), "--out", str(tmp_path / "run")]
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    env.pop("NO_COLOR", None)
-    with subprocess.Popen(words, cwd=tmp_path, stderr=follower, stdout=subprocess.PIPE, env=env) as process:
-        os.close(follower)
-        shown = command.read_all(leader)
-        assert process.wait() == 0, shown.decode()
-    text = shown.decode(errors="replace")
+    words = ("train", str(recipe), "--out", str(tmp_path / "run"))
+    code, text = command.run_on_terminal(*words, cwd=tmp_path, errors=True, COLUMNS="120")
+    assert code == 0, text
     assert "tokens/s" in text
     assert "\x1b[" in text
 

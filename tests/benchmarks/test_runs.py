@@ -48,6 +48,7 @@ def test_memory_by_the_number_of_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(one["peak"]["own"] > 2**26 and one["fetch"]["median"] > 0 for one in measured)
 
 
+@pytest.mark.slow
 def test_a_contestant_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     words = [

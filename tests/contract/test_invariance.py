@@ -25,6 +25,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "padded under 96 tokens": {"micro_examples": 8, "micro_tokens": 96},
 }
 """The reference has all eight at once."""
+BRIEF = ("one example at a time", "packed into rows of 128")
+"""What `make test` compares: cut as finely as can be, and packed into several rows."""
 
 
 def losses(folder: Path, model: Path, data: Path, **train: Any) -> list[float]:
@@ -41,7 +43,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses(folder, EMBEDDED / "model", EMBEDDED / "train.jsonl", micro_examples=8)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way if way in BRIEF else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_the_curve_does_not_depend_on_micro_batches(tmp_path: Path, reference: list[float], way: str) -> None:
     found = losses(tmp_path / "run", EMBEDDED / "model", EMBEDDED / "train.jsonl", **WAYS[way])
     assert len(found) == len(reference) == 20

@@ -17,7 +17,7 @@ from tests import tiny
 
 PROCESSES = multiprocessing.get_context("forkserver")
 """Each run has a process of its own, forked off one that has imported and done nothing else: imports take seconds."""
-PROCESSES.set_forkserver_preload(["fulltune.stages", "transformers.models.gpt2.modeling_gpt2"])
+PROCESSES.set_forkserver_preload(["tests.contract.preloaded"])
 
 
 class Killer:
@@ -65,38 +65,43 @@ def recipe(folder: Path, **train: Any) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
-def test_killed_runs_end_with_the_same_bits(tmp_path: Path, precision: str) -> None:
-    asked = recipe(tmp_path, precision=precision)
-    assert run(asked, tmp_path / "whole") == 0
-    wanted = digest(tmp_path / "whole")
+@pytest.fixture(scope="module", params=["float32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A recipe, and the run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    asked = recipe(folder, precision=request.param)
+    assert run(asked, folder / "whole") == 0
+    return asked, folder / "whole"
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, whole: tuple[dict[str, Any], Path]) -> None:
+    asked, undisturbed = whole
     killed = tmp_path / "killed"
     for step in (1, 5, 5, 11):  # before the first checkpoint; between two; once more at the same place; near the end
         assert run(asked, killed, kill=step) == -signal.SIGKILL
         assert not (killed / "record.json").exists()
     assert run(asked, killed) == 0
-    assert digest(killed) == wanted
-    assert steps(killed) == steps(tmp_path / "whole"), "every update once, with the same loss"
-    scores = [
-        [line["scores"] for line in read(out / "journal.jsonl", "evaluation")] for out in (killed, tmp_path / "whole")
-    ]
+    assert digest(killed) == digest(undisturbed)
+    assert steps(killed) == steps(undisturbed), "every update once, with the same loss"
+    scores = [[line["scores"] for line in read(out / "journal.jsonl", "evaluation")] for out in (killed, undisturbed)]
     assert scores[0] == scores[1]
 
 
-def test_dropout_is_on_and_matters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", ["float32"], indirect=True)
+def test_dropout_is_on_and_matters(tmp_path: Path, whole: tuple[dict[str, Any], Path]) -> None:
     """The test above would show nothing if the masks were the same at every step, or absent."""
-    asked = recipe(tmp_path)
+    asked, undisturbed = whole
     other = json.loads(json.dumps(asked))
     other["model"]["dropout"] = 0.0
-    assert run(asked, tmp_path / "a") == run(other, tmp_path / "b") == 0
-    assert digest(tmp_path / "a") != digest(tmp_path / "b")
+    assert run(other, tmp_path / "other") == 0
+    assert digest(tmp_path / "other") != digest(undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", range(1, 13))
-def test_killed_after_any_step(tmp_path: Path, kill: int) -> None:
-    asked = recipe(tmp_path)
-    assert run(asked, tmp_path / "whole") == 0
+@pytest.mark.parametrize("whole", ["float32"], indirect=True)
+def test_killed_after_any_step(tmp_path: Path, whole: tuple[dict[str, Any], Path], kill: int) -> None:
+    asked, undisturbed = whole
     run(asked, tmp_path / "killed", kill=kill)
     assert run(asked, tmp_path / "killed") == 0
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    assert digest(tmp_path / "killed") == digest(undisturbed)

@@ -3,16 +3,18 @@
 `python -m tests.distributed.ranks FOLDER CASE...`, started by `together` in the environment of a launcher.
 """
 
+import atexit
 import importlib.util
 import json
 import os
+import runpy
+import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,16 @@ from fulltune.planning.precision import precision_plan
 from fulltune.recipe.load import load_recipe
 from fulltune.training.step import Outcome, step
 from tests import tiny
-from tests.conftest import ROOT
 from tests.contract.ground import Ground
+from tests.faults import forkserver
+from tests.faults.forkserver import ForkServer, Job
 
 UPDATES = 20
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 NEEDS_DEEPSPEED = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'",
+    not HAS_DEEPSPEED, reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'"
 )
+WARM = (*forkserver.WARM, "torch.distributed.fsdp", "tests.distributed.ranks", *(["deepspeed"] * HAS_DEEPSPEED))
 
 
 @dataclass(frozen=True)
@@ -141,30 +145,41 @@ class Ended:
     seconds: float
 
 
+@cache
+def server() -> ForkServer:
+    """The process that forks all ranks: each would import for 5 s, with DeepSpeed for 9, to work for one."""
+    started = ForkServer(WARM)
+    atexit.register(started.__exit__, None, None, None)
+    return started
+
+
+def rank(module: str, words: list[str], variables: dict[str, str]) -> int:
+    """What a forked child does: a module as a program, in the environment of a launcher."""
+    os.environ.update(variables)
+    os.dup2(1, 2)  # what it says is read as one
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
 def run_together(size: int, module: str, *words: str, timeout: float = 240, **variables: str) -> Ended:
     """Run a module in so many processes that can meet, as a launcher would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), **variables}
     begun = time.monotonic()
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *words],
-            env={**os.environ, **shared, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+    running = []
+    for number in range(size):
+        own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
+        asked = {"module": module, "words": list(words), "variables": own}
+        running.append(server().start(Job("tests.distributed.ranks:rank", asked)))
     try:
-        said = [process.communicate(timeout=timeout)[0] for process in running]
+        ended = [child.wait(timeout) for child in running]
     finally:
-        for process in running:
-            process.kill()
-    return Ended([process.returncode for process in running], said, time.monotonic() - begun)
+        for child in running:
+            child.signal(signal.SIGKILL)
+    return Ended([one.returncode for one in ended], [one.stdout for one in ended], time.monotonic() - begun)
 
 
 def together(size: int, module: str, *words: str) -> None:

@@ -32,8 +32,11 @@ def ground(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Grou
 
 @pytest.fixture(scope="session")
 def short(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """Four updates of one layer, two checkpoints, of which one is kept: every kind of write, and few of each."""
+    """Four updates of one layer, two checkpoints, of which one is kept: every kind of write, and few of each.
+
+    Without samples, which write nothing of their own.
+    """
     folder = tmp_path_factory.mktemp("short")
     tiny.folder(folder / "base", "gpt2", n_layer=1, attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
-    changes = {"train": {"steps": 4}, "evaluate": {"every": 2}, "checkpoint": {"every": 2, "keep": 1}}
+    changes = {"train": {"steps": 4}, "evaluate": {"every": 2, "samples": 0}, "checkpoint": {"every": 2, "keep": 1}}
     return Ground.make(folder, server, **changes)

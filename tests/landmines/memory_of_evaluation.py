@@ -1,9 +1,10 @@
-"""Peak memory of an evaluation in a process of its own: `python -m tests.landmines.memory_of_evaluation KIND FOLDER`.
+"""Peak memory of evaluations: `python -m tests.landmines.memory_of_evaluation FOLDER KIND...`, each in its own fork.
 
-Prints three numbers of bytes by which the most memory ever held grew: with few rows, then with twenty times as many,
-then where the logits of those rows are kept, as frameworks do that gather predictions.
+Prints a line for each: by how many bytes the most memory ever held grew, with few rows, then with twenty times as
+many, then where the logits of those rows are kept, as frameworks do that gather predictions.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,9 @@ from tests import tiny
 from tests.contract.ground import Ground
 from tests.unit.evaluation.test_suites import asked, suite
 
-FEW, MANY = 128, 2560
+FEW, MANY = 64, 1280
 VOCAB = 8000
-"""Logits of one token take 32 kB: 2560 rows of ten tokens would be 800 MB."""
+"""Logits of one token take 32 kB: 1280 rows of ten tokens would be 400 MB."""
 
 
 def peak() -> int:
@@ -44,15 +45,14 @@ def suites(kind: str, folder: Path) -> tuple[Callable[[int], Any], Any]:
     model, made = tiny.model("llama", vocab=VOCAB), {}
     for count in (FEW, MANY):
         rows = [{"question": row["prompt"], "answer": row["completion"]} for row in tiny.rows(count, longest=8)]
+        folder.mkdir(exist_ok=True)
         path = tiny.jsonl(folder / f"{count}.jsonl", rows)
         fields = {"max_new_tokens": 2, "metrics": "chrf"} if kind == "answer" else {"kind": kind}
         made[count] = suite(path, prompt="question", answer="answer", resamples=100, **fields)
     return lambda count: asked(made[count], model, tokens=512, folder=folder / "out"), model
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    kind, folder = sys.argv[1], Path(sys.argv[2])
+def measured(kind: str, folder: Path) -> None:
     run, model = heldout(folder) if kind == "heldout" else suites(kind, folder)
     run(FEW)
     start = peak()
@@ -62,10 +62,20 @@ def main() -> None:
     many = peak()
     kept = []
     with torch.no_grad():
-        for _ in range(MANY // 8):
+        for _ in range(MANY // 4):
             kept.append(model(input_ids=torch.zeros(1, 40, dtype=torch.long)).logits)
-    print(few - start, many - few, peak() - many)
+    print(few - start, many - few, peak() - many, flush=True)
+
+
+def main(folder: Path, kinds: list[str]) -> None:
+    """Imported once; a fork's peak begins with what it holds."""
+    torch.set_num_threads(1)
+    for kind in kinds:
+        if (child := os.fork()) == 0:
+            measured(kind, folder / kind)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -189,12 +189,25 @@ def test_landmine_I7_the_model_trains_in_train_mode_and_is_measured_in_eval_mode
     assert len([1 for _, grad in modes if grad]) == 2 + 6, "the trial's, and one for each update"
 
 
-@pytest.mark.parametrize("kind", ["heldout", "text", "answer"])
-def test_landmine_I6_peak_memory_of_an_evaluation_does_not_grow_with_its_rows(tmp_path: Path, kind: str) -> None:
-    """Also trl#4679. In a process of its own; the third number shows that what is kept would be seen."""
-    words = [sys.executable, "-m", "tests.landmines.memory_of_evaluation", kind, str(tmp_path)]
+EVALUATIONS = ["heldout", "text", "answer"]
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """By the kind of an evaluation, what `tests.landmines.memory_of_evaluation` says of it in MiB."""
+    folder = tmp_path_factory.mktemp("peaks")
+    words = [sys.executable, "-m", "tests.landmines.memory_of_evaluation", str(folder), *EVALUATIONS]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    _, grown, kept = (int(number) / 2**20 for number in done.stdout.split())
+    lines = [[int(number) / 2**20 for number in line.split()] for line in done.stdout.splitlines()]
+    return dict(zip(EVALUATIONS, lines, strict=True))
+
+
+@pytest.mark.parametrize("kind", EVALUATIONS)
+def test_landmine_I6_peak_memory_of_an_evaluation_does_not_grow_with_its_rows(
+    peaks: dict[str, list[float]], kind: str
+) -> None:
+    """Also trl#4679. In a process of its own; the third number shows that what is kept would be seen."""
+    _, grown, kept = peaks[kind]
     assert grown < 24, f"{grown:.0f} MiB more for twenty times as many rows"
     assert kept > 200

@@ -130,14 +130,14 @@ def test_calls_of_tools_fit_the_schemas_of_their_tools(shared: Path) -> None:
 
 def test_answers_of_a_real_model_in_batches_are_those_of_one_by_one(shared: Path, stories: Examinee) -> None:
     assert (ways(stories.model).cache, ways(stories.model).together) == (True, "padded")
-    starts = [" ".join(row["text"].split()[: 3 + n % 9]) for n, row in enumerate(rows(shared, "tinystories/val"))][:24]
+    starts = [" ".join(row["text"].split()[: 3 + n % 9]) for n, row in enumerate(rows(shared, "tinystories/val"))][:12]
     prompts = [stories.tokenizer(text)["input_ids"] for text in starts]
     names = [str(number) for number in range(len(prompts))]
     for temperature in (0.0, 0.7):
         speaker = Speaker(stories, Decoding(tokens=40, temperature=temperature))
         alone = [speaker([prompt], [name])[0] for prompt, name in zip(prompts, names, strict=True)]
         assert speaker(prompts, names) == alone
-        assert len({said.text for said in alone}) > 12
+        assert len({said.text for said in alone}) > 6
 
 
 def test_a_recurrent_model_is_asked_in_a_way_that_is_right(shared: Path) -> None:

@@ -59,7 +59,11 @@ _TOLD = re.compile(
 
 def masked(text: str) -> str:
     """The text with `***` where a secret stood: one of the environment, or what looks like one."""
-    if (own := _environment()) is not None:
+    return _masked(text, _environment())
+
+
+def _masked(text: str, own: re.Pattern[str] | None) -> str:
+    if own is not None:
         text = own.sub(MASK, text)
     text = _SHAPE.sub(MASK, text)
     text = _BARE_LOGIN.sub(rf"\1{MASK}", _LOGIN.sub(rf"\1{MASK}@", text))
@@ -71,16 +75,20 @@ def masked_tree(value: Any, *, keys: bool = True) -> Any:
 
     `keys=False`: keys are our own words, such as the note `duplicate_key`, and say nothing of secrets.
     """
+    return _masked_tree(value, _environment(), keys)
+
+
+def _masked_tree(value: Any, own: re.Pattern[str] | None, keys: bool) -> Any:
     if isinstance(value, Mapping):
         return {
-            masked(key) if isinstance(key, str) else key: MASK
+            _masked(key, own) if isinstance(key, str) else key: MASK
             if keys and isinstance(inner, str) and len(inner) >= _SHORTEST_NAMED and _KEY.fullmatch(str(key))
-            else masked_tree(inner, keys=keys)
+            else _masked_tree(inner, own, keys)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        return [masked_tree(inner, keys=keys) for inner in value]
-    return masked(value) if isinstance(value, str) else value
+        return [_masked_tree(inner, own, keys) for inner in value]
+    return _masked(value, own) if isinstance(value, str) else value
 
 
 def masked_command(arguments: Sequence[str]) -> str:
@@ -103,8 +111,13 @@ def _is_secret(option: str, value: str) -> bool:
 
 def _environment() -> re.Pattern[str] | None:
     """What finds the secrets that environment variables hold now; None if there are none."""
-    found = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and _VARIABLE.search(name)}
-    return _any_of(frozenset(value for value in found if not _is_place(value)))
+    found = {os.environ.get(name, "") for name in os.environ if _is_secret(name)}
+    return _any_of(frozenset(value for value in found if len(value) >= _SHORTEST and not _is_place(value)))
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    return _VARIABLE.search(name) is not None
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -58,18 +59,23 @@ def parse(text: str, name: str) -> Tree:
     """Read one document. Syntax errors, duplicate keys and foreign tags become faults, all of them."""
     tree = Tree({}, {(): f"{name}:1"})
     try:
-        if deep := _too_deep(text):
-            tree.fail((), _nested(f"{name}:{deep}"))
-            return tree
-        root = YAML(typ="rt", pure=True).compose(io.StringIO(text))
+        root = _composed(text)
     except YAMLError as fault:
         tree.fail((), _syntax(fault, name))
         return tree
-    if isinstance(root, MappingNode):
+    if isinstance(root, int):
+        tree.fail((), _nested(f"{name}:{root}"))
+    elif isinstance(root, MappingNode):
         tree.values.update(_Reader(tree, name).mapping(root, ()))
     elif root is not None:
         tree.fail((), Fault("a recipe is a mapping of sections", f"{name}:1", "begin with `model:` and `data:`"))
     return tree
+
+
+@lru_cache(maxsize=8)
+def _composed(text: str) -> Any:
+    """The nodes of a text, or the line at which it nests too deep; a run reads its recipe again for its reports."""
+    return _too_deep(text) or YAML(typ="rt", pure=True).compose(io.StringIO(text))
 
 
 def _too_deep(text: str) -> int:

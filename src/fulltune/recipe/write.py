@@ -3,6 +3,7 @@
 import io
 import json
 import textwrap
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,11 +35,17 @@ def as_values(recipe: Recipe) -> dict[str, Any]:
 
 def as_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML 1.2, its secrets masked."""
+    return _yaml(json.dumps(masked_tree(as_values(recipe))))
+
+
+@lru_cache(maxsize=8)
+def _yaml(values: str) -> str:
+    """JSON as YAML; a run asks for its recipe three times, and writing YAML takes long."""
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(masked_tree(as_values(recipe)), out)
+    yaml.dump(json.loads(values), out)
     return out.getvalue()
 
 
