@@ -94,16 +94,20 @@ def _waves(asked: argparse.Namespace, cures: Sequence[Cure]) -> Waves:
     setting = Setting((asked.shared / "models/stories260K").resolve(), work, asked.lr, asked.epochs, asked.batch)
     amounts = Amounts(asked.rows, asked.heldout, asked.kept, asked.replayed)
     waves: Waves = ([], [], [])
+    lessons = [(number, one) for number, one in enumerate(LESSONS) if one.name in asked.lessons]
+    rows = {
+        (lesson.name, seed): material(lesson, seed, amounts, asked.shared, work / "rows")
+        for _, lesson in lessons
+        for seed in asked.seeds
+    }
     for cure in cures:
-        for number, lesson in enumerate(LESSONS):
-            if lesson.name not in asked.lessons or (number > 0 and not cure.everywhere):
-                continue
-            for seed in asked.seeds:
-                rows = material(lesson, seed, amounts, asked.shared, work / "rows")
+        for number, lesson in lessons:
+            for seed in asked.seeds if number == 0 or cure.everywhere else ():
+                given = rows[lesson.name, seed]
                 if cure.needs_fisher:
-                    waves[0].append(fisher(setting, lesson.name, seed, rows))
+                    waves[0].append(fisher(setting, lesson.name, seed, given))
                 if cure.blended is None:
-                    waves[1].append(trial(setting, lesson.name, seed, rows, cure))
+                    waves[1].append(trial(setting, lesson.name, seed, given, cure))
                 if cure.name == PLAIN and any(other.blended is not None for other in cures):
                     waves[2].append(blends(waves[1][-1], cures))
     return waves

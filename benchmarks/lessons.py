@@ -3,8 +3,9 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def material(lesson: Lesson, seed: int, amounts: Amounts, shared: Path, work: Pa
 
     OSError if a set is missing, ValueError if stories of one file stand in the other too.
     """
-    fits = _fitting(shared / "models/stories260K/tokenizer.json") if lesson.whole else lambda _: True
-    pool = [row for row in _read(shared / lesson.train) if fits(row)]
+    tokenizer = shared / "models/stories260K/tokenizer.json" if lesson.whole else None
+    pool = _fitting(shared / lesson.train, tokenizer)
     taught = random.Random(seed).sample(pool, min(max(1, amounts.rows // lesson.each), len(pool)))
-    judged = [row for row in _read(shared / lesson.heldout) if fits(row)]
+    judged = _fitting(shared / lesson.heldout, tokenizer)
     kept = _read(shared / _STORIES / "val.norm.jsonl")[: amounts.kept]
     replayed = _read(shared / _STORIES / "train.norm.jsonl")[: amounts.replayed]
     if {_text(row) for row in kept} & {_text(row) for row in replayed}:
@@ -88,9 +89,13 @@ def material(lesson: Lesson, seed: int, amounts: Amounts, shared: Path, work: Pa
     )
 
 
-def _fitting(tokenizer: Path) -> Callable[[Row], bool]:
+@cache
+def _fitting(path: Path, tokenizer: Path | None) -> Sequence[Row]:
+    """Rows that are no longer than an example; all of them if there is no tokenizer to tell."""
+    if tokenizer is None:
+        return _read(path)
     encode = Tokenizer.from_file(str(tokenizer)).encode
-    return lambda row: len(encode(_text(row)).ids) + _TEMPLATE <= LENGTH
+    return [row for row in _read(path) if len(encode(_text(row)).ids) + _TEMPLATE <= LENGTH]
 
 
 def _text(row: Row) -> str:
