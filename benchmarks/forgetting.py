@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from benchmarks import options, report, undone
@@ -114,7 +115,7 @@ def _waves(asked: argparse.Namespace, cures: Sequence[Cure]) -> Waves:
 
 
 def _run(wave: Sequence[Trial], asked: argparse.Namespace) -> list[Measured]:
-    """So many at a time; one that is done already is read. The first that fails ends it, when those begun are done."""
+    """So many at a time; one that is done already is read. The first that fails ends it."""
     wave = list({(one.folder, one.cures): one for one in wave}.values())
     if asked.again:
         for one in wave:
@@ -122,17 +123,26 @@ def _run(wave: Sequence[Trial], asked: argparse.Namespace) -> list[Measured]:
     ready = {one.folder: found for one in wave if (found := done(one))}
     waiting = [one for one in wave if one.folder not in ready]
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
-    with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
+    with _pool(asked.processes) as pool:
         running = {pool.submit(run, one): one for one in waiting}
         for number, future in enumerate(as_completed(running), 1):
-            try:
-                ready[running[future].folder] = future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            ready[running[future].folder] = future.result()
             for each in ready[running[future].folder]:
                 print(f"{number} of {len(waiting)}: {_line(each)}", file=sys.stderr, flush=True)
     return [each for one in wave for each in ready[one.folder] if each.cure != "fisher"]
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, and where something went wrong at once: their runs save and stop in order."""
+    with options.endable(), ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
+            raise
 
 
 def _line(one: Measured) -> str:

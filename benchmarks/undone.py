@@ -97,9 +97,9 @@ def table(found: Sequence[Outcome]) -> str:
     lines = [
         [
             one.cure,
-            f"{one.target.mean:.3f} ± {one.target.error:.3f}",
+            _mean(one.target),
             "" if one.cure == PLAIN else _range(one.worse),
-            f"{one.stories.mean:.3f} ± {one.stories.error:.3f}",
+            _mean(one.stories),
             "" if one.cure == PLAIN else _range(one.undone),
             "yes" if one.cure in best else "",
         ]
@@ -108,6 +108,11 @@ def table(found: Sequence[Outcome]) -> str:
     return report.table(
         [*head, "CPU seconds"], [[*line, f"{one.cpu:.0f}"] for line, one in zip(lines, found, strict=True)]
     )
+
+
+def _mean(value: Spread) -> str:
+    """With its standard error, if there is one."""
+    return f"{value.mean:.3f}" if math.isnan(value.error) else f"{value.mean:.3f} ± {value.error:.3f}"
 
 
 def _range(value: Spread) -> str:
