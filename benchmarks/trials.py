@@ -2,14 +2,16 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cures import Cure
 from benchmarks.lessons import LENGTH, Material
+from fulltune.base.blend import Blend
 from fulltune.base.files import fingerprint, read_record, write_record
+from fulltune.base.records import RunRecord
 
 Recipe = dict[str, dict[str, Any]]
 NEVER = 1_000_000
@@ -41,7 +43,10 @@ class Measured:
     updates: int
     """0 of a blend."""
     cpu: float
-    """Seconds of processor time: preparing, training, both evaluations, writing and verifying the result."""
+    """Seconds of processor time: preparing, training, both evaluations, writing and verifying the result.
+
+    Of a run that was interrupted, since it went on.
+    """
     seconds: float
     """On the clock; others were at work on the machine."""
 
@@ -146,8 +151,10 @@ def _place(one: Trial, cure: str) -> Path:
 
 def run(one: Trial) -> list[Measured]:
     """Train, or blend; a run that was interrupted goes on. In a process of one thread. FulltuneError if it fails."""
+    from fulltune import stages  # in the process that runs it, before its clock runs
+
     clock, cpu = time.perf_counter(), time.process_time()
-    found = _blended(one) if one.parts else _trained(one)
+    found = _blended(one, stages.blend) if one.parts else _trained(one, stages.train)
     spent, passed = time.process_time() - cpu, time.perf_counter() - clock
     made = [
         Measured(
@@ -167,21 +174,17 @@ def run(one: Trial) -> list[Measured]:
     return made
 
 
-def _trained(one: Trial) -> list[tuple[Losses, Losses, int]]:
-    import fulltune  # in the process that runs it
-
-    record = fulltune.train(one.recipe, out=one.folder)
+def _trained(one: Trial, train: Callable[..., RunRecord]) -> list[tuple[Losses, Losses, int]]:
+    record = train(one.recipe, out=one.folder)
     assert record.baseline is not None
     (last,) = [report for report in record.evaluations if report.step == record.result_step]
     return [(_losses(record.baseline.scores), _losses(last.scores), record.progress.update)]
 
 
-def _blended(one: Trial) -> list[tuple[Losses, Losses, int]]:
-    import fulltune
-
+def _blended(one: Trial, blend: Callable[..., Blend]) -> list[tuple[Losses, Losses, int]]:
     # The base is scored among them, so that all is of one evaluation.
     at = ",".join(f"{part:g}" for part in (0.0, *one.parts))
-    base, *mixed = fulltune.blend(one.folder, at=at).points
+    base, *mixed = blend(one.folder, at=at).points
     return [(_losses(base.scores), _losses(point.scores), 0) for point in mixed]
 
 
