@@ -52,6 +52,32 @@ def picture(points: Sequence[Point], *, target: str, base: float | None = None, 
         " ",
         el("span", "lower left is better", cls="faint"),
     )
+    svg, best = _plot(points, target, base)
+    rows = [(p.name, number(p.target), number(p.retention), "yes" if p in best else "") for p in points]
+    note = el(
+        "p",
+        f"The dashed line joins each {each} that no other one beats in both.",
+        " Small dots are earlier states." if any(point.way for point in points) else None,
+        cls="faint",
+    )
+    heads = (each, f"{target} loss", "retention loss", "on the front")
+    return el("figure", title, svg, note, fold("numbers", table(rows, heads)), cls="pareto")
+
+
+def drawing(points: Sequence[Point], *, target: str, base: float | None, style: str) -> Html:
+    """The same as an SVG file of its own; `style`: the pages' CSS."""
+    inside = [el("style", style), el("rect", width=_WIDTH, height=_HEIGHT, fill="var(--back)")]
+    own = f"width: {_WIDTH}px; height: {_HEIGHT}px; font-family: system-ui, sans-serif"  # not as wide as a page
+    svg, _ = _plot(
+        points, target, base, *inside, xmlns="http://www.w3.org/2000/svg", width=_WIDTH, height=_HEIGHT, style=own
+    )
+    return svg
+
+
+def _plot(
+    points: Sequence[Point], target: str, base: float | None, *before: Html, **named: object
+) -> tuple[Html, list[Point]]:
+    """The figure's SVG and the front; `before` stands in it before what is drawn, `named` are attributes of it."""
     inner = [(point.target, point.retention) for point in points]
     inner += [state for point in points for state in point.way if _near(state, inner)]
     across = vertical([a for a, _ in inner], _WIDTH - _RIGHT, _LEFT)
@@ -64,21 +90,15 @@ def picture(points: Sequence[Point], *, target: str, base: float | None = None, 
     drawn += _points(points, best, across, upward)
     svg = el(
         "svg",
+        *before,
         *drawn,
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
         aria_label=f"{target} loss against retention loss",
         cls="big",
+        **named,
     )
-    rows = [(p.name, number(p.target), number(p.retention), "yes" if p in best else "") for p in points]
-    note = el(
-        "p",
-        f"The dashed line joins each {each} that no other one beats in both.",
-        " Small dots are earlier states." if any(point.way for point in points) else None,
-        cls="faint",
-    )
-    heads = (each, f"{target} loss", "retention loss", "on the front")
-    return el("figure", title, svg, note, fold("numbers", table(rows, heads)), cls="pareto")
+    return svg, best
 
 
 def _near(state: tuple[float, float], ends: Sequence[tuple[float, float]]) -> bool:
