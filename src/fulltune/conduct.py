@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from fulltune.outcome import Outcome, merged, peak_bytes, scores_of, versions
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder
-from fulltune.shipping import Measured, of_record
+from fulltune.shipping import judged
 from fulltune.starting import Start, require_layout, start
 from fulltune.training.acts import require_finite
 from fulltune.training.checkpoint import Belonging
-from fulltune.training.choosing import choose_anew, fallen_back, selection
+from fulltune.training.choosing import choose_anew, fallen_back
 from fulltune.training.journal import Journal, Sink, read, standing
 from fulltune.training.loop import train
 from fulltune.training.manifest import Manifest, step_name
@@ -57,9 +57,8 @@ def conduct(
     """
     for folder in (run.path, run.path / "checkpoints"):
         meeting.crew.told(partial(sweep, folder))
-    fixed = deterministic(run.recipe.train.deterministic)
     muted = meeting.crew.rank > 0
-    told = reported(run, mute=muted)
+    fixed, told = deterministic(run.recipe.train.deterministic), reported(run, mute=muted)
     with fixed, told, fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
@@ -189,8 +188,8 @@ class _Work:
             LOGGER.warning(f"the checkpoint was written with other versions: {dict(manifest.versions)}")
         self.outcome.crew.told(lambda: self._put_away(newest))
         if progress.best_by != str(self.built.evaluating.rule):  # among the states that are there another may be best
-            judged = partial(choose_anew, progress, self.built.evaluating.rule, self.run.journal, checkpoints.steps())
-            progress = from_json(self.outcome.crew.told(lambda: to_json(judged())), Progress)
+            anew = partial(choose_anew, progress, self.built.evaluating.rule, self.run.journal, checkpoints.steps())
+            progress = from_json(self.outcome.crew.told(lambda: to_json(anew())), Progress)
         LOGGER.info(f"going on after update {newest}")
         return progress
 
@@ -230,9 +229,8 @@ class _Work:
 
     def _compare(self, *, anew: bool) -> None:
         """Ask the base what it predicts, where that is not kept already; the engine has its weights, or takes them."""
-        built = self.built
-        objective, ready = built.updating.objective, partial(self.begun.fill, built.engine)
-        built.comparing.make(built.engine, objective, self.outcome.crew, anew=anew, ready=ready)
+        built, ready = self.built, partial(self.begun.fill, self.built.engine)
+        built.comparing.make(built.engine, built.updating.objective, self.outcome.crew, anew=anew, ready=ready)
 
     def _who(self) -> dict[str, Any]:
         """Who trains, by what."""
@@ -296,10 +294,7 @@ class _Work:
 
     def _close(self, progress: Progress, chosen: int, difference: float, answers: Sequence[str]) -> None:
         plain = self.outcome.record(self.plan, progress, chosen, difference, answers)
-        after = Measured.of(next((one for one in plain.evaluations if one.step == chosen), None), plain.suites, chosen)
-        record = replace(plain, selection=selection(progress, self.built.evaluating.rule, after.scores))
-        record = replace(record, verdict=of_record(self.run, record))
-        # With all that was measured since the folder was written.
-        self.outcome.describe(self.run.model, chosen, record.verdict)
+        record = judged(self.run, plain, progress, self.built.evaluating.rule)
+        self.outcome.describe(self.run.model, chosen, record.verdict)  # with all that was measured since it was written
         self.journal.write("end", {"step": progress.update, "result_step": chosen, "seconds": progress.seconds})
         write_record(self.run.record, record)

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from fulltune.base.gate import Gate, GateVerdict, Interval
-from fulltune.base.records import DataFacts, EvalReport, RunRecord
+from fulltune.base.records import DataFacts, EvalReport, Progress, RunRecord
 from fulltune.base.results import SuiteReport
 from fulltune.base.rule import RETENTION, Better, Rule, Selection
 from fulltune.evaluation.answers import Items
@@ -18,6 +18,7 @@ from fulltune.examining import directions, totals
 from fulltune.planning.scores import gate_of, require_gate, rule_of
 from fulltune.recipe.schema import Recipe
 from fulltune.runs import RunFolder
+from fulltune.training.choosing import selection
 from fulltune.training.manifest import step_name
 
 
@@ -40,6 +41,14 @@ class Measured:
 def require_judged(recipe: Recipe, data: DataFacts) -> None:
     """RecipeError if `--gate` could not be answered; asked before anything is trained."""
     require_gate(recipe, data, directions(recipe.evaluate.suites))
+
+
+def judged(run: RunFolder, record: RunRecord, progress: Progress, rule: Rule) -> RunRecord:
+    """The record with the rule that its result was chosen by, and the verdict on it."""
+    report = next((one for one in record.evaluations if one.step == record.result_step), None)
+    found = Measured.of(report, record.suites, record.result_step)
+    chosen = replace(record, selection=selection(progress, rule, found.scores))
+    return replace(chosen, verdict=of_record(run, chosen))
 
 
 def of_record(run: RunFolder, record: RunRecord) -> GateVerdict:

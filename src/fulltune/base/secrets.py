@@ -96,14 +96,14 @@ def masked_command(arguments: Sequence[str]) -> str:
     shown: list[str] = []
     for before, word in zip(("", *arguments), arguments, strict=False):
         name, equals, value = word.partition("=")
-        if equals and _is_secret(name, value):
+        if equals and _hides(name, value):
             shown.append(f"{name}={MASK}")
         else:
-            shown.append(MASK if before.startswith("-") and _is_secret(before, word) else shlex.quote(masked(word)))
+            shown.append(MASK if before.startswith("-") and _hides(before, word) else shlex.quote(masked(word)))
     return " ".join(shown)
 
 
-def _is_secret(option: str, value: str) -> bool:
+def _hides(option: str, value: str) -> bool:
     """Whether the name of an option says that its value is one."""
     name = option.lstrip("-").replace("-", "_")
     return bool(masked_tree({name: value}) == {name: MASK}) and not value.startswith("-")
