@@ -14,7 +14,7 @@ from fulltune.data.lay import Budget, fullest, lay
 from fulltune.data.order import Order
 from fulltune.data.store import Store
 
-Refer = Callable[[Sequence[int], Sequence[int], NDArray[Any]], Reference | None]
+Refer = Callable[[Sequence[int], Sequence[int], NDArray[Any]], Reference]
 """Examples of a batch, how many supervised tokens each has, and the weights of all these -> what the base predicts."""
 
 

@@ -128,8 +128,11 @@ class References:
         share = f"{card.rest:.2%} of the probability is that of others"
         LOGGER.info(f"{self._folder.name}: the {card.top} likeliest next tokens at {card.tokens:,} tokens; {share}")
 
-    def __call__(self, members: Sequence[int], counts: Sequence[int], weights: NDArray[Any]) -> Reference | None:
-        """Of a batch's examples, as data/feed.py asks for it; None where nothing is known of any of them."""
+    def __call__(self, members: Sequence[int], counts: Sequence[int], weights: NDArray[Any]) -> Reference:
+        """Of a batch's examples, as data/feed.py asks for it; one without rows where nothing is known of any of them.
+
+        So every batch passes through the head for it: where that is gathered for each pass, all processes wait.
+        """
         if self._read is None:
             self._read = _Files(self._folder)
         return self._read.reference(members, counts, weights)
@@ -188,7 +191,7 @@ class _Files:
         order = np.argsort(whole[0])
         self._examples, self._file, self._start, self._count = (column[order] for column in whole)
 
-    def reference(self, members: Sequence[int], counts: Sequence[int], weights: NDArray[Any]) -> Reference | None:
+    def reference(self, members: Sequence[int], counts: Sequence[int], weights: NDArray[Any]) -> Reference:
         """What is known of the supervised tokens of these examples, of which each has so many."""
         parts: list[list[Tensor]] = []
         starts: list[int] = []
@@ -202,10 +205,8 @@ class _Files:
                 starts.append(first)
                 lengths.append(length)
             first += count
-        if not parts:
-            return None
-        rows = _ranges(starts, lengths)
-        ids, logs, rest = (torch.cat(column) for column in zip(*parts, strict=True))
+        rows, nothing = _ranges(starts, lengths), [torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0)]
+        ids, logs, rest = (torch.cat(column) for column in zip(*(parts or [nothing]), strict=True))
         return Reference(torch.from_numpy(rows), ids.long(), logs, rest, float(weights[rows].sum(dtype=np.float64)))
 
     def _rows(self, file: int, name: str, start: int, length: int) -> Tensor:
