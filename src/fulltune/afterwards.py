@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,27 +60,26 @@ def evaluate(
         wins = stages.count_choices(recipe, count)
         typer.echo(printing.as_json(to_json(wins)) if as_json else printing.preferred([wins]))
         return
+    asked: dict[str, Any] = {"suites": suite or (), "against": against, "batch_tokens": batch_tokens}
     if blind is not None:
-        page = stages.blind(
-            recipe, suite or (), against=against, page=blind, prompts=prompts or 50, batch_tokens=batch_tokens
-        )
+        page = stages.blind(recipe, page=blind, prompts=prompts or 50, **asked)
         typer.echo(printing.as_json(to_json(page)) if as_json else printing.as_table(to_json(page)))
         return
     if suite or against is not None or judge is not None:
-        asked = stages.examine(
-            recipe,
-            suite or (),
-            against=against,
-            out=out,
-            batch_tokens=batch_tokens,
-            judge=judge,
-            judge_timeout=judge_timeout or 3600.0,
-        )
-        typer.echo(printing.as_json(to_json(asked)) if as_json else printing.examination(asked))
+        found = stages.examine(recipe, out=out, judge=judge, judge_timeout=judge_timeout or 3600.0, **asked)
+        typer.echo(printing.as_json(to_json(found)) if as_json else printing.examination(found))
         return
     if batch_tokens is not None:
         raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
-    made = stages.judge(recipe, out=out, model=model, gate=gate, **fields(overrides))
+    _scored(recipe, out, model, gate=gate, as_json=as_json, **fields(overrides))
+
+
+def _scored(recipe: Path, out: Path | None, model: Path | None, *, gate: bool, as_json: bool, **changes: Any) -> None:
+    """Losses, and the verdict on them."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    made = stages.judge(recipe, out=out, model=model, gate=gate, **changes)
     values = {name: to_json(report) for name, report in made.reports.items()}
     if made.verdict is not None:
         values["verdict"] = to_json(made.verdict)

@@ -76,8 +76,8 @@ class TrainSection(Section):
     objective: str = "next_token"
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
     kl_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """How much the mean KL divergence from the base, at the tokens of data.replay, adds to what is minimised: 0.1 to 10
-    hold the model to what the base says of these texts (docs/retention.md). 0: nothing.
+    """How many times the mean KL divergence from the base, at the tokens of data.replay, is added to the loss (0.1 to
+    10), so that the model is held to what the base says of these texts (docs/retention.md). 0: nothing is added.
     """
     kl_top: Annotated[int, Field(ge=1, le=4096)] = 64
     """Of `kl_weight`: how many of the base's likeliest next tokens count one by one; all others count as one."""
