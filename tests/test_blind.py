@@ -206,7 +206,11 @@ def test_what_goes_with_what_is_said(asked: Path) -> None:
 
     assert "name the other with --against" in refused("--suite", "suite.yaml", "--judge", "x")
     assert "name the other with --against" in refused("--blind", "page.html")
-    assert "--prompts means nothing here" in refused("--prompts", "3")
+    assert "--prompts means nothing beside" in refused("--prompts", "3")
+    assert "--judge-timeout means nothing beside" in refused("--judge-timeout", "3")
+    assert "--out means nothing beside" in refused("--blind", "page.html", "--against", "base", "--out", "there")
+    assert "--suite means nothing beside" in refused("--count", "choices.json", "--suite", "suite.yaml")
+    assert "KEY=VALUE means nothing beside" in refused("optim.lr=1", "--suite", "suite.yaml")
     assert "exclude each other" in refused("--blind", "page.html", "--judge", "x", "--against", "base")
     assert "there is no such folder" in refused("--blind", "none/page.html", "--against", "base")
     with pytest.raises(RecipeError, match="--out DIR"):

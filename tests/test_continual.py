@@ -144,6 +144,21 @@ def test_what_changed_or_is_gone_is_said_and_not_measured(runs: Path, tmp_path: 
         fulltune.prepare(recipe(runs / "first/model", runs / "new.jsonl", data=named), out=tmp_path / "named")
 
 
+def test_what_a_run_of_somebody_else_names_of_code_and_network_is_left_alone(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "foreign"
+    shutil.copytree(runs / "first", run)
+    written = (run / "recipe.yaml").read_text()
+    for old, new, said in (
+        ("use: contains", "use: nowhere.to:be_found", "the suite cats: it runs code"),
+        ("use: null", "use: nowhere.to:be_found", None),
+        (str(runs / "old.jsonl"), "s3://nowhere/rows.jsonl", "its held-out data: s3://nowhere/rows.jsonl lies on the"),
+    ):
+        assert old in written
+        (run / "recipe.yaml").write_text(written.replace(old, new))
+        missing = open_run(recipe(run, runs / "new.jsonl"), {}, out=tmp_path / "run").chain[0].missing
+        assert [one.startswith(said or " ") for one in missing] == ([] if said is None else [True])
+
+
 def test_going_on_changes_nothing_of_it(runs: Path, tmp_path: Path) -> None:
     """Also where the earlier run's own data is gone by then."""
     run = tmp_path / "run"

@@ -10,7 +10,18 @@ import typer
 from fulltune import printing
 from fulltune.base.errors import RecipeError
 from fulltune.ending import require_shipped
-from fulltune.options import AsJson, DType, Gated, Overrides, fields
+from fulltune.options import (
+    AsJson,
+    Blind,
+    Choices,
+    DType,
+    Gated,
+    Judge,
+    JudgeTimeout,
+    Overrides,
+    Prompts,
+    fields,
+)
 
 
 def evaluate(
@@ -29,41 +40,32 @@ def evaluate(
     ] = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a batch of questions.")] = None,
     gate: Gated = False,
-    judge: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="With --against: says which of two answers is better.")
-    ] = None,
-    judge_timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds that it may take for a suite; by default an hour.")
-    ] = None,
-    blind: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="With --against: a page of answers to choose from blindly.")
-    ] = None,
-    prompts: Annotated[
-        int | None, typer.Option(min=1, help="With --blind: most prompts of each suite; by default 50.")
-    ] = None,
-    count: Annotated[Path | None, typer.Option(metavar="CHOICES", help="Count the choices of a blind page.")] = None,
+    judge: Judge = None,
+    judge_timeout: JudgeTimeout = None,
+    blind: Blind = None,
+    prompts: Prompts = None,
+    count: Choices = None,
     as_json: AsJson = False,
 ) -> None:
     """Score base and result on held-out, test and retention data; or any model on suites of questions."""
     from fulltune import stages
     from fulltune.base.files import to_json
 
-    _require_used(
-        {"--judge": judge, "--blind": blind, "--count": count},
-        {"--judge-timeout": (judge_timeout, judge), "--prompts": (prompts, blind)},
-    )
-    if suite or against is not None or judge is not None or blind is not None or count is not None:
-        for name, given in {"--model": model, "--gate": gate, "KEY=VALUE": overrides}.items():
-            if given:
-                raise RecipeError(f"{name} is of losses, not of suites", where=name, mend="name the model itself first")
+    _require_one({"--judge": judge, "--blind": blind, "--count": count})
+    _require_none({"--judge-timeout": judge_timeout if judge is None else None})
+    _require_none({"--prompts": prompts if blind is None else None})
+    if suite or any(one is not None for one in (against, judge, blind, count)):
+        _require_none({"--model": model, "--gate": gate or None, "KEY=VALUE": overrides})
     if count is not None:
+        _require_none({"--suite": suite, "--against": against, "--out": out, "--batch-tokens": batch_tokens})
         wins = stages.count_choices(recipe, count)
         typer.echo(printing.as_json(to_json(wins)) if as_json else printing.preferred([wins]))
         return
     asked: dict[str, Any] = {"suites": suite or (), "against": against, "batch_tokens": batch_tokens}
     if blind is not None:
-        page = stages.blind(recipe, page=blind, prompts=prompts or 50, **asked)
-        typer.echo(printing.as_json(to_json(page)) if as_json else printing.as_table(to_json(page)))
+        _require_none({"--out": out})
+        page = to_json(stages.blind(recipe, page=blind, prompts=prompts or 50, **asked))
+        typer.echo(printing.as_json(page) if as_json else printing.as_table(page))
         return
     if suite or against is not None or judge is not None:
         found = stages.examine(recipe, out=out, judge=judge, judge_timeout=judge_timeout or 3600.0, **asked)
@@ -89,14 +91,18 @@ def _scored(recipe: Path, out: Path | None, model: Path | None, *, gate: bool, a
         require_shipped(made.verdict, str(recipe if out is None else out))
 
 
-def _require_used(apart: Mapping[str, object], needs: Mapping[str, tuple[object, object]]) -> None:
-    """RecipeError for options that exclude each other, or that mean nothing without another one."""
+def _require_one(apart: Mapping[str, object]) -> None:
+    """RecipeError for options that exclude each other."""
     given = [name for name, value in apart.items() if value is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other", where=given[1], mend="give one of them")
-    for name, (value, of) in needs.items():
-        if value is not None and of is None:
-            raise RecipeError(f"{name} means nothing here", where=name, mend="leave it out")
+
+
+def _require_none(options: Mapping[str, object]) -> None:
+    """RecipeError for an option that would have no effect beside the others."""
+    for name, value in options.items():
+        if value:
+            raise RecipeError(f"{name} means nothing beside the other options", where=name, mend="leave it out")
 
 
 def export(

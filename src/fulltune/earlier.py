@@ -1,6 +1,7 @@
 """A run that begins with the result of another one: what that one was judged by is measured again, before and after.
 
-Nothing of an earlier task is trained on; data.replay does that.
+Nothing of an earlier task is trained on; data.replay does that. A folder that somebody else wrote runs nothing: what
+its recipe names of code, or on the network, is left out and said.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fulltune.base.chain import EarlierTask
 from fulltune.base.errors import CheckpointError, DataError, RecipeError
 from fulltune.base.files import read_record
 from fulltune.base.folder import is_run_folder
 from fulltune.base.records import DataFacts, RunRecord
 from fulltune.data.names import short_names
-from fulltune.data.reading.kept import held
+from fulltune.data.reading.kept import held, written
 from fulltune.data.sources import whole_digest
 from fulltune.recipe.data import Source
-from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.suites import SuiteSection
 
@@ -78,7 +80,7 @@ def _tasks(recipe: Recipe) -> Iterator[Task]:
         try:
             record = read_record(run / "record.json", RunRecord)
             task = EarlierTask(name=name, run=str(run), recipe=record.recipe, result_step=record.result_step)
-            before = load_recipe(run / "recipe.yaml")
+            before = [_suite(values) for values in (written(run).get("evaluate") or {}).get("suites") or ()]
         except (CheckpointError, RecipeError) as fault:
             why = f"what the run says of itself cannot be read: {fault.faults[0].what}"
             yield EarlierTask(name=name, run=str(run), recipe="", result_step=0, missing=(why,)), (), ()
@@ -98,8 +100,8 @@ def _runs(path: str) -> Iterator[Path]:
         seen.add(run)
         yield run
         try:
-            path = load_recipe(run / "recipe.yaml").model.path
-        except RecipeError:  # which is told as what is missing of this run
+            path = str(written(run)["model"]["path"])
+        except (CheckpointError, KeyError, TypeError):  # which is told as what is missing of this run
             return
 
 
@@ -111,19 +113,34 @@ def _held_out(run: Path, facts: DataFacts, taken: set[str]) -> tuple[list[Source
         return [], ["it held nothing out"]
     taken.add(facts.fingerprint)
     try:
-        found = held(run, "heldout", None, whole_digest)
+        found = held(run, "heldout", None, whole_digest, local=True)
     except (DataError, CheckpointError, RecipeError) as fault:
         return [], [f"its held-out data: {fault.faults[0].what}"]
+    if own := [one.format for one in found if ":" in one.format]:
+        return [], [f"its held-out data: the format {own[0]} is code that only the run's recipe names; name the source"]
     several = len(found) > 1
     return [
         Source(path=str(run), split="heldout", name=one.name if several else None, format=one.format) for one in found
     ], []
 
 
-def _suites(before: Recipe, name: str, asked: Mapping[str, SuiteSection]) -> tuple[list[SuiteSection], list[str]]:
+def _suite(values: Mapping[str, Any]) -> SuiteSection:
+    """A suite of a resolved recipe, in which every field is written; what `use` names is not imported."""
+    try:
+        return SuiteSection.model_validate({name: value for name, value in values.items() if name != "use"})
+    except ValidationError as fault:
+        raise CheckpointError(f"a suite of its recipe: {fault.errors()[0]['msg']}") from fault
+
+
+def _suites(
+    before: Sequence[SuiteSection], name: str, asked: Mapping[str, SuiteSection]
+) -> tuple[list[SuiteSection], list[str]]:
     """The suites of a run, under other names where this one calls other questions so; and those that are gone."""
     found, lost = [], []
-    for suite in before.evaluate.suites:
+    for suite in before:
+        if suite.kind == "lm_eval" or any(":" in metric.use for metric in suite.metrics):
+            lost.append(f"the suite {suite.called}: it runs code that only the run's recipe names; name it too")
+            continue
         if not Path(suite.data).is_file():
             lost.append(f"the suite {suite.called}: its questions are not there any more, {suite.data}")
             continue
@@ -139,4 +156,5 @@ def _suites(before: Recipe, name: str, asked: Mapping[str, SuiteSection]) -> tup
 
 def _alike(one: SuiteSection, other: SuiteSection) -> bool:
     """Whether two suites ask the same in the same way, whatever they are called."""
-    return one.model_copy(update={"name": ""}) == other.model_copy(update={"name": ""})
+    plain = {"name": "", "use": None}
+    return one.model_copy(update=plain) == other.model_copy(update=plain)

@@ -27,6 +27,18 @@ Nodes = Annotated[int, typer.Option(min=1, help="Machines, on each of which this
 NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this is; by default as they come.")]
 Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: on the first of them.")]
 
+Judge = Annotated[
+    str | None, typer.Option(metavar="COMMAND", help="With --against: says which of two answers is better.")
+]
+JudgeTimeout = Annotated[
+    float | None, typer.Option(min=1, help="Seconds that it may take for a suite; by default an hour.")
+]
+Blind = Annotated[
+    Path | None, typer.Option(metavar="PAGE", help="With --against: a page of answers to choose from blindly.")
+]
+Prompts = Annotated[int | None, typer.Option(min=1, help="With --blind: most prompts of each suite; by default 50.")]
+Choices = Annotated[Path | None, typer.Option(metavar="CHOICES", help="Count the choices of a blind page.")]
+
 
 def fields(overrides: list[str] | None) -> dict[str, Any]:
     """What `KEY=VALUE` words say of a recipe."""

@@ -1,7 +1,10 @@
 """What docs/evaluation.md shows is run, and its tables name all that there is and nothing else."""
 
+import json
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,24 +62,28 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suite, evaluate, own = blocks("yaml")
     (folder / "maths.yaml").write_text(suite)
     (folder / "own.yaml").write_text(own)
-    (python,) = blocks("python")
-    (folder / "manners.py").write_text(python)
+    for name, python in zip(("manners", "judge"), blocks("python"), strict=True):
+        (folder / f"{name}.py").write_text(python)
     (folder / "recipe.yaml").write_text(
         "model: {path: ./my-model}\ndata: {train: train.jsonl, max_length: 256}\n"
-        f"train: {{steps: 4, batch_examples: 8}}\n{evaluate}  samples: 0\n"
+        f"train: {{steps: 4, batch_examples: 8}}\noptim: {{lr: 0.1}}\n{evaluate}  samples: 0\n"
     )
     return folder
 
 
 def test_what_the_page_shows(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     trained = command.run("train", "recipe.yaml", cwd=workplace)
     assert trained.returncode == 0, trained.stderr
     assert "maths.numeric" in trained.stdout
     for line in "".join(blocks("sh")).splitlines():
         _, *words = shlex.split(line.partition("#")[0])
+        if "--count" in words:
+            (page,) = re.findall(r'"page":"(\w+)"', (workplace / "blind.html").read_text())
+            (workplace / "choices.json").write_text(json.dumps({"page": page, "choices": {"0": "left"}}))
         done = command.run(*words, cwd=workplace)
         assert done.returncode == 0, done.stderr
-        assert "interval" in done.stdout
+        assert ("blind.key.json" if "--blind" in words else "interval") in done.stdout
     assert (workplace / "runs/recipe/evaluations/result-against-base.json").exists()
     monkeypatch.syspath_prepend(workplace)
     own = command.run("evaluate", "my-model", "--suite", "own.yaml", cwd=workplace)

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from fulltune.base.errors import DataError
+from fulltune.base.errors import CheckpointError, DataError
 from fulltune.base.files import read_record
 from fulltune.base.records import DataFacts
 from fulltune.data.findings import Findings
 from fulltune.data.names import short_names
 from fulltune.data.reading.places import Place, places
 from fulltune.data.store import INDEX
-from fulltune.recipe.data import Source, sources
-from fulltune.recipe.load import load_recipe
+from fulltune.recipe.data import DataSection, Source, sources
+from fulltune.recipe.tree import parse
 
 SPLITS = ("train", "heldout", "test", "retention")
 WholeDigest = Callable[[Source, Sequence[Place]], str]
@@ -34,8 +36,30 @@ class Held:
     sha256: str
 
 
-def held(run: Path, split: str | None, name: str | None, whole_digest: WholeDigest) -> list[Held]:
-    """What a run's split is made of; `name`: one of its sources alone.
+def written(run: Path) -> dict[str, Any]:
+    """The recipe in a run's folder as values: nothing that it names is imported. CheckpointError if it has none."""
+    path = run / "recipe.yaml"
+    try:
+        tree = parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CheckpointError("the run's recipe cannot be read", where=str(path), mend=_MEND) from fault
+    if tree.faults:
+        raise CheckpointError(faults=tree.faults)
+    return tree.values
+
+
+def _data_of(run: Path) -> DataSection:
+    try:
+        return DataSection.model_validate(written(run).get("data"))
+    except ValidationError as fault:
+        what = f"the data section of the run's recipe cannot be read: {fault.errors()[0]['msg']}"
+        raise CheckpointError(what, where=str(run / "recipe.yaml"), mend=_MEND) from fault
+
+
+def held(
+    run: Path, split: str | None, name: str | None, whole_digest: WholeDigest, *, local: bool = False
+) -> list[Held]:
+    """What a run's split is made of; `name`: one of its sources alone. `local`: nothing is asked of the network.
 
     DataError if there is no such split or source, or if a file is no longer what the run read.
     """
@@ -46,8 +70,8 @@ def held(run: Path, split: str | None, name: str | None, whole_digest: WholeDige
             mend=f"`split: heldout`, or another of {', '.join(SPLITS)}",
         )
     facts = read_record(run / "data.json", DataFacts)
-    asked = sources(load_recipe(run / "recipe.yaml").data, split)
-    asked = asked or sources(load_recipe(run / "recipe.yaml").data, "train")
+    data = _data_of(run)
+    asked = sources(data, split) or sources(data, "train")
     there = [number for number, count in enumerate(facts.splits[split].by_source) if count]
     if not there:
         raise DataError(f"the run has no {split} data", where=str(run), mend="leave this source out")
@@ -60,6 +84,9 @@ def held(run: Path, split: str | None, name: str | None, whole_digest: WholeDige
         if name in (None, called):
             source, known = asked[number], facts.sources[split][number]
             read = places(source, Findings())
+            if local and any(place.kind in ("remote", "hub") for place in read):
+                what = "lies on the network, where nothing is read that only the run's recipe names"
+                raise DataError(f"{source.path} {what}", where=str(run), mend="name it in data.retention")
             _require_unchanged(source, tuple(place.path for place in read) == known.files, str(run))
             _require_unchanged(source, whole_digest(source, read) == known.sha256, str(run))
             own = index[index["source"] == number]
