@@ -39,6 +39,7 @@ def test_train_prints_results_and_progress_apart(tmp_path: Path, recipe: Path) -
     assert "update 3/3" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout, "no colours and no bars where there is no terminal"
     again = command.run("train", "runs/recipe", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["progress"]["update"] == 3
     scores = command.run("evaluate", "runs/recipe", cwd=tmp_path)
     assert scores.stdout.split()[:2] == ["base", "result"]
