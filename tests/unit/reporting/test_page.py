@@ -76,8 +76,8 @@ def test_every_run_has_a_report_with_all_its_parts(html: str) -> None:
     for words in ("What it learned", "What it kept", "Overfitting", "Loss on held-out data", "Loss on retention data"):
         assert words in elements.text
     titles = re.findall(r"<figcaption><b>(.*?)</b>", html)
-    assert titles == ["Loss", "Retention loss", "Learning rate", "Gradient norm", "Speed"]
-    assert html.count("<svg") == 5
+    assert titles == ["Loss", "Retention loss", "KL from the base", "Learning rate", "Gradient norm", "Speed"]
+    assert html.count("<svg") == 6
     assert "model.embed_tokens" in elements.text
     assert "self_attn" in elements.text
     assert re.search(r"updates 6, \d of them warm-up 6", elements.text)
