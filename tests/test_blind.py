@@ -210,7 +210,7 @@ def test_what_goes_with_what_is_said(asked: Path) -> None:
     assert "--judge-timeout means nothing beside" in refused("--judge-timeout", "3")
     assert "--out means nothing beside" in refused("--blind", "page.html", "--against", "base", "--out", "there")
     assert "--suite means nothing beside" in refused("--count", "choices.json", "--suite", "suite.yaml")
-    assert "KEY=VALUE means nothing beside" in refused("optim.lr=1", "--suite", "suite.yaml")
+    assert "KEY=VALUE is of losses" in refused("optim.lr=1", "--suite", "suite.yaml")
     assert "exclude each other" in refused("--blind", "page.html", "--judge", "x", "--against", "base")
     assert "there is no such folder" in refused("--blind", "none/page.html", "--against", "base")
     with pytest.raises(RecipeError, match="--out DIR"):

@@ -55,7 +55,8 @@ def evaluate(
     _require_none({"--judge-timeout": judge_timeout if judge is None else None})
     _require_none({"--prompts": prompts if blind is None else None})
     if suite or any(one is not None for one in (against, judge, blind, count)):
-        _require_none({"--model": model, "--gate": gate or None, "KEY=VALUE": overrides})
+        said = ("is of losses, not of suites", "name the model itself first")
+        _require_none({"--model": model, "--gate": gate or None, "KEY=VALUE": overrides}, *said)
     if count is not None:
         _require_none({"--suite": suite, "--against": against, "--out": out, "--batch-tokens": batch_tokens})
         wins = stages.count_choices(recipe, count)
@@ -98,11 +99,13 @@ def _require_one(apart: Mapping[str, object]) -> None:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other", where=given[1], mend="give one of them")
 
 
-def _require_none(options: Mapping[str, object]) -> None:
+def _require_none(
+    options: Mapping[str, object], said: str = "means nothing beside the other options", mend: str = "leave it out"
+) -> None:
     """RecipeError for an option that would have no effect beside the others."""
     for name, value in options.items():
         if value:
-            raise RecipeError(f"{name} means nothing beside the other options", where=name, mend="leave it out")
+            raise RecipeError(f"{name} {said}", where=name, mend=mend)
 
 
 def export(
