@@ -36,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     begun = time.perf_counter()
     try:
         waves = _waves(asked, named(asked.cures or [cure.name for cure in CURES]))
+        before = 0 if asked.again else sum(bool(done(one)) for wave in waves for one in wave)
         measured = [one for wave in waves for one in _run(wave, asked)]
         found = {lesson.name: [one for one in measured if one.lesson == lesson.name] for lesson in LESSONS}
         found = {name: ones for name, ones in found.items() if ones}
@@ -45,7 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    spent = {"seconds of this command": round(time.perf_counter() - begun), "load at its end": os.getloadavg()[0]}
+    seconds = round(time.perf_counter() - begun)
+    spent = {"runs done before": before, "seconds": seconds, "load at its end": round(os.getloadavg()[0], 1)}
     shown = page(asked, when, found, came, spent)
     print(shown)
     record = {
@@ -190,9 +192,10 @@ def _facts(
         f"{asked.rows} examples of up to {LENGTH} tokens, {asked.epochs:g} epochs of {asked.batch} a batch, peak rate "
         f"{asked.lr:g}, float32, seeds {', '.join(map(str, asked.seeds))}",
     )
-    cpu = sum(one.cpu for ones in found.values() for one in ones)
-    yield "processor time", f"{cpu / 60:.0f} minutes in all runs, one thread each"
-    yield "this command", ", ".join(f"{name} {number:g}" for name, number in spent.items())
+    runs = [one for ones in found.values() for one in ones]
+    cpu, clock = (sum(values) / 60 for values in ([one.cpu for one in runs], [one.seconds for one in runs]))
+    yield "all runs", f"{cpu:.0f} minutes of processor time, one thread each; {clock:.0f} minutes on the clock"
+    yield "this command", ", ".join(f"{name}: {number:g}" for name, number in spent.items())
 
 
 if __name__ == "__main__":
