@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         plan,
         prepare,
         report,
+        sweep,
         train,
     )
 
@@ -42,6 +43,7 @@ __all__ = [
     "plan",
     "prepare",
     "report",
+    "sweep",
     "train",
 ]
 

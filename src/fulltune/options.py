@@ -21,6 +21,8 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make a new run folder in p
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
+Prune = Literal["median", "halving", "none"]
+Keep = Literal["all", "best"]
 Processes = Annotated[int | None, typer.Option(min=1, help="On this machine; the same as engine.processes.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Machines, on each of which this command is run.")]
 NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this is; by default as they come.")]

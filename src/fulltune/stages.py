@@ -1,4 +1,4 @@
-"""The table of contents: prepare, inspect, plan, train, evaluate, blend, export, report. Each reads what is on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, sweep, blend, export, report; each reads the disk."""
 
 import os
 import shlex
@@ -18,6 +18,7 @@ from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.base.stop import listening
+from fulltune.base.sweeps import Sweep
 from fulltune.blending import blend as blend
 from fulltune.candidates import examine as examine
 from fulltune.conduct import conduct, rehearse, write_checkpoint
@@ -34,7 +35,9 @@ from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planne
 from fulltune.recipe.load import Asked
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
+from fulltune.sweeping.study import Prune
 from fulltune.training.journal import Sink
+from fulltune.trials import Keep, Terms, try_out
 
 Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]
@@ -171,6 +174,32 @@ def train(
                 data = opened(run, run.data_facts(), ready["depends"])
                 by = By(ready["engine"], ready["offload"])
                 return conduct(run, run.plan(), data, model, sinks, meeting, by)
+
+
+def sweep(
+    recipe: Asked,
+    *,
+    over: Sequence[str],
+    budget: int,
+    tokens: int | None = None,
+    by: str | None = None,
+    prune: Prune = "median",
+    jobs: int = 1,
+    keep: Keep = "all",
+    out: Out = None,
+    **overrides: Any,
+) -> Sweep:
+    """Train with other values in some fields, and rank the runs by what was held out; goes on where it stopped.
+
+    `over`: `optim.lr=1e-6:1e-4:log`, `train.epochs=1,2,3`. `budget`: trials in all. `tokens`: of each, its schedule
+    compressed into them; by default the whole run. `by`: the score, by default `checkpoint.best_by`. `prune`: how
+    trials that lie behind are ended early. `jobs`: trials at a time. `keep`: whose weights
+    stay on disk. Writes `best.yaml` and `sweep.html`.
+
+    >>> fulltune.sweep("recipe.yaml", over=["optim.lr=1e-6:1e-4:log"], budget=12).trials[0].values
+    """
+    terms = Terms(over=over, budget=budget, tokens=tokens, by=by, prune=prune, jobs=jobs, keep=keep)
+    return try_out(recipe, overrides, terms, out=out)
 
 
 def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> dict[str, float]:

@@ -1,0 +1,285 @@
+"""A sweep: one recipe, some of its fields varied, the runs ranked by what was held out, and the best written down."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.files import is_draft, whole_folder, write_whole
+from fulltune.base.lock import NAME as LOCK
+from fulltune.base.lock import locked
+from fulltune.base.log import LOGGER
+from fulltune.base.place import place
+from fulltune.base.records import DataFacts
+from fulltune.base.stop import listening
+from fulltune.base.sweeps import Axis, Sweep
+from fulltune.data.names import by_source
+from fulltune.evaluation.suites import Suite
+from fulltune.examining import suites_of
+from fulltune.planning.make import require_names
+from fulltune.ready import facts_of, planned, prepared
+from fulltune.recipe.changes import differences
+from fulltune.recipe.chosen import rewritten
+from fulltune.recipe.load import Asked, flat
+from fulltune.recipe.schema import Recipe
+from fulltune.reporting.judge import falls
+from fulltune.runs import RunFolder, is_run_folder, open_run, recipe_of
+from fulltune.standings import Standings, said
+from fulltune.sweeping.proxy import compressed, share_of, tokens_of
+from fulltune.sweeping.space import axes_of, corners
+from fulltune.sweeping.study import Prune, Study
+from fulltune.trying import Bench, Job, Trying
+
+Keep = Literal["all", "best"]
+
+_LENGTHS = ("train.epochs", "train.steps")
+_PORTIONS = ("train.batch_examples", "train.batch_tokens")
+_CARD, _PREPARED = "sweep.json", "prepared"
+_LOSSES = ("heldout", "retention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a sweep is told besides the recipe."""
+
+    over: Sequence[str]
+    budget: int
+    tokens: int | None
+    by: str | None
+    prune: Prune
+    jobs: int
+    keep: Keep
+
+
+def try_out(
+    asked: Asked, overrides: Mapping[str, Any], terms: Terms, *, out: str | os.PathLike[str] | None = None
+) -> Sweep:
+    """Make all trials up to the budget; goes on where it stopped. What the terms mean: `stages.sweep`."""
+    if place().launched:
+        raise RecipeError("a launcher started this process", where="sweep", mend="start one; it starts its trials")
+    if isinstance(asked, Recipe):
+        asked = asked.model_dump(exclude_unset=True, mode="json")
+    fixed = dict(flat(overrides))
+    recipe = recipe_of(asked, fixed)
+    source = Path(asked) if isinstance(asked, str | os.PathLike) else None
+    file = source / "recipe.yaml" if source is not None and is_run_folder(source) else source
+    axes = axes_of(terms.over, asked if file is None else file, fixed)
+    for values in corners(axes):
+        require_names(recipe_of(asked, {**fixed, **values}))
+    _require(recipe, axes, terms)
+    folder = Path("runs") / f"{'run' if source is None else source.stem}-sweep" if out is None else Path(out)
+    _require_place(folder)
+    with listening(recipe.checkpoint.signals), locked(folder):
+        return _Ground.made(_Asked(asked, fixed, file), axes, terms, folder).swept()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The recipe that is swept."""
+
+    recipe: Asked
+    overrides: Mapping[str, Any]
+    file: Path | None
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """It with other values in some fields."""
+        return recipe_of(self.recipe, {**self.overrides, **values})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What all trials of a sweep begin with."""
+
+    asked: _Asked
+    terms: Terms
+    base: RunFolder
+    """The recipe itself. Its data are prepared here, once for all trials that have the same."""
+    standings: Standings
+    share: float | None
+    """The part of a whole run that a trial is; None if it is a whole one."""
+
+    @classmethod
+    def made(cls, asked: _Asked, axes: tuple[Axis, ...], terms: Terms, folder: Path) -> "_Ground":
+        """Prepare the data, and see that the folder is this sweep's."""
+        base = open_run(asked.recipe, asked.overrides, out=folder / _PREPARED)
+        data = prepared(base)
+        plan = planned(base, data, facts_of(base.recipe.model), judged=None).plan
+        by, down = _judged(base.recipe, data.facts, terms.by or base.recipe.checkpoint.best_by)
+        notes = []
+        share = None
+        if terms.tokens is not None:
+            whole = tokens_of(plan, data.facts)
+            share = share_of(terms.tokens, whole)
+            notes.append(
+                f"each trial sees about {terms.tokens:,} of the {whole:,.0f} tokens of a whole run ({share:.1%}), its "
+                "schedule compressed into them and not cut off; longer runs often want a somewhat lower rate"
+            )
+        if terms.prune != "none" and by.partition(".")[0] not in _LOSSES:
+            notes.append(f"no trial ends early: {by} is not known before its end")
+        made = cls(
+            asked=asked,
+            terms=terms,
+            base=base,
+            standings=Standings(folder=folder, axes=axes, by=by, falls=down, notes=tuple(notes)),
+            share=share,
+        )
+        made._begin(data.facts.fingerprint)
+        for note in notes:
+            LOGGER.info(f"note: {note}")
+        return made
+
+    def swept(self) -> Sweep:
+        """Run the trials, and write down what came of them."""
+        on, terms = self.standings, self.terms
+        seed = self.base.recipe.train.seed
+        study = Study(on.folder / "trials.db", on.axes, falls=on.falls, prune=terms.prune, seed=seed)
+        uneven = {*_LENGTHS, "evaluate.every"} & {axis.field for axis in on.axes}
+        bench = Bench(
+            recipe=self.asked.recipe if isinstance(self.asked.recipe, Mapping) else os.fspath(self.asked.recipe),  # type: ignore[arg-type]
+            by=on.by,
+            prunes=terms.prune != "none" and on.by.partition(".")[0] in _LOSSES,
+            jobs=terms.jobs,
+            by_share=bool(uneven) or self.base.recipe.evaluate.every.unit == "minutes",
+            job=partial(self._job, study),
+            score=on.score,
+            tell=lambda: self._write(on.now(study)),
+        )
+        Trying(bench, study)(terms.budget)
+        made = on.now(study)
+        self._write(made)
+        return made
+
+    def _job(self, study: Study, number: int) -> Job:
+        values = study.values(number)
+        changes = self._changes(values)
+        run = RunFolder(self.asked.with_values(changes), self.standings.place(number))
+        self._lend(run)
+        signals = run.recipe.checkpoint.signals
+        return Job(
+            values=json.loads(json.dumps({**self.asked.overrides, **changes}, default=str)),
+            told=values,
+            folder=run.path,
+            updates=lambda: run.plan().updates,
+            number=signal.Signals[signals[0]] if signals else signal.SIGTERM,
+        )
+
+    def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of a trial: those that are varied, and what a proxy is; suites only if one of them decides."""
+        recipe = self.asked.with_values(values)
+        made = dict(values)
+        if self.share is not None:
+            made |= compressed(recipe, self.share)
+        if self.standings.by.partition(".")[0] in _LOSSES and recipe.evaluate.suites:
+            made |= {"evaluate.suites": [], "evaluate.suites_every": None, "evaluate.batch_tokens": None}
+        return made
+
+    def _lend(self, run: RunFolder) -> None:
+        """Give a trial the data that is prepared already; its files are linked, since nobody changes them."""
+        if run.path.exists() or any(axis.field.startswith(("data.", "model.")) for axis in self.standings.axes):
+            return
+        run.begin()
+        with whole_folder(run.data) as draft:
+            shutil.copytree(self.base.data, draft, copy_function=_linked, dirs_exist_ok=True)
+        write_whole(run.data_card, self.base.data_card.read_text(encoding="utf-8"))
+
+    def _begin(self, data: str) -> None:
+        """Write down what this sweep is; CheckpointError if the folder is that of another."""
+        card, terms, on = self.standings.folder / _CARD, self.terms, self.standings
+        identity = {
+            "recipe": self.base.described,
+            "data": data,
+            "over": {axis.field: asdict(axis) for axis in on.axes},
+            "--tokens": terms.tokens,
+            "--by": on.by,
+            "--prune": terms.prune,
+        }
+        text = json.dumps(identity, indent=2, ensure_ascii=False) + "\n"
+        if not card.exists():
+            write_whole(card, text)
+            return
+        changed = differences(json.loads(card.read_text(encoding="utf-8")), json.loads(text), settings=False)
+        if changed:
+            raise CheckpointError(
+                f"this folder holds another sweep: {'; '.join(map(str, changed[:8]))}",
+                where=str(on.folder),
+                mend="name a new folder with --out, or ask for the same sweep",
+            )
+
+    def _write(self, made: Sweep) -> None:
+        self.standings.write(made)
+        if made.best is None:
+            return
+        values = made.trials[0].values
+        changes = {**self.asked.overrides, **values}
+        text = rewritten(self.asked.file, changes, self.asked.with_values(values))
+        note = f"Set: {said(self.asked.overrides)}" if self.asked.overrides else ""
+        if self.share is not None:
+            note += f"{' - ' if note else ''}Its trial saw {self.terms.tokens:,} tokens; this trains the full length."
+        self.standings.write_best(made, text, note)
+        if self.terms.keep == "best":
+            self.standings.clear(made)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of a file system that has no links
+        shutil.copyfile(source, target)
+
+
+def _require(recipe: Recipe, axes: Sequence[Axis], terms: Terms) -> None:
+    """RecipeError if what was asked for contradicts itself."""
+    for name, number in {"--budget": terms.budget, "--jobs": terms.jobs, "--tokens": terms.tokens}.items():
+        if number is not None and number < 1:
+            raise RecipeError(f"{number} is too few", where=name, mend="give at least 1")
+    fields = [axis.field for axis in axes]
+    if terms.tokens is None:
+        return
+    if lengths := [field for field in fields if field in _LENGTHS]:
+        raise RecipeError(
+            f"--tokens makes every trial the same length, and {lengths[0]} is varied",
+            where="--tokens",
+            mend=f"leave one of them out; with --tokens {lengths[0]} scales with the run",
+        )
+    if recipe.train.steps is not None and (portions := [field for field in fields if field in _PORTIONS]):
+        raise RecipeError(
+            f"with train.steps trials of another {portions[0]} see other numbers of tokens",
+            where="--tokens",
+            mend="say how long the run is by train.epochs",
+        )
+
+
+def _require_place(folder: Path) -> None:
+    ours = (_CARD, _PREPARED, LOCK)
+    if (folder / _CARD).is_file() or not folder.is_dir():
+        return
+    if not all(path.name in ours or is_draft(path) for path in folder.iterdir()):
+        raise RecipeError("the folder is not empty and is no sweep", where=str(folder), mend="name another with --out")
+
+
+def _judged(recipe: Recipe, data: DataFacts, by: str) -> tuple[str, bool]:
+    """The score that trials are ranked by, and whether less of it is better; RecipeError if it is not measured."""
+    if by.partition(".")[0] in ("test", "train"):
+        why = (
+            "data.test is not looked at while anything is chosen" if by.startswith("test") else "it is what is learned"
+        )
+        raise RecipeError(f"trials are not ranked by {by}: {why}", where="--by", mend="--by heldout.loss")
+    measured = [split for split in _LOSSES if data.splits[split].examples]
+    known = {f"{split}.{score}": True for split in measured for score in ("loss", "perplexity")}
+    sources = {split: by_source(data, split) for split in measured}
+    known |= {f"{split}.{name}.loss": True for split, names in sources.items() if len(names) > 1 for name in names}
+    for suite in suites_of(recipe.evaluate.suites):
+        if isinstance(suite, Suite):
+            known |= {f"{suite.name}.{name}": metric.better == "lower" for name, metric in suite.metrics.items()}
+        elif by.startswith(f"{suite.name}."):  # which scores a task of lm-eval has, it says when it is asked
+            return by, falls(by)
+    if by not in known:
+        mend = f"--by with one of {', '.join(known)}" if known else "keep rows back: data.heldout=0.05"
+        raise RecipeError(f"{by} is not measured, so no trial can be ranked by it", where="--by", mend=mend)
+    return by, known[by]
