@@ -153,15 +153,7 @@ class Trying:
         log = job.folder.parent.parent / "logs" / f"{job.folder.name}.log"
         log.parent.mkdir(exist_ok=True)
         slot = min(set(range(self.bench.jobs)) - {trial.slot for trial in self.running.values()})
-        with log.open("ab") as told:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fulltune.trial"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=told,
-                env={**os.environ, **shares(self.bench.jobs, slot)},
-                start_new_session=True,  # Ctrl-C is for the sweep, which ends its trials itself
-            )
+        process = launch(log, shares(self.bench.jobs, slot))
         self.attempts[number] += 1
         trial = _Running(number=number, job=job, process=process, slot=slot)
         asked = {"recipe": self.bench.recipe, "values": job.values, "out": str(job.folder), "signal": job.number.name}
@@ -235,6 +227,19 @@ class Trying:
 
 
 _LACKS = "the score that trials are ranked by was not measured"
+
+
+def launch(log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process that makes one trial (trial.py); what it has to say besides goes to a file."""
+    with log.open("ab") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fulltune.trial"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            env={**os.environ, **variables},
+            start_new_session=True,  # Ctrl-C is for the sweep, which ends its trials itself
+        )
 
 
 def shares(jobs: int, slot: int) -> dict[str, str]:

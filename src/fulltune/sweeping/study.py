@@ -70,8 +70,10 @@ class Study:
         values = self._propose(history, budget)
         if values is None:
             return None
-        self._study.enqueue_trial(self._written(values))
-        return int(self._study.ask(self._kinds).number)
+        created = self._optuna.trial.create_trial
+        open_state = self._optuna.trial.TrialState.RUNNING
+        self._study.add_trial(created(state=open_state, params=self._written(values), distributions=self._kinds))
+        return len(history)
 
     def states(self) -> Iterator[tuple[int, State, dict[str, Any], str]]:
         """Of each trial its number, its state, its values and why it ended so."""
@@ -123,13 +125,13 @@ class Study:
             if len(history) < _FIRST + 2 * len(self._axes):
                 values = spread(self._axes, number + self._seed)
             else:
-                values = self._sampled(history, number)
+                values = self.sampled(number)
             if values not in tried:
                 break
         return values
 
-    def _sampled(self, history: Sequence[Any], number: int) -> dict[str, Any]:
-        """By a tree-structured Parzen estimator (Bergstra et al. 2011) over the trials before.
+    def sampled(self, number: int) -> dict[str, Any]:
+        """Draw `number` by a tree-structured Parzen estimator (Bergstra et al. 2011) over the trials before.
 
         It is of its own memory, so that what it draws depends on nothing else. A trial that failed counts as bad as
         the worst that did not: values near it are not looked for.
@@ -138,6 +140,7 @@ class Study:
             seed=self._seed * 1_000_003 + number, n_startup_trials=1, constant_liar=True
         )
         fresh = self._optuna.create_study(direction=self._direction, sampler=sampler)
+        history = self._study.get_trials(deepcopy=False)
         scores = [trial.value for trial in history if trial.value is not None]
         worst = (max if self._direction == "minimize" else min)(scores, default=0.0)
         for trial in history:
