@@ -230,6 +230,7 @@ def test_ctrl_c_ends_in_order_and_the_trial_is_taken_up(
     """The trial is asked for an end as its first evaluation is answered; then the same sweep makes the rest of it."""
     recipe = place(tmp_path, llama)
     asked: dict[str, Any] = {"over": ["optim.lr=1e-3,3e-3"], "budget": 1, "out": tmp_path / "out"}
+    asked |= {"train.steps": 6, "checkpoint.every": 100}  # so it must ask once more, and only the signal saves
     heard: Callable[..., bool] = trying.Trying._goes_on
 
     def interrupted(self: Any, one: Any, line: Mapping[str, Any]) -> bool:

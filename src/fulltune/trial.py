@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from fulltune import stages
+from fulltune.base import stop
 from fulltune.base.errors import FulltuneError, Interrupted, disk_error, told
 from fulltune.base.log import speak
 
-GO, STOP = "go", "stop"
+GO = "go"
+"""What is answered where a trial may go on; all else ends it."""
 
 
 class Asking:
@@ -39,7 +41,7 @@ class Asking:
                 self._end()
 
     def _end(self) -> None:
-        if not self._stops:
+        if not self._stops and stop.asked() is None:  # a second signal would end it at once
             self._stops = True
             os.kill(os.getpid(), self._signal)
 

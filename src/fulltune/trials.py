@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.base.errors import CheckpointError, DivergedError, RecipeError
 from fulltune.base.files import is_draft, whole_folder, write_whole
 from fulltune.base.lock import NAME as LOCK
 from fulltune.base.lock import locked
@@ -153,6 +153,12 @@ class _Ground:
         Trying(bench, study)(terms.budget)
         made = on.now(study)
         self._write(made)
+        if made.best is None:
+            raise DivergedError(
+                f"none of {len(made.trials)} trials came to an end; the first: {made.trials[0].reason}",
+                where=str(on.folder),
+                mend="result.json and logs/ say why each failed; vary something else, with --out for a new folder",
+            )
         return made
 
     def _job(self, study: Study, number: int) -> Job:
@@ -216,7 +222,7 @@ class _Ground:
         if made.best is None:
             return
         values = made.trials[0].values
-        changes = {**self.asked.overrides, **values}
+        changes = dict(flat({**self.asked.overrides, **values}))  # with paths that hold from anywhere
         text = rewritten(self.asked.file, changes, self.asked.with_values(values))
         note = f"Set: {said(self.asked.overrides)}" if self.asked.overrides else ""
         if self.share is not None:

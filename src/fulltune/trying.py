@@ -40,6 +40,8 @@ _OF_ALL = (DiskError, LockedError, CheckpointError)
 """What would come of every other trial too: the sweep ends."""
 _OF_THE_RECIPE = (RecipeError, DataError)
 """The same, as long as no trial has shown that others may do better."""
+_QUESTIONS = 8
+"""More than a trial may ask between a signal and its end."""
 _PATIENCE = 60.0
 """Seconds in which a trial whose sweep was killed has seen that, and left its folder."""
 
@@ -219,10 +221,10 @@ class Trying:
         """Ask what still runs for an end in order, and wait; what it saved is gone on with."""
         for trial in self.running.values():
             trial.process.send_signal(trial.job.number)
-        for trial in self.running.values():
-            _close(trial.process)  # it may be waiting for an answer
+            trial.answer("\n".join(["go"] * _QUESTIONS))  # who waits for an answer hears no signal
         for trial in self.running.values():
             trial.process.wait()
+            _close(trial.process)
         self.running.clear()
 
 

@@ -57,11 +57,6 @@ class Study:
                 "the trials of this sweep cannot be read", where=str(file), mend="name a new folder with --out"
             ) from fault
 
-    @property
-    def count(self) -> int:
-        """Trials that began."""
-        return len(self._study.get_trials(deepcopy=False))
-
     def next(self, budget: int) -> int | None:
         """The number of the trial that is to begin now; None if the budget is spent, or all combinations were tried."""
         history = self._study.get_trials(deepcopy=False)
