@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plan,
         prepare,
         report,
+        sweep,
         train,
     )
 
@@ -48,6 +49,7 @@ __all__ = [
     "plan",
     "prepare",
     "report",
+    "sweep",
     "train",
 ]
 

@@ -182,7 +182,7 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     cadence, rule = _cadence(recipe, plan), rule_of(recipe.checkpoint.best_by, site.suites)
     measured = measuring(data, _MEASURED, plan, engine, objective, kept.measured)
     examined = partial(site.examine, engine)
-    tested = measuring(data, ["test"], plan, engine, objective)
+    tested = measuring(data, ["test"] if recipe.evaluate.test else [], plan, engine, objective)
     evaluating = Evaluating(
         measure=lambda update: pulling.instead(partial(measured, update)),
         rule=rule,

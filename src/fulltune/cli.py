@@ -17,11 +17,13 @@ from fulltune.options import (
     AsJson,
     Fresh,
     Gated,
+    Keep,
     NodeRank,
     Nodes,
     Out,
     Overrides,
     Processes,
+    Prune,
     RecipeOrRun,
     Rendezvous,
     Split,
@@ -197,6 +199,36 @@ def train(
         _print(record, printing.outcome(record), as_json)
         if gate:
             require_shipped(record.verdict, str(Path(record.result).parent))
+
+
+@app.command()
+def sweep(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUES", help="Vary a field: LOW:HIGH, LOW:HIGH:log, or A,B,C."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Trials in all.")] = 20,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each trial, its schedule compressed; by default the whole run.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="SCORE", help="What trials are ranked by; by default checkpoint.best_by.")
+    ] = None,
+    prune: Annotated[Prune, typer.Option(help="How trials that lie behind are ended early.")] = "median",
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, which share cores and GPUs.")] = 1,
+    keep: Annotated[Keep, typer.Option(help="Whose checkpoints and models stay on disk.")] = "all",
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder; by default runs/<recipe's stem>-sweep.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train with other values in some fields, and rank the runs; the same command goes on where it stopped."""
+    from fulltune import stages
+    from fulltune.base.files import to_json
+
+    chosen: dict[str, Any] = {"tokens": tokens, "by": by, "prune": prune, "jobs": jobs, "keep": keep}
+    made = stages.sweep(recipe, over=over or (), budget=budget, out=out, **chosen, **fields(overrides))
+    typer.echo(printing.as_json(to_json(made)) if as_json else printing.sweep(made))
 
 
 @contextmanager

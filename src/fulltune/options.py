@@ -22,6 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 Gated = Annotated[bool, typer.Option("--gate", help="Leave with exit code 10 unless the verdict is SHIP.")]
 Split = Literal["train", "heldout", "test", "retention"]
 DType = Literal["base", "float32", "bfloat16", "float16"]
+Prune = Literal["median", "halving", "none"]
+Keep = Literal["all", "best"]
 Processes = Annotated[int | None, typer.Option(min=1, help="On this machine; the same as engine.processes.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Machines, on each of which this command is run.")]
 NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this is; by default as they come.")]

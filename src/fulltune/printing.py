@@ -11,6 +11,7 @@ from fulltune.base.gate import GateVerdict
 from fulltune.base.records import EvalReport, Plan, RunRecord
 from fulltune.base.results import Examination, SuiteReport, Wins
 from fulltune.base.secrets import masked, masked_tree
+from fulltune.base.sweeps import Sweep
 from fulltune.base.visible import visible
 
 
@@ -53,6 +54,41 @@ def blend(made: Blend) -> str:
     if made.written is not None:
         lines.append(f"written and verified: {plain(made.written)}")
     return "\n".join(lines)
+
+
+def sweep(made: Sweep) -> str:
+    """A row for each trial, the best first; then what follows from them."""
+    fields = [axis.field for axis in made.axes]
+    kept = any(trial.retention is not None for trial in made.trials)
+    rows: list[tuple[str, ...]] = [
+        ("rank", made.by, *(["retention.loss"] if kept else []), *fields, "tokens", "time", "state", "trial", "")
+    ]
+    for trial in made.trials:
+        scores = [trial.score, *([trial.retention] if kept else [])]
+        rows.append(
+            (
+                "-" if trial.rank is None else str(trial.rank),
+                *("-" if score is None else f"{score:.4f}" for score in scores),
+                *(_value(trial.values.get(field)) for field in fields),
+                f"{trial.tokens:,}",
+                f"{trial.seconds:.1f} s",
+                trial.state,
+                str(trial.number),
+                trial.reason,
+            )
+        )
+    lines = [_aligned(rows), ""]
+    if made.by in made.before:
+        lines.append(f"the base: {made.by} {made.before[made.by]:.4f}")
+    lines += [f"advice: {said}" for said in made.advice] + [f"note: {note}" for note in made.notes]
+    if made.best is not None:
+        lines.append(f"best recipe: {made.best}")
+    lines.append(f"page: {Path(made.folder, 'sweep.html')}")
+    return plain("\n".join(lines))
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def outcome(record: RunRecord) -> Mapping[str, Any]:

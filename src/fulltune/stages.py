@@ -1,4 +1,4 @@
-"""The table of contents: prepare, inspect, plan, train, evaluate, blend, export, report. Each reads what is on disk."""
+"""The table of contents: prepare, inspect, plan, train, evaluate, sweep, blend, export, report; each reads the disk."""
 
 import os
 import shlex
@@ -40,6 +40,7 @@ from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder, open_run, recipe_of
 from fulltune.shipping import require_judged, verdict
 from fulltune.training.journal import Sink
+from fulltune.trials import sweep as sweep
 
 Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]

@@ -24,7 +24,8 @@ def losses(recipe: Recipe, data: DataFacts, splits: Iterable[str]) -> dict[str, 
 
     Of retention data also the divergence from the base, where it is measured.
     """
-    measured = [split for split in splits if data.splits[split].examples]
+    seen = [split for split in splits if split != "test" or recipe.evaluate.test]
+    measured = [split for split in seen if data.splits[split].examples]
     names = [f"{split}.{score}" for split in measured for score in ("loss", "perplexity")]
     sources = {split: by_source(data, split) for split in measured}
     names += [f"{split}.{name}.loss" for split, found in sources.items() if len(found) > 1 for name in found]

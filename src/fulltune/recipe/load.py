@@ -37,13 +37,13 @@ def load_recipe(asked: Asked, overrides: Mapping[str, Any] = MappingProxyType({}
         tree, folder = Tree(asked.model_dump(exclude_unset=True, mode="json"), {(): "recipe"}), Path.cwd()
     elif isinstance(asked, Mapping):
         tree, folder = Tree({}, {(): "recipe"}), Path.cwd()
-        override(tree, dict(_flat(asked)), "recipe")
+        override(tree, dict(flat(asked)), "recipe")
     else:
         path = Path(asked)
         tree, folder = parse(_text(path), str(path)), path.resolve().parent
-        _root_paths(tree.values, folder)
-    changes = dict(_flat(overrides))
-    _displace(tree, changes)
+        root_paths(tree.values, folder)
+    changes = dict(flat(overrides))
+    displace(tree, changes)
     override(tree, changes, "override")
     suites.include(tree)
     return checked(tree, Recipe)
@@ -62,7 +62,7 @@ def given(texts: Iterable[str]) -> dict[str, Any]:
             mend = f"write {key}.field=value" if key in Recipe.model_fields else _unknown((key,))
             faults.append(Fault(f"`{key}` is no field of a section", _TYPED, mend))
         else:
-            for name, inner in _flat({key: value}):
+            for name, inner in flat({key: value}):
                 if name in values:
                     faults.append(Fault(f"`{name}` is given twice", _TYPED, "keep one"))
                 values[name] = inner
@@ -94,7 +94,7 @@ def _text(path: Path) -> str:
         raise RecipeError(f"not UTF-8: {fault.reason}", where=str(path), mend="save the file as UTF-8") from fault
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """`{"train": {"epochs": 1}}` and `{"train.epochs": 1}` alike as `train.epochs`, relative paths made absolute."""
     for section, value in ((str(key), value) for key, value in values.items()):
         fields = value.items() if isinstance(value, Mapping) and "." not in section else None
@@ -113,11 +113,11 @@ def _rooted_at(key: str, value: Any) -> Any:
     values = holder
     for part in reversed(above):
         values = {part: values}
-    _root_paths(values, Path.cwd())
+    root_paths(values, Path.cwd())
     return holder[last]
 
 
-def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
+def displace(tree: Tree, changes: Mapping[str, Any]) -> None:
     """Take out of a tree the fields that an override stands in place of; both overridden would contradict."""
     pairs = [(f"train.{one}", f"train.{other}") for pair in EITHER_OR for one, other in (pair, pair[::-1])]
     displaced = {other for one, other in pairs if changes.get(one) is not None}
@@ -129,7 +129,7 @@ def _displace(tree: Tree, changes: Mapping[str, Any]) -> None:
             fields.pop(name, None)
 
 
-def _root_paths(values: dict[str, Any], folder: Path) -> None:
+def root_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of a tree absolute, in place; whatever has the wrong shape is left for the check."""
     model, data, engine = values.get("model"), values.get("data"), values.get("engine")
     optim = values.get("optim")

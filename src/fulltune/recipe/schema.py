@@ -194,6 +194,10 @@ class EvaluateSection(Section):
     """Held-out prompts answered before and after, greedily."""
     sample_tokens: Count = 96
     """Most tokens of such an answer."""
+    test: bool = True
+    """Whether `data.test` is measured before the first update and of the result; it chooses nothing. A sweep's trials
+    do not look at it.
+    """
     kl_tokens: Annotated[int, Field(ge=0, le=MOST)] = 16384
     """At how many tokens of data.retention, at most, the KL divergence from the base is measured (`retention.kl`); they
     are spread over the texts. The base reads these texts once, before the first update. 0: it is not measured.
