@@ -177,18 +177,14 @@ class _Ground:
         )
 
     def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a trial: those that are varied, and what a proxy is; suites only if one of them decides."""
+        """Fields of a trial: those that are varied, and what a proxy is; suites only if one of them decides, no test."""
         recipe = self.asked.with_values(values)
-        made = {**values, "evaluate.test": False}
+        made = {**values, "evaluate.test": False, "evaluate.gate": None}
         if self.share is not None:
             made |= compressed(recipe, self.share)
-        if (
-            self.standings.by.partition(".")[0] in LOSSES
-            and recipe.evaluate.suites
-            and not recipe.checkpoint.best_by.floors
-        ):
+        floors = recipe.checkpoint.best_by.floors
+        if self.standings.by.partition(".")[0] in LOSSES and recipe.evaluate.suites and not floors:
             made |= {"evaluate.suites": [], "evaluate.suites_every": None, "evaluate.batch_tokens": None}
-            made |= {"evaluate.gate": None}
         return made
 
     def _lend(self, run: RunFolder) -> None:
