@@ -177,7 +177,7 @@ class _Ground:
         )
 
     def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a trial: those varied, and what a proxy is; suites only if one of them decides, and no test data."""
+        """Fields of a trial: those that are varied, and a proxy's; suites only if one of them decides, no test data."""
         recipe = self.asked.with_values(values)
         made = {**values, "evaluate.test": False, "evaluate.gate": None}
         if self.share is not None:
