@@ -150,6 +150,7 @@ def test_a_gate_that_is_changed_later_judges_the_result_anew_with_intervals_of_s
     assert '<b class="said bad">DO NOT SHIP</b>' in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_knows_what_was_best_and_another_rule_judges_anew(
     tmp_path: Path, recipe: Path, shipped: RunRecord
 ) -> None:
