@@ -30,7 +30,7 @@ from fulltune.engine.crew import Alone
 from fulltune.engine.sharded import Sharded
 from fulltune.model.facts import blocks, checkpoint_blocks, head, keeps_logits
 from fulltune.objectives import NextToken
-from fulltune.optim.groups import groups
+from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from tools.make_scale import LOAD, MODELS, exchanged, ways
 
@@ -156,7 +156,13 @@ def _update(model: Any, case: Case, tokens: int) -> Traced:
     with FakeTensorMode(allow_non_fake_inputs=True), patch("fulltune.engine.sharded.init_device_mesh", _real_mesh):
         laid = layout.lay(objective)
         held = sum(cast(DTensor, parameter).to_local().numel() for parameter in laid.parameters())
-        optimizer = make("adamw", groups(laid.named_parameters(), ()), lr=1e-5, weight_decay=0.0, options={})
+        optimizer = make(
+            "adamw",
+            groups(laid.named_parameters(), Parting(undecayed=frozenset())),
+            lr=1e-5,
+            weight_decay=0.0,
+            options={},
+        )
         ids = torch.zeros(1, tokens, dtype=torch.long)
         taught = torch.arange(tokens)
         batch = Batch(
