@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -58,6 +58,9 @@ docs: setup  ## the pages that are generated from the code
 
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded
+
+bench: setup  ## training beside that of others, whole processes (ARGS: see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.train $(ARGS)
 
 bench-prepare: setup  ## data preparation beside that of others (ARGS: see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.prepare $(ARGS)

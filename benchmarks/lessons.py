@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ SOURCES = {
     "embedded": (EMBEDDED / "train.jsonl", EMBEDDED / "heldout.jsonl"),
 }
 """What is taught, and what is held out."""
+POOL = 2000
+"""Rows that examples are picked from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +51,32 @@ def write(rows: Path, model: Path, target: Path, *, count: int, max_length: int)
         store = stores(run.data, run.data_facts())["train"]
         encoded = [(store[n].ids.tolist(), store[n].labels.tolist()) for n in range(len(store))]
     lines = [{"input_ids": ids, "labels": [IGNORE, *labels[:-1]]} for ids, labels in encoded]  # a store's are shifted
+    return _lesson(lines, target)
+
+
+def pick(pool: Path, target: Path, *, updates: int, batch: int) -> Lesson:
+    """Some of a file's examples, such that groups of `batch` are as long as groups by length of a large file are.
+
+    Of so few a sampler that groups them would find no similar ones, and pad more than it does in a real run. So the
+    file is cut into as many parts by length as there are updates, and neighbours are taken from the middle of each.
+    ValueError if there are too few.
+    """
+    lines = sorted(map(json.loads, pool.read_text(encoding="utf-8").splitlines()), key=lambda line: len(line["labels"]))
+    part = len(lines) // updates
+    if part < batch:
+        raise ValueError(f"{len(lines)} examples are too few for {updates} updates of {batch}")
+    begin = (part - batch) // 2
+    return _lesson([line for n in range(updates) for line in lines[n * part + begin :][:batch]], target)
+
+
+def _lesson(lines: Sequence[Mapping[str, list[int]]], target: Path) -> Lesson:
     target.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return Lesson(
         path=target,
         examples=len(lines),
-        tokens=sum(len(ids) for ids, _ in encoded),
+        tokens=sum(len(line["labels"]) for line in lines),
         supervised=sum(label != IGNORE for line in lines for label in line["labels"]),
-        longest=max(len(ids) for ids, _ in encoded),
+        longest=max(len(line["labels"]) for line in lines),
     )
 
 

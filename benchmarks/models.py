@@ -28,7 +28,7 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_key_value_heads": 2,
     },
     "L": OTHERS["135m"],
-    "tiny": OTHERS["tiny"] | {"vocab_size": 32064},
+    "tiny": {**OTHERS["tiny"], "vocab_size": 32064},
 }
 """With tied embeddings: 11.2, 28.0 and 134.5 million parameters, the last SmolLM-135M's shape; and one for tests."""
 TOKENIZER = ROOT.parent / "shared" / "tokenizers" / "llama2-32k"

@@ -74,7 +74,7 @@ def positive(text: str) -> int:
 @contextmanager
 def bench(asked: argparse.Namespace, counts: list[int]) -> Iterator[Bench]:
     """The model folder and a file of rows for each count, removed afterwards with all that contestants wrote."""
-    with _endable(), tempfile.TemporaryDirectory(dir=asked.work, prefix="fulltune-bench-") as folder:
+    with endable(), tempfile.TemporaryDirectory(dir=asked.work, prefix="fulltune-bench-") as folder:
         made = Bench(Path(folder), asked)
         material.model_folder(made.model, asked.tokenizer, asked.template)
         corpus = material.corpus(asked.source, asked.seed)
@@ -84,7 +84,7 @@ def bench(asked: argparse.Namespace, counts: list[int]) -> Iterator[Bench]:
 
 
 @contextmanager
-def _endable() -> Iterator[None]:
+def endable() -> Iterator[None]:
     """Within the block SIGTERM is what Ctrl-C is: contestants end and files are removed, also if run in background."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
