@@ -146,7 +146,7 @@ def rounds(asked: argparse.Namespace, against: Sequence[Contestant], course: Cou
     threads = {"OMP_NUM_THREADS": str(asked.threads)}
     for number in range(asked.repeats):
         found.rates.append(_told(Contestant("products", "products", options=words, environment=threads), course))
-        said = ", ".join(f"{kind} {rate / 1e12:.2f}" for kind, rate in found.rates[-1].items())
+        said = ", ".join(f"{kind} {rate / 1e12:.3g}" for kind, rate in found.rates[-1].items())
         print(f"round {number + 1}, matrix products in 1e12 operations a second: {said}", file=sys.stderr, flush=True)
         for contestant in against:
             place = folder / f"{contestant.name}-{number}"

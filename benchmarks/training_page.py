@@ -58,7 +58,7 @@ def _facts(
         f"{asked.updates} updates of {asked.batch} examples, {WARM} of them not counted; {asked.repeats} rounds; "
         f"{asked.threads} threads",
     )
-    said = ", ".join(f"{kind} {rate / 1e12:.2f}" for kind, rate in rates.items())
+    said = ", ".join(f"{kind} {rate / 1e12:.3g}" for kind, rate in rates.items())
     limit = bound(_work(asked, lesson), rates)
     yield "matrix products", f"{said} (1e12 operations a second, best round); their bound is {limit:,.0f} tokens/s"
     yield "versions", report.versions({name: made[0].versions for name, made in found.runs.items()})
