@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -59,6 +59,9 @@ docs: setup  ## the pages that are generated from the code
 embedded: setup  ## the embedded model and data, from nothing (20 minutes)
 	$(BIN)/python -m tools.make_embedded
 
+bench: setup  ## training beside that of others, whole processes (ARGS: see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.train $(ARGS)
+
 bench-prepare: setup  ## data preparation beside that of others (ARGS: see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.prepare $(ARGS)
 
@@ -79,6 +82,9 @@ bench-starting: setup  ## memory that each process of several needs to start
 
 bench-forecast: setup  ## what was forecast of memory beside what was held
 	$(BIN)/python -m benchmarks.forecast $(ARGS)
+
+bench-step: setup  ## time of an update in one process, beside a plain loop over the transformers model
+	$(BIN)/python -m benchmarks.step $(ARGS)
 
 forgetting: setup  ## what fine-tuning makes a small model forget, and how much each cure undoes (docs/retention.md)
 	$(BIN)/python -m benchmarks.forgetting $(ARGS)

@@ -43,6 +43,8 @@ def _wanted() -> str:
 
 
 def _make() -> None:
+    if ENVIRONMENT.is_symlink():  # what is made anew is emptied first, and so would be what somebody else has there
+        raise Absent(f"{ENVIRONMENT.name} is a link to an environment of other packages: remove the link")
     print(f"making {ENVIRONMENT.name}: minutes, once", file=sys.stderr)
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     try:
@@ -51,6 +53,6 @@ def _make() -> None:
     except subprocess.CalledProcessError as fault:
         raise Absent(
             f"{ENVIRONMENT.name} cannot be made (see above). Give --trl-python the Python of an environment that has "
-            f"{REQUIREMENTS.name}, or leave TRL out: --contestants fulltune datasets"
+            f"{REQUIREMENTS.name}, or leave TRL out (--against)"
         ) from fault
     (ENVIRONMENT / ".ready").write_text(_wanted())

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from benchmarks.contestants.task import Answer, Task
 from benchmarks.watch import Memory, Watch
@@ -21,13 +23,26 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """Something that prepares data."""
+    """Something that prepares data, or trains."""
 
     name: str
     module: str
     """Under benchmarks.contestants."""
     python: Path = Path(sys.executable)
     options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it alone has."""
+
+
+class Told(Protocol):
+    """What a contestant is told: a Task, or another one of its kind."""
+
+    @property
+    def out(self) -> str:
+        """A place for all that it writes, in a folder that is there."""
+
+    def write(self, path: Path) -> None:
+        """The file that it reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +77,7 @@ def run(contestant: Contestant, task: Task, *, watched: bool) -> Ran:
     return Ran(answer, peak(seen, answer.window) if watched else None)
 
 
-def execute(contestant: Contestant, task: Task, *, watched: bool) -> list[Memory]:
+def execute(contestant: Contestant, task: Told, *, watched: bool) -> list[Memory]:
     """Run it to its end; Failed, with its last words, if that was no good one. What it cached and logged is removed."""
     # Dirty pages of the run before would be written during this one, and fulltune waits for the disk (fsync).
     os.sync()
@@ -129,4 +144,5 @@ def _environment(contestant: Contestant, work: Path) -> dict[str, str]:
         "HF_DATASETS_CACHE": str(work / "cache"),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        **contestant.environment,
     }
