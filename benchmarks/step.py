@@ -57,7 +57,7 @@ class Ours:
         meeting = alone()
         begun = start(asked.model, meeting, "single", replicas=1, packed=plan.layout == "packed")
         journal = Journal(folder / "journal.jsonl")
-        site = Site(folder, journal, meeting, Belonging({}, {}, 1), By("single"), lambda *_: ())
+        site = Site(folder, journal, meeting, Belonging({}, {}, 1), By("single"), lambda *_: (), {})
         self.built: Training = training(asked, plan, begun.model, begun.answers, data, site)
         self._batch = asked.train.batch_examples
 
