@@ -253,6 +253,7 @@ def test_ctrl_c_ends_in_order_and_the_trial_is_taken_up(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_sweep_goes_on_with_the_trial_that_was_running(tmp_path: Path, llama: Path) -> None:
     """Killed in the middle of a trial, without a word; its process sees that by itself, and leaves the folder."""
     recipe = place(tmp_path, llama)
