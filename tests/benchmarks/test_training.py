@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environment, fresh, models, speed, tokenised, train
+from benchmarks import environment, fresh, models, speed, tokenised, train, training_page
 from benchmarks.bars import bars
 from benchmarks.contestants.course import Course, Mark, Trained, age
+from benchmarks.machine import occasion
 from benchmarks.summary import Spread
 
 RUN = Trained(
@@ -103,6 +104,20 @@ def test_bars_are_as_long_as_their_medians() -> None:
     assert "a &lt; b" in drawn
     assert 'width="225.0"' in drawn
     assert 'width="112.5"' in drawn
+
+
+def test_a_page_says_what_is_to_be_held_against_the_numbers(tmp_path: Path) -> None:
+    slower = replace(RUN, marks=[replace(mark, at=2 * mark.at) for mark in RUN.marks])
+    found = train.Found(runs={"fulltune": [RUN, RUN], "hf": [slower, slower]}, heldout={"fulltune": 2.0, "hf": 2.02})
+    lesson = tokenised.Lesson(path=tmp_path, examples=8, tokens=1656, supervised=1043, longest=300)
+    rates = {"body": 2.7e12, "head": 1.15e12, "attention": 1e12}
+    asked = train._asked(["--threads", "1"])
+    shown = training_page.page(asked, occasion("benchmarks.train", []), lesson, found, found.paces(1), rates)
+    assert "2.00 (2.00 to 2.00)" in shown
+    assert "1.6%" in shown, "200 of 12,400 tokens a second"
+    assert "hf: in 2 of 2 rounds others were at work" in shown
+    assert "hf: its held-out loss is more than 0.5% from" in shown
+    assert "fulltune: in" not in shown
 
 
 def test_a_process_knows_its_age() -> None:
