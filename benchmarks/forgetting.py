@@ -37,7 +37,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         waves = _waves(asked, named(asked.cures or [cure.name for cure in CURES]))
         before = 0 if asked.again else sum(bool(done(one)) for wave in waves for one in wave)
-        measured = [one for wave in waves for one in _run(wave, asked)]
+        with _pool(asked.processes) as pool:
+            measured = [one for wave in waves for one in _run(pool, wave, asked.again)]
         found = {lesson.name: [one for one in measured if one.lesson == lesson.name] for lesson in LESSONS}
         found = {name: ones for name, ones in found.items() if ones}
         came = {name: undone.outcomes(ones) for name, ones in found.items()}
@@ -116,27 +117,26 @@ def _waves(asked: argparse.Namespace, cures: Sequence[Cure]) -> Waves:
     return waves
 
 
-def _run(wave: Sequence[Trial], asked: argparse.Namespace) -> list[Measured]:
+def _run(pool: ProcessPoolExecutor, wave: Sequence[Trial], again: bool) -> list[Measured]:
     """So many at a time; one that is done already is read. The first that fails ends it."""
     wave = list({(one.folder, one.cures): one for one in wave}.values())
-    if asked.again:
+    if again:
         for one in wave:
             remove(one)
     ready = {one.folder: found for one in wave if (found := done(one))}
     waiting = [one for one in wave if one.folder not in ready]
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
-    with _pool(asked.processes) as pool:
-        running = {pool.submit(run, one): one for one in waiting}
-        for number, future in enumerate(as_completed(running), 1):
-            ready[running[future].folder] = future.result()
-            for each in ready[running[future].folder]:
-                print(f"{number} of {len(waiting)}: {_line(each)}", file=sys.stderr, flush=True)
+    running = {pool.submit(run, one): one for one in waiting}
+    for number, future in enumerate(as_completed(running), 1):
+        ready[running[future].folder] = future.result()
+        for each in ready[running[future].folder]:
+            print(f"{number} of {len(waiting)}: {_line(each)}", file=sys.stderr, flush=True)
     return [each for one in wave for each in ready[one.folder] if each.cure != "fisher"]
 
 
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one, and where something went wrong at once: their runs save and stop in order."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
     with options.endable(), ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         try:
             yield pool

@@ -161,6 +161,7 @@ def write(path: Path, texts: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_smallest_setting_and_again(tmp_path: Path, shared: Path) -> None:
     words = "-m benchmarks.forgetting --lessons gsm8k --seeds 0 --rows 16 --heldout 4 --kept 4 --replayed 8".split()
     words += ["--cures", "replay 10%", "blend 0.5", "--shared", str(shared), "--work", str(tmp_path / "work")]
