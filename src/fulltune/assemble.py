@@ -151,7 +151,9 @@ class Training:
 def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, data: Prepared, site: Site) -> Training:
     """From a recipe and what the earlier stages left, everything the loop calls. `answers`: of the model."""
     # Asked before an engine takes the weights apart.
-    objective, hidden = objective_for(recipe.train, model, answers), width(model)
+    longest = [int(store.lengths.max()) for store in data.stores.values()] if site.by.name == "zero3" else []
+    most = max(plan.micro_tokens, *longest) if longest else 0
+    objective, hidden = objective_for(recipe.train, model, answers, most), width(model)
     kept, rates = comparing(recipe, plan, data.facts, data.stores, site.folder), _rates(recipe.optim, plan, model)
     pulls = pulls_of(recipe.optim)
     in_order = sorted(pulls.values(), key=lambda pull: not pull.mixes)  # the others see weights that are put back
@@ -211,12 +213,14 @@ def _cadence(recipe: Recipe, plan: Plan) -> Cadence:
     return Cadence(plan=plan, evaluate=when.every, save=kept.every, patience=kept.patience, ask=when.suites_every)
 
 
-def objective_for(section: TrainSection, model: nn.Module, answers: Answers) -> Objective:
-    """The objective around the model; our own cut of its head is used only if a probe showed that it is exact."""
+def objective_for(section: TrainSection, model: nn.Module, answers: Answers, most: int = 0) -> Objective:
+    """The objective around the model, on our own cut of its head if a probe showed that it is exact. `most`: of it."""
     cut = head(model) if answers.cut else None
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
-    held = {"kl": section.kl_weight} if section.kl_weight else {}  # planning/comparing.py refuses other objectives
+    held: dict[str, Any] = {"kl": section.kl_weight} if section.kl_weight else {}  # comparing.py refuses others
+    if most and section.objective == "next_token":
+        held["most"] = most
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model), **held)
 
 

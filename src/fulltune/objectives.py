@@ -4,7 +4,7 @@ An objective is a module around the model: it owns the forward call and the head
 covers both. It returns SUMS; the step divides once by the counts of the whole update.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
@@ -86,12 +86,18 @@ class NextToken(Objective):
 
     weights: ClassVar[Mapping[str, float]] = {"next_token": 1.0}
 
-    def __init__(self, model: nn.Module, cut: Cut | None, *, keeps_logits: bool, kl: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, cut: Cut | None, *, keeps_logits: bool, kl: float = 0.0, most: int = 0
+    ) -> None:
+        """`most`: tokens of the largest batch that any process may have, where the head is gathered for each pass.
+
+        Then all processes pass through it equally often, since all wait for each other there.
+        """
         super().__init__()
         self.model = model
         self.penalties = {KL: kl} if kl else {}
         self._cut = [cut]  # in a list, since a module assigned here would be registered a second time
-        self._keeps_logits = keeps_logits
+        self._keeps_logits, self._most = keeps_logits, most
 
     def counts(self, batch: Batch) -> dict[str, float]:
         base = batch.reference
@@ -106,11 +112,11 @@ class NextToken(Objective):
             if base is not None:
                 sums[KL] = _apart(seen.index_select(0, base.rows).float(), *_compared(base, weights))
             return sums
-        sums = {"next_token": _next_token(cut, seen, labels, weights)}
+        sums = {"next_token": self._next_token(cut, seen, labels, weights)}
         if base is not None:
             # Besides logits and their gradient it holds a copy without the likeliest ones: half as many at a time.
             rows = seen.index_select(0, base.rows)
-            sums[KL] = _in_chunks(cut, _apart, CHUNK_BYTES // 2, rows, *_compared(base, weights))
+            sums[KL] = self._in_chunks(cut, _apart, CHUNK_BYTES // 2, rows, *_compared(base, weights))
         return sums
 
     def likeliest(self, batch: Batch, rows: Tensor, top: int) -> Likely:
@@ -119,9 +125,7 @@ class NextToken(Objective):
             cut, seen = self._cut[0], self._seen(batch).index_select(0, rows)
             if cut is None:
                 return likeliest(seen.float(), top)
-            size = max(1, CHUNK_BYTES // (8 * cut.vocab))
-            # At least once, as below.
-            parts = [likeliest(cut.logits(seen[at : at + size]), top) for at in range(0, max(1, len(rows)), size)]
+            parts = [likeliest(cut.logits(seen[part]), top) for part in self._parts(cut, CHUNK_BYTES // 2, len(rows))]
         return Likely(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _seen(self, batch: Batch) -> Tensor:
@@ -145,35 +149,40 @@ class NextToken(Objective):
         logits = self.model(**inputs, logits_to_keep=columns).logits
         return logits[batch.taught // width, place]
 
+    def _next_token(self, cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
+            size = max(1, CHUNK_BYTES // (4 * cut.vocab))
+            return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
+        return self._in_chunks(cut, _cross_entropy, CHUNK_BYTES, hidden, labels, weights)
 
-def _next_token(cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
-        size = max(1, CHUNK_BYTES // (4 * cut.vocab))
-        return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
-    return _in_chunks(cut, _cross_entropy, CHUNK_BYTES, hidden, labels, weights)
+    def _in_chunks(
+        self, cut: Cut, loss: Callable[..., Tensor], at_once: int, hidden: Tensor, *columns: Tensor
+    ) -> Tensor:
+        """The sum of a loss over tokens, of whose logits only so many bytes are held at a time."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part in self._parts(cut, at_once, len(hidden)):
+            pieces = (hidden[part], *(column[part] for column in columns))
+            if torch.is_grad_enabled():
+                total = total + cast(
+                    Tensor,
+                    checkpoint(_head_loss, cut.logits, loss, *pieces, use_reentrant=False, preserve_rng_state=False),
+                )
+            else:
+                total = total + _head_loss(cut.logits, loss, *pieces)
+        return total
+
+    def _parts(self, cut: Cut, at_once: int, tokens: int) -> Iterator[slice]:
+        """So many tokens by bytes of logits that are held at once; the last parts may be empty.
+
+        There is one at least: a head that nothing passes through would have no gradient, for which other ranks wait.
+        """
+        size = max(1, at_once // (4 * cut.vocab))
+        return (slice(start, start + size) for start in range(0, max(1, tokens, self._most), size))
 
 
 def _in_float16(hidden: Tensor) -> bool:
     device = hidden.device.type
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-
-
-def _in_chunks(cut: Cut, loss: Callable[..., Tensor], at_once: int, hidden: Tensor, *columns: Tensor) -> Tensor:
-    """The sum of a loss over tokens, of whose logits only so many bytes are held at a time."""
-    size = max(1, at_once // (4 * cut.vocab))
-    total = hidden.new_zeros((), dtype=torch.float32)
-    # At least once: a head that nothing passes through would have no gradient, for which other ranks wait.
-    for start in range(0, max(1, len(hidden)), size):
-        part = slice(start, start + size)
-        pieces = (hidden[part], *(column[part] for column in columns))
-        if torch.is_grad_enabled():
-            total = total + cast(
-                Tensor,
-                checkpoint(_head_loss, cut.logits, loss, *pieces, use_reentrant=False, preserve_rng_state=False),
-            )
-        else:
-            total = total + _head_loss(cut.logits, loss, *pieces)
-    return total
 
 
 def _head_loss(

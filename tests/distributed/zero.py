@@ -70,6 +70,17 @@ class Checks:
         again.engine.fill(lambda name, _: wanted[name])
         assert curve(made, range(2)) == curve(again, range(2)), "and computes with"
 
+    def ranks_may_pass_through_the_head_in_different_numbers_of_pieces(self) -> None:
+        """Stage 3 gathers it for each: without the empty pieces that `most` asks for, ranks would wait for ever."""
+        calm, made = self.made("whole"), self.made("pieces")
+        wanted = curve(calm, range(2))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("fulltune.objectives.CHUNK_BYTES", 4 * tiny.VOCAB * 2)
+            patched.setattr(made.objective, "_most", 40)
+            found = curve(made, range(2))
+        close = 1e-6 if self.case.precision == "float32" else 1e-2
+        assert found == [pytest.approx(pair, rel=close) for pair in wanted]
+
     def nothing_moves_where_the_gradient_is_none_on_one(self) -> None:
         made, calm = self.made("nonfinite"), self.made("calm")
         curve(made, range(2)), curve(calm, range(2))
@@ -247,6 +258,7 @@ def _fail(_: torch.Tensor) -> torch.Tensor:
 
 BY_ITSELF = [
     Checks.what_is_read_is_what_it_has,
+    Checks.ranks_may_pass_through_the_head_in_different_numbers_of_pieces,
     Checks.nothing_moves_where_the_gradient_is_none_on_one,
     Checks.dropped_gradients_leave_no_trace,
     Checks.a_rehearsal_takes_memory_and_moves_nothing,
