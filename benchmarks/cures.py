@@ -51,6 +51,7 @@ CURES = (
     Cure(PLAIN, everywhere=True, kind="ink"),
     Cure("replay 5%", _replay(0.05), everywhere=True, kind="a"),
     Cure("replay 10%", _replay(0.1), everywhere=True, kind="a"),
+    Cure("replay 10%, kl 1", {**_replay(0.1), "train": {"kl_weight": 1.0}}, everywhere=True, kind="a"),
     Cure("blend 0.75", blended=0.75, everywhere=True, kind="d"),
     Cure("blend 0.5", blended=0.5, everywhere=True, kind="d"),
     Cure("blend 0.25", blended=0.25, everywhere=True, kind="d"),
@@ -69,7 +70,6 @@ CURES = (
     Cure("embedding only", {"optim": {"train_only": ["embed_tokens"]}}, kind="e"),
     Cure("penalty 0.01", _pull("l2_sp_penalty", alpha=0.01), kind="b"),
     Cure("replay 10%, ewc 100", _replay(0.1, **_pull("ewc", strength=100.0)["optim"]), kind="a"),
-    # A penalty on the KL divergence from the base is one more line here.
 )
 """In the order in which they are run: those of the claim first. `last 2 layers` fits the model of five."""
 

@@ -46,7 +46,7 @@ def test_the_embedded_data_is_what_its_script_makes(tmp_path: Path) -> None:
     from tools.make_embedded import make_data
 
     make_data(tmp_path)
-    for name in ("train.jsonl", "heldout.jsonl", "phrasings.jsonl", "general.jsonl"):
+    for name in ("train.jsonl", "heldout.jsonl", "phrasings.jsonl", "general.jsonl", "replay.jsonl"):
         assert (tmp_path / name).read_bytes() == (EMBEDDED / name).read_bytes()
 
 

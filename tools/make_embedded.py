@@ -63,12 +63,14 @@ def main() -> None:
 
 
 def make_data(folder: Path) -> None:
-    """Support rows to learn, two groups of held-out ones, and general text of which none was in pretraining."""
+    """Support rows to learn, two groups of held-out ones, general text that pretraining had not, and some to replay."""
     rng = random.Random(SEED + 1)
     write_rows(folder / "train.jsonl", support.rows(rng, 720, held=False))
     write_rows(folder / "heldout.jsonl", support.rows(rng, 96, held=True))
     write_rows(folder / "phrasings.jsonl", support.rows(rng, 48, held=True, otherwise=True))
     write_rows(folder / "general.jsonl", [{"text": general.document(rng, held=True)} for _ in range(150)])
+    rng = random.Random(SEED + 2)
+    write_rows(folder / "replay.jsonl", [{"text": general.document(rng, held=False)} for _ in range(400)])
 
 
 def make_model(work: Path, target: Path) -> None:

@@ -86,7 +86,7 @@ def _report(
     after: Answered,
 ) -> str:
     """What a person reads at the end."""
-    assert record.baseline is not None
+    assert record.baseline is not None and record.verdict is not None
     last = next(report for report in record.evaluations if report.step == record.result_step)
     old, new = record.baseline.scores, last.scores
     lines = [
@@ -98,6 +98,7 @@ def _report(
         f"{right(known, before.known):>10.0%}{right(known, after.known):>10.0%}",
         f"{'right answers, unseen phrasings too':<44}"
         f"{right(unknown, before.unknown):>10.0%}{right(unknown, after.unknown):>10.0%}",
+        f"{'verdict (gained enough, forgot little enough)':<54}{record.verdict.word:>10}",
     ]
     for number in range(3):
         lines += [
