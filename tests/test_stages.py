@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_a_run_folder_holds_the_whole_story(tmp_path: Path, recipe: dict[str, An
         "kind",
         "step",
         "loss",
+        "penalty",
         "lr",
         "grad_norm",
         "tokens",
@@ -131,6 +133,7 @@ def test_retention_is_measured_with_held_out_data_and_test_before_and_after_alon
     recipe["data"]["test"] = str(tiny.jsonl(tmp_path / "test.jsonl", tiny.rows(6, seed=6)))
     record = fulltune.train(recipe, out=tmp_path / "run")
     wanted = {f"{split}.{score}" for split in ("heldout", "retention") for score in ("loss", "perplexity")}
+    wanted.add("retention.kl")
     assert record.baseline is not None
     tested = {"test.loss", "test.perplexity"}
     assert record.baseline.scores.keys() == wanted | tested
@@ -151,9 +154,9 @@ def test_what_is_asked_of_an_evaluation_counts(
     """Of a plan that was made, and of a run that is done; neither is changed by it."""
     seen: list[Plan] = []
 
-    def scored(_: Any, plan: Plan, *__: Any) -> EvalReport:
+    def scored(_: Any, plan: Plan, __: Any, models: Mapping[str, Any], *___: Any) -> dict[str, EvalReport]:
         seen.append(plan)
-        return EvalReport(step=0, scores={"heldout.loss": 1.0}, counts={})
+        return {name: EvalReport(step=0, scores={"heldout.loss": 1.0}, counts={}) for name in models}
 
     run = tmp_path / "run"
     before = fulltune.plan(recipe, out=run)

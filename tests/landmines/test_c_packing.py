@@ -63,8 +63,8 @@ def test_landmine_C8_the_layout_that_was_asked_for_is_the_one_that_is_trained(
     """In the plan, in the run's record and in every batch of training; a model that cannot pack is refused (C1)."""
     made: list[tuple[str, Batch]] = []
 
-    def seen(store: Store, members: Sequence[int], budget: Budget) -> Batch:
-        made.append((budget.layout, collate(store, members, budget)))
+    def seen(store: Store, members: Sequence[int], budget: Budget, *more: Any) -> Batch:
+        made.append((budget.layout, collate(store, members, budget, *more)))
         return made[-1][1]
 
     monkeypatch.setattr(feed, "collate", seen)
