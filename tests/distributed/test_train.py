@@ -101,7 +101,7 @@ def test_the_command_starts_its_own_processes(tmp_path: Path, recipe: Path, refe
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("heldout.loss") == 1, "told once, by whom the user started"
+    assert done.stdout.count("heldout.perplexity") == 1, "told once, by whom the user started"
     assert f"engine: {engine}" in done.stderr
     trained_as_by_one(tmp_path / "run", reference)
     assert list((tmp_path / "run" / "logs").glob("*/attempt_0/1/stderr.log"))
