@@ -169,7 +169,7 @@ def test_a_launcher_starts_the_same_command(tmp_path: Path, recipe: Path, refere
     command = [sys.executable, *LAUNCHERS[launcher], *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("heldout.loss") == 1, "the first speaks for both"
+    assert done.stdout.count("heldout.perplexity") == 1, "the first speaks for both"
     same_curve(tmp_path / "run", reference)
     [start] = read(tmp_path / "run" / "journal.jsonl", "start")
     assert (start["processes"], start["engine"]) == (2, "ddp")
