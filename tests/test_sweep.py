@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fulltune
-from fulltune import trial, trying
+from fulltune import trying
 from fulltune.base.errors import CheckpointError, Interrupted, RecipeError
 from fulltune.base.sweeps import Sweep
 from fulltune.data.store import INDEX, TOKENS, Store
@@ -47,53 +46,6 @@ RUINED = 2**30
 """No token of any model."""
 
 
-class Forked:
-    """A process as `trying.launch` gives it, without the seconds that imports take: it is a fork of this one."""
-
-    def __init__(self, log: Path, variables: Mapping[str, str]) -> None:
-        (there, here), (back, out) = os.pipe(), os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks where there are threads
-            self.pid = os.fork()
-        if self.pid == 0:
-            self._try(log, variables, there, out)
-        os.close(there)
-        os.close(out)
-        self.stdin: IO[bytes] = os.fdopen(here, "wb")
-        self.stdout: IO[bytes] = os.fdopen(back, "rb")
-
-    @staticmethod
-    def _try(log: Path, variables: Mapping[str, str], there: int, out: int) -> None:
-        code = 1
-        try:
-            os.setsid()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            trying.stop._listens = False
-            os.environ.update(variables)
-            told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            for mine, standard in ((there, 0), (out, 1), (told, 2)):
-                os.dup2(mine, standard)
-            os.closerange(3, 256)
-            sys.stdin, sys.stderr = os.fdopen(0, closefd=False), os.fdopen(2, "w", closefd=False)
-            code = trial.main()
-        finally:
-            os._exit(code)
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
-@pytest.fixture(scope="module")
-def forking() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trying, "launch", Forked)
-        yield
-
-
 def place(folder: Path, model: Path) -> Path:
     """A recipe with comments, and its data beside it."""
     tiny.jsonl(folder / "rows.jsonl", tiny.rows(40))
@@ -112,7 +64,7 @@ def ruin(data: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, llama: Path, forking: None) -> tuple[Path, Path, Sweep]:
+def swept(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Path, Path, Sweep]:
     """The recipe, the folder, and the sweep: one rate diverges. Made in two goes, the test rows ruined between."""
     folder = tmp_path_factory.mktemp("swept")
     recipe = place(folder, llama)
@@ -199,9 +151,7 @@ def test_the_command_prints_a_table_or_json(swept: tuple[Path, Path, Sweep], tmp
 
 
 @pytest.mark.slow
-def test_proxies_are_whole_schedules_and_what_lies_behind_ends_early(
-    tmp_path: Path, llama: Path, forking: None
-) -> None:
+def test_proxies_are_whole_schedules_and_what_lies_behind_ends_early(tmp_path: Path, llama: Path) -> None:
     recipe = place(tmp_path, llama)
     asked: dict[str, Any] = {"tokens": 1790, "prune": "halving", "keep": "best"}
     asked |= {"train.steps": 8, "evaluate.every": 4, "optim.warmup": 2, "data.test": []}
@@ -227,7 +177,7 @@ def test_proxies_are_whole_schedules_and_what_lies_behind_ends_early(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_in_order_and_the_trial_is_taken_up(
-    tmp_path: Path, llama: Path, forking: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trial is asked for an end as its first evaluation is answered; then the same sweep makes the rest of it."""
     recipe = place(tmp_path, llama)
@@ -247,7 +197,6 @@ def test_ctrl_c_ends_in_order_and_the_trial_is_taken_up(
     assert not (folder / "record.json").exists()
     assert not (folder / ".lock").exists(), "it has ended"
     monkeypatch.undo()
-    monkeypatch.setattr(trying, "launch", Forked)
     (only,) = fulltune.sweep(recipe, **asked).trials
     assert only.state == "done"
     starts = list(read(folder / "journal.jsonl", "start"))
