@@ -183,13 +183,12 @@ def training(recipe: Recipe, plan: Plan, model: nn.Module, answers: Answers, dat
     )
     cadence, rule = _cadence(recipe, plan), rule_of(recipe.checkpoint.best_by, site.suites)
     measured = measuring(data, _MEASURED, plan, engine, objective, kept.measured)
-    examined = partial(site.examine, engine)
     tested = measuring(data, ["test"] if recipe.evaluate.test else [], plan, engine, objective)
     evaluating = Evaluating(
         measure=lambda update: pulling.instead(partial(measured, update)),
         rule=rule,
         journal=site.journal,
-        examine=lambda update: pulling.instead(partial(examined, update)),
+        examine=lambda update: pulling.instead(partial(site.examine, engine, update)),
         asks=partial(cadence.asks, last=any(score in site.suites for score in rule.scores)),
     )
     return Training(

@@ -245,9 +245,8 @@ class _Work:
         """For all checkpoints that are kept at once, and the result."""
         kept = self.run.recipe.checkpoint.keep + _AT_ONCE
         weights, state = self.bytes
-        fisher = weights if self.built.pulling.estimates else 0  # written before the first update, and kept
-        predicted = self.built.comparing.bytes
-        require_room(self.run.path, kept * state + weights + fisher + predicted, f"{kept} checkpoints and the result")
+        beside = (weights if self.built.pulling.estimates else 0) + self.built.comparing.bytes  # from the start
+        require_room(self.run.path, kept * state + weights + beside, f"{kept} checkpoints and the result")
 
     def finish(self, progress: Progress) -> RunRecord:
         """The best checkpoint if anything chose one, else the last, as a model folder; then the record."""

@@ -1,7 +1,7 @@
 """Suites of questions, put to the model of a run while it trains, or to any model or two that are to be compared."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 
 from fulltune.assemble import Prepared, template
 from fulltune.base import stop
-from fulltune.base.errors import Fault, MachineError, RecipeError
+from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.files import from_json, to_json
 from fulltune.base.log import LOGGER
 from fulltune.base.records import Plan
@@ -21,7 +21,7 @@ from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
 from fulltune.engine.crew import Alone, Crew
 from fulltune.engine.launch import Meeting, world
-from fulltune.engine.room import first_line, out_of_memory
+from fulltune.engine.room import explained
 from fulltune.evaluation.answers import Metric
 from fulltune.evaluation.asking import Examinee
 from fulltune.evaluation.harness import Task
@@ -233,16 +233,7 @@ def comparison(one: Sequence[Examined], other: Sequence[Examined]) -> Iterator[S
         )
 
 
-@contextmanager
-def _fitting(batch_tokens: int) -> Iterator[None]:
+def _fitting(batch_tokens: int) -> AbstractContextManager[None]:
     """Says what would help where memory runs out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as fault:
-        if not out_of_memory(fault):
-            raise
-        raise MachineError(
-            f"out of memory with batches of up to {batch_tokens:,} tokens: {first_line(fault)}",
-            where="--batch-tokens",
-            mend="lower it; no score changes",
-        ) from fault
+    what = f"with batches of up to {batch_tokens:,} tokens"
+    return explained(what, where="--batch-tokens", mend="lower it; no score changes")

@@ -1,15 +1,15 @@
 """Losses of any model on a run's data; and what is said where memory runs out."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fulltune.assemble import Prepared, measuring, objective_for
-from fulltune.base.errors import MachineError, RecipeError
+from fulltune.base.errors import RecipeError
 from fulltune.base.records import EvalReport, Plan
 from fulltune.engine.launch import alone
-from fulltune.engine.room import first_line, out_of_memory
+from fulltune.engine.room import explained
 from fulltune.engines import By, engine_for
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
@@ -55,17 +55,11 @@ def _scored(
     return report
 
 
-@contextmanager
-def fitting(plan: Plan) -> Iterator[None]:
+def fitting(plan: Plan) -> AbstractContextManager[None]:
     """Says what would help where memory runs out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as fault:
-        if not out_of_memory(fault):
-            raise
-        size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
-        raise MachineError(
-            f"out of memory with micro-batches of up to {size}: {first_line(fault)}",
-            where="train.micro_tokens",
-            mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
-        ) from fault
+    size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
+    return explained(
+        f"with micro-batches of up to {size}",
+        where="train.micro_tokens",
+        mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
+    )

@@ -7,9 +7,8 @@ from typing import Literal
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import DataFacts
 from fulltune.base.sweeps import Axis
-from fulltune.data.names import by_source
-from fulltune.evaluation.suites import Suite
-from fulltune.examining import suites_of
+from fulltune.examining import directions
+from fulltune.planning.scores import losses
 from fulltune.recipe.schema import Recipe
 from fulltune.reporting.judge import falls
 from fulltune.sweeping.study import Prune
@@ -63,16 +62,11 @@ def ranked_by(recipe: Recipe, data: DataFacts, by: str) -> tuple[str, bool]:
             "data.test is not looked at while anything is chosen" if by.startswith("test") else "it is what is learned"
         )
         raise RecipeError(f"trials are not ranked by {by}: {why}", where="--by", mend="--by heldout.loss")
-    measured = [split for split in LOSSES if data.splits[split].examples]
-    known = {f"{split}.{score}": True for split in measured for score in ("loss", "perplexity")}
-    sources = {split: by_source(data, split) for split in measured}
-    known |= {f"{split}.{name}.loss": True for split, names in sources.items() if len(names) > 1 for name in names}
-    for suite in suites_of(recipe.evaluate.suites):
-        if isinstance(suite, Suite):
-            known |= {f"{suite.name}.{name}": metric.better == "lower" for name, metric in suite.metrics.items()}
-        elif by.startswith(f"{suite.name}."):  # which scores a task of lm-eval has, it says when it is asked
-            return by, falls(by)
+    known = {**losses(recipe, data, LOSSES), **directions(recipe.evaluate.suites)}
+    tasks = [suite.called for suite in recipe.evaluate.suites if suite.kind == "lm_eval"]
+    if by.partition(".")[0] in tasks:  # which scores such a task has, it says when it is asked
+        return by, falls(by)
     if by not in known:
         mend = f"--by with one of {', '.join(known)}" if known else "keep rows back: data.heldout=0.05"
         raise RecipeError(f"{by} is not measured, so no trial can be ranked by it", where="--by", mend=mend)
-    return by, known[by]
+    return by, known[by] == "lower"

@@ -27,7 +27,7 @@ from fulltune.training.fisher import estimate
 from fulltune.training.pulling import Pulling
 from tests import tiny
 from tests.contract.ground import Ground
-from tests.distributed.ranks import Case, curve, weights
+from tests.distributed.ranks import Case, curve, put_away, weights
 
 UPDATES = 8
 BEHIND = [Asked("l2_sp", {"alpha": 40}), Asked("ema", {"decay": 0.7})]
@@ -93,7 +93,7 @@ def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
     pulling.begin()
     found = mixed(ground, pulling, range(UPDATES // 2))
     average = pulling.instead(lambda: (measured(ground), weights(ground)))
-    put_away(folder / "saved", ground, pulling)
+    put_away(folder / "saved", ground, pulling.crew, pulling.remembered())
     middle = weights(ground)
     found += mixed(ground, pulling, range(UPDATES // 2, UPDATES))
     first = weights(ground)
@@ -124,15 +124,6 @@ def measured(ground: Ground) -> float:
     with ground.engine.evaluating():
         sums = [ground.engine.forward(batch)["next_token"] for batch in ground.batches(range(7))]
     return float(ground.engine.sum(torch.stack(sums).sum()))
-
-
-def put_away(folder: Path, ground: Ground, pulling: Pulling) -> None:
-    """As a checkpoint, each rank its part."""
-    folder.mkdir(exist_ok=True)
-    capture = ground.engine.capture(pulling.remembered())
-    if ground.engine.world.rank < capture.writers:
-        capture.write(folder)
-    pulling.crew.sum(torch.zeros(1))  # all wait until all parts are there
 
 
 def main(folder: Path, layouts: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from fulltune.evaluation.heldout import measure
 from fulltune.training.reference import References
 from tests import tiny
 from tests.contract.ground import Ground
-from tests.distributed.ranks import Case, curve, weights
+from tests.distributed.ranks import Case, curve, put_away, weights
 
 UPDATES = 8
 REPLAY = range(0, 40, 3)
@@ -59,7 +59,7 @@ def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
     assert References(folder / "base-replay", "k", 20, {}).stand(crew)
     ground.refer = refer
     found = curve(ground, range(UPDATES // 2))
-    put_away(folder / "saved", ground, crew)
+    put_away(folder / "saved", ground, crew, {})
     found += curve(ground, range(UPDATES // 2, UPDATES))
     first = weights(ground)
     crew.rest()
@@ -73,15 +73,6 @@ def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
     if world.rank == 0:
         (folder / "curve.json").write_text(json.dumps([found, report.scores, report.counts]))
         save_file(last, folder / "last.safetensors")
-
-
-def put_away(folder: Path, ground: Ground, crew: Crew) -> None:
-    """As a checkpoint, each rank its part."""
-    folder.mkdir(exist_ok=True)
-    capture = ground.engine.capture({})
-    if ground.engine.world.rank < capture.writers:
-        capture.write(folder)
-    crew.sum(torch.zeros(1))  # all wait until all parts are there
 
 
 def main(folder: Path, layouts: Sequence[str]) -> None:

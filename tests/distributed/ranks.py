@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -114,6 +114,15 @@ def curve(made: Ground, updates: range, rates: Sequence[float] = (1e-3, 1e-3)) -
         assert isinstance(outcome, Outcome) and outcome.applied
         found.append((outcome.loss, outcome.grad_norm))
     return found
+
+
+def put_away(folder: Path, made: Ground, crew: Crew, extra: Mapping[str, torch.Tensor]) -> None:
+    """As a checkpoint, each rank its part."""
+    folder.mkdir(exist_ok=True)
+    capture = made.engine.capture(extra)
+    if made.engine.world.rank < capture.writers:
+        capture.write(folder)
+    crew.sum(torch.zeros(1))  # all wait until all parts are there
 
 
 def weights(made: Ground) -> dict[str, torch.Tensor]:

@@ -74,12 +74,8 @@ class Pull:
         return self.kept[f"{name}{SEPARATOR}{what}"]
 
 
-class L2SP(Pull):
-    """L2-SP, decoupled: after each update w -= lr * alpha * (w - w0), w0 being the weights that the run began with.
-
-    The pull towards the start of Li, Grandvalet and Davoine 2018, arXiv 1802.01483, made as AdamW makes weight decay:
-    beside the update and not through the gradient, so that Adam does not divide it by the size of gradients.
-    """
+class _ToTheStart(Pull):
+    """Remembers the weights that the run began with, and pulls as strongly as alpha says."""
 
     remembers = ("start",)
 
@@ -89,6 +85,14 @@ class L2SP(Pull):
 
     def begin(self, name: str, shard: "Tensor") -> None:
         self._keep("start", name, shard.clone())
+
+
+class L2SP(_ToTheStart):
+    """L2-SP, decoupled: after each update w -= lr * alpha * (w - w0), w0 being the weights that the run began with.
+
+    The pull towards the start of Li, Grandvalet and Davoine 2018, arXiv 1802.01483, made as AdamW makes weight decay:
+    beside the update and not through the gradient, so that Adam does not divide it by the size of gradients.
+    """
 
     def after(self, name: str, shard: "Tensor", lr: float) -> None:
         shard.lerp_(self._kept("start", name), lr * self._alpha)
@@ -98,21 +102,13 @@ class L2SP(Pull):
         return f"alpha {self._alpha:g} at the rate {lr:g} would move weights beyond their start" if part > 1 else None
 
 
-class L2SPPenalty(Pull):
+class L2SPPenalty(_ToTheStart):
     """L2-SP as the paper has it, the penalty alpha / 2 * |w - w0|^2: adds alpha * (w - w0) to the gradient.
 
     Li, Grandvalet and Davoine 2018, arXiv 1802.01483. It counts in the gradient's norm, and Adam scales it.
     """
 
     on_gradients = True
-    remembers = ("start",)
-
-    def __init__(self, *, alpha: float) -> None:
-        super().__init__()
-        self._alpha = _positive("alpha", alpha)
-
-    def begin(self, name: str, shard: "Tensor") -> None:
-        self._keep("start", name, shard.clone())
 
     def before(self, name: str, shard: "Tensor", grad: "Tensor") -> None:
         grad.add_(shard - self._kept("start", name), alpha=self._alpha)

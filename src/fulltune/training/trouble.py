@@ -1,17 +1,16 @@
 """What can come between the micro-batches of an update: no memory, or a wish to stop. All ranks hear of it."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from fulltune.base import stop
-from fulltune.base.errors import MachineError
 from fulltune.engine.contract import Engine
-from fulltune.engine.room import first_line, out_of_memory
+from fulltune.engine.room import explained, first_line, out_of_memory
 
 T = TypeVar("T")
 
@@ -56,16 +55,10 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-@contextmanager
-def unrepeatable(what: str) -> Iterator[None]:
+def unrepeatable(what: str) -> AbstractContextManager[None]:
     """Around what cannot be cut or made again: MachineError where memory runs out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as fault:
-        if not out_of_memory(fault):
-            raise
-        raise MachineError(
-            f"out of memory {what}: {str(fault).splitlines()[0]}",
-            where="optim.name",
-            mend="smaller micro-batches do not help: a smaller model, an optimizer with less state, or more memory",
-        ) from fault
+    return explained(
+        what,
+        where="optim.name",
+        mend="smaller micro-batches do not help: a smaller model, an optimizer with less state, or more memory",
+    )

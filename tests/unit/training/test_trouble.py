@@ -106,16 +106,23 @@ def test_collating_may_run_out_of_memory_too(tmp_path: Path, monkeypatch: pytest
     assert same(updates.state(), plain.state())
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
 def test_memory_that_runs_out_while_the_weights_move_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str
 ) -> None:
     updates = Updates(tmp_path)
 
     def update(rates: Iterable[float]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise fault
 
     monkeypatch.setattr(updates.ground.engine, "update", update)
-    with pytest.raises(MachineError, match="while the weights moved: CUDA out of memory"):
+    with pytest.raises(MachineError, match=f"while the weights moved: {said}"):
         updates.make(1)
     assert updates.lines("warning") == []
 
