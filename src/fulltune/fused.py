@@ -69,9 +69,9 @@ def _logprobs(hidden: Tensor, head: Tensor, scale: float) -> Tensor:
 
 
 def _added(total: Tensor | None, slopes: Tensor, hidden: Tensor) -> Tensor:
-    """The weight's gradient [vocab, width], float32, with that of one more piece."""
+    """The weight's gradient [vocab, width] with that of one more piece; of several pieces it is float32."""
     if total is None:
-        return (slopes.T @ hidden).float()
+        return slopes.T @ hidden
     if slopes.dtype == torch.float32:
         return total.addmm_(slopes.T, hidden)
-    return total.add_(slopes.T @ hidden)
+    return total.float().add_(slopes.T @ hidden)

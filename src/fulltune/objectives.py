@@ -150,7 +150,8 @@ class NextToken(Objective):
         return logits[batch.taught // width, place]
 
     def _next_token(self, cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and (weight := cut.linear) is not None and not _in_float16(hidden):
+        fuses = torch.is_grad_enabled() and not self._most and not _in_float16(hidden)
+        if fuses and (weight := cut.linear) is not None:
             size = max(1, CHUNK_BYTES // (4 * cut.vocab))
             return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)
         return self._in_chunks(cut, _cross_entropy, CHUNK_BYTES, hidden, labels, weights)

@@ -71,6 +71,7 @@ class Ground:
         make_engine: Any = None,
         by: Parting | None = None,
         kl: float = 0.0,
+        most: int = 0,
         **engine: Any,
     ) -> None:
         with StoreWriter(folder / "store") as writer:
@@ -80,7 +81,9 @@ class Ground:
         self.budget = Budget(micro, 10_000, layout)
         self.place = {"rank": rank, "size": size}
         self.model = model
-        self.objective = NextToken(model, facts.head(model) if cut else None, keeps_logits=keeps_logits, kl=kl)
+        self.objective = NextToken(
+            model, facts.head(model) if cut else None, keeps_logits=keeps_logits, kl=kl, most=most
+        )
         self.refer: Any = None
         self.spared = facts.undecayed(model)
         formats = precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True)

@@ -19,57 +19,38 @@ from fulltune.engine.crew import Crew
 from fulltune.engine.launch import joined
 from fulltune.evaluation.heldout import measure
 from fulltune.training.reference import References
-from tests import tiny
-from tests.contract.ground import Ground
-from tests.distributed.ranks import Case, curve, put_away, weights
+from tests.distributed.ranks import Case, curve, ground, put_away, weights
 
 UPDATES = 8
 REPLAY = range(0, 40, 3)
 """Of 40 examples: an update of 7 has 2 or 3 of them, and some micro-batches of some ranks none."""
 
 
-def ground_of(folder: Path, layout: str, world: World, crew: Crew) -> Ground:
-    case = Case(layout, "llama-tied", 2)
-    zero, model = layout.startswith("zero"), tiny.model(case.kind)
-    return Ground(
-        folder / f"rank-{world.rank}",
-        model,
-        count=40,
-        micro=2,
-        lay=None if zero else case.lay(model, world, crew),
-        make_engine=case.zero(world, crew) if zero else None,
-        clip=1.0,
-        rank=world.rank,
-        size=world.size,
-        kl=50.0,
-    )
-
-
 def go(folder: Path, layout: str, world: World, crew: Crew) -> None:
     """Updates that are held to the model as it was; from a checkpoint on the same ones, to the bit."""
-    ground = ground_of(folder, layout, world, crew)
+    made = ground(folder / f"rank-{world.rank}", Case(layout, "llama-tied", 2), world, crew, kl=50.0)
     place = {"rank": world.rank, "size": world.size}
     refer = References(folder / "base-replay", "k", 20, {})
     refer.make(
-        once(ground.store, Budget(3, 10_000, "padded"), members=REPLAY, rank=world.rank, size=world.size),
-        ground.engine,
-        ground.objective,
+        once(made.store, Budget(3, 10_000, "padded"), members=REPLAY, rank=world.rank, size=world.size),
+        made.engine,
+        made.objective,
         crew,
     )
     assert References(folder / "base-replay", "k", 20, {}).stand(crew)
-    ground.refer = refer
-    found = curve(ground, range(UPDATES // 2))
-    put_away(folder / "saved", ground, crew, {})
-    found += curve(ground, range(UPDATES // 2, UPDATES))
-    first = weights(ground)
+    made.refer = refer
+    found = curve(made, range(UPDATES // 2))
+    put_away(folder / "saved", made, crew, {})
+    found += curve(made, range(UPDATES // 2, UPDATES))
+    first = weights(made)
     crew.rest()
-    ground.engine.load(folder / "saved")
-    ground.refer = References(folder / "base-replay", "k", 20, {})
-    assert curve(ground, range(UPDATES // 2, UPDATES)) == found[UPDATES // 2 :]
-    last = weights(ground)
+    made.engine.load(folder / "saved")
+    made.refer = References(folder / "base-replay", "k", 20, {})
+    assert curve(made, range(UPDATES // 2, UPDATES)) == found[UPDATES // 2 :]
+    last = weights(made)
     assert all(torch.equal(first[name], last[name]) for name in last)
-    split = {"x": {"all": lambda: once(ground.store, ground.budget, refer=refer, **place)}}
-    report = measure(split, ground.engine, ground.objective, step=UPDATES)
+    split = {"x": {"all": lambda: once(made.store, made.budget, refer=refer, **place)}}
+    report = measure(split, made.engine, made.objective, step=UPDATES)
     if world.rank == 0:
         (folder / "curve.json").write_text(json.dumps([found, report.scores, report.counts]))
         save_file(last, folder / "last.safetensors")

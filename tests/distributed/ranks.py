@@ -87,7 +87,7 @@ class Case:
         return lambda *made, precision, **more: ZeroEngine(*made, meeting, zero, precision=precision, **more)
 
 
-def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
+def ground(folder: Path, case: Case, world: World, crew: Crew, *, kl: float = 0.0) -> Ground:
     model = tiny.model(case.kind)
     zero = case.layout.startswith("zero")
     return Ground(
@@ -101,6 +101,8 @@ def ground(folder: Path, case: Case, world: World, crew: Crew) -> Ground:
         rank=world.rank,
         size=world.size,
         precision=case.precision,
+        most=16 * case.micro if case.layout.startswith("zero3") else 0,  # an example teaches 15 at most
+        kl=kl,
     )
 
 

@@ -106,14 +106,10 @@ class Head:
 
     @property
     def linear(self) -> Tensor | None:
-        """The weight [vocab, hidden], if the head is a product with it and a scale.
-
-        None too where an engine has taken it apart, and only the module itself puts it together.
-        """
+        """The weight [vocab, hidden], if the head is a product with it and a scale."""
         projection = self.projection
-        if type(projection) is not nn.Linear or projection.bias is not None or self.softcap:
-            return None
-        return projection.weight if len(projection.weight) == self.vocab else None
+        bare = type(projection) is nn.Linear and projection.bias is None and not self.softcap
+        return cast(Tensor, projection.weight) if bare else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocab] in float32."""
