@@ -5,6 +5,7 @@
 
 import atexit
 import importlib.util
+import itertools
 import json
 import os
 import runpy
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -44,6 +46,7 @@ HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     not HAS_DEEPSPEED, reason="deepspeed is not installed: pip install 'fulltune[deepspeed]'"
 )
+_PORTS = itertools.count()
 WARM = (*forkserver.WARM, "torch.distributed.fsdp", "tests.distributed.ranks", *(["deepspeed"] * HAS_DEEPSPEED))
 
 
@@ -173,12 +176,21 @@ def rank(module: str, words: list[str], variables: dict[str, str]) -> int:
     return 0
 
 
+def free_port() -> int:
+    """A port to meet at, from below those that the kernel gives to connections: tests beside this one open many.
+
+    Processes draw from ranges of their own.
+    """
+    while True:
+        port = 10000 + os.getpid() % 200 * 100 + next(_PORTS) % 100
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def run_together(size: int, module: str, *words: str, timeout: float = 240, **variables: str) -> Ended:
     """Run a module in so many processes that can meet, as a launcher would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), **variables}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size), **variables}
     begun = time.monotonic()
     running = []
     for number in range(size):
@@ -186,7 +198,11 @@ def run_together(size: int, module: str, *words: str, timeout: float = 240, **va
         asked = {"module": module, "words": list(words), "variables": own}
         running.append(server().start(Job("tests.distributed.ranks:rank", asked)))
     try:
-        ended = [child.wait(timeout) for child in running]
+        ended = []
+        for child in running:
+            ended.append(child.wait(timeout))
+    except TimeoutError as fault:  # the cause may stand with one that ended
+        raise TimeoutError("\n".join([*(one.stdout for one in ended), str(fault)])) from fault
     finally:
         for child in running:
             child.signal(signal.SIGKILL)

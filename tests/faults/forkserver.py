@@ -104,7 +104,8 @@ class Child:
                 while not self.ended and time.monotonic() < until + 5.0:
                     self._server.listen(0.1)
                 self.signal(signal.SIGKILL)
-                raise TimeoutError(f"process {self.pid} did not end in time:\n{self._read('stderr')[-8000:]}")
+                said = "".join(self._read(name)[-8000:] for name in ("stdout", "stderr"))  # a rank says all in one
+                raise TimeoutError(f"process {self.pid} did not end in time:\n{said}")
             self._server.listen(left)
         status, seconds = self._server.deaths[self._number]
         return Ended(os.waitstatus_to_exitcode(status), self._read("stdout"), self._read("stderr"), seconds)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from fulltune.base.errors import RecipeError
+from fulltune.base.errors import RankError, RecipeError
 from fulltune.base.place import Place, place
 from fulltune.base.processors import cores, total_bytes
 from fulltune.base.records import Machine
@@ -82,7 +82,7 @@ def joined(timeout: float, *, grouped: bool = False) -> Iterator[Meeting]:
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as fault:
-        raise lost(RuntimeError(fault)) from fault
+        raise _not_met(fault) from fault
     assert control is not None
     crew = Several(cast(dist.ProcessGroup, control), PrefixStore("told", store), timeout)
     try:
@@ -96,6 +96,16 @@ def joined(timeout: float, *, grouped: bool = False) -> Iterator[Meeting]:
     finally:
         crew.leave()
         dist.destroy_process_group()
+
+
+def _not_met(fault: RuntimeError | ValueError) -> RankError:
+    if "EADDRINUSE" in str(fault):
+        return RankError(
+            f"port {os.environ['MASTER_PORT']}, where the processes are to meet, belongs to another program",
+            where="MASTER_PORT",
+            mend="give it another number, the same for all processes of this run",
+        )
+    return lost(RuntimeError(fault))
 
 
 def _require_device(here: Place) -> None:

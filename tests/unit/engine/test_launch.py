@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def test_ranks_of_srun_meet_on_the_first_host(monkeypatch: pytest.MonkeyPatch) -
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", "31415")
     monkeypatch.delenv("MASTER_ADDR")
     monkeypatch.delenv("MASTER_PORT")
+
+
+def test_a_port_to_meet_at_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RankError, match=f"port {port}.*another program"), launch.joined(5.0):
+            pytest.fail("they cannot meet")
 
 
 class Listener(Several):
