@@ -27,7 +27,7 @@ from benchmarks.summary import ratios, spread
 from fulltune.assemble import Site, Training, training
 from fulltune.base.records import Progress
 from fulltune.engine.launch import alone
-from fulltune.engines import By
+from fulltune.engines import By, reusing
 from fulltune.ready import facts_of, planned, prepared
 from fulltune.runs import open_run
 from fulltune.starting import start
@@ -131,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parts = ["# Time of an update, in one process", report.facts(dict(report.heading(when)))]
     record: dict[str, Any] = {"benchmark": "step", "occasion": when, "asked": vars(asked), "models": {}}
     for shape in asked.models:
-        with tempfile.TemporaryDirectory(prefix="fulltune-bench-") as folder:
+        with reusing(alone().world, By("single")), tempfile.TemporaryDirectory(prefix="fulltune-bench-") as folder:
             loops, lesson = prepare(asked, shape, Path(folder))
             if asked.profile:
                 profiles(loops, asked.updates)

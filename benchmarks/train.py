@@ -28,7 +28,7 @@ KEPT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-"""With these glibc keeps what is freed for the next one. fulltune has none of them: it runs as glibc is by default."""
+"""With these glibc keeps what is freed for the next one, as fulltune tells it by itself."""
 OTHERS: Mapping[str, tuple[str, ...]] = {
     "trl": ("trl",),
     "trl-best": ("trl", "grouped", "stored"),

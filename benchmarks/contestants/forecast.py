@@ -18,7 +18,7 @@ from fulltune.base.memory import Forecast
 from fulltune.base.records import EngineName, Layout, Plan, Precision
 from fulltune.batch import Batch
 from fulltune.engine.launch import Meeting, joined, machine
-from fulltune.engines import By, engine_for
+from fulltune.engines import By, engine_for, reusing
 from fulltune.model.facts import facts, head, keeps_logits
 from fulltune.objectives import NextToken
 from fulltune.planning.engine import Case, Crowd, choose_engine
@@ -148,7 +148,7 @@ def held(trial: Trial, here: Meeting) -> int:
 
 def main(trial: Trial, folder: Path) -> None:
     """Write `rank-N.json` into the folder."""
-    with joined(600, grouped=trial.engine != "single") as here:
+    with joined(600, grouped=trial.engine != "single") as here, reusing(here.world, By(trial.engine)):
         peak = held(trial, here)
         (folder / f"rank-{here.world.rank}.json").write_text(json.dumps(peak))
 

@@ -59,7 +59,7 @@ def conduct(
         meeting.crew.told(partial(sweep, folder))
     muted = meeting.crew.rank > 0
     fixed, told = deterministic(run.recipe.train.deterministic), reported(run, mute=muted)
-    with fixed, told, fitting(plan), Journal(run.journal, sinks, mute=muted) as journal:
+    with fixed, told, fitting(plan, meeting.world, by), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()

@@ -1,6 +1,7 @@
 """The one place where an engine is made: a model on the one that was chosen for it."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fulltune.base.allocator import keeping
 from fulltune.base.errors import RecipeError
 from fulltune.base.groups import GroupPlan
 from fulltune.base.records import EngineName, Plan
-from fulltune.engine.contract import Engine, MakeOptimizer, Pull
+from fulltune.engine.contract import Engine, MakeOptimizer, Pull, World
 from fulltune.engine.launch import Meeting
 from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
@@ -25,6 +27,7 @@ from fulltune.objectives import Objective
 from fulltune.optim.groups import Parting, Rule, begins, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.deepspeed import configuration
+from fulltune.planning.way import DIVIDED
 from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
 
 
@@ -58,6 +61,14 @@ def engine_for(
     layout = _layout(recipe.engine, plan, model, meeting, by)
     clip = recipe.optim.clip
     return NativeEngine(model, objective, make_optimizer, layout, clip=clip, precision=plan.dtypes, pulls=pulls)
+
+
+def reusing(world: World, by: By) -> AbstractContextManager[None]:
+    """In here freed memory is kept for the next pass, where the model lies on the host, and whole.
+
+    What a GPU computes with is not the host's; and weights that are gathered and dropped would leave holes.
+    """
+    return keeping() if world.device == "cpu" and not DIVIDED[by.name] else nullcontext()
 
 
 def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:

@@ -1,21 +1,24 @@
 """Losses of any model on a run's data; and what is said where memory runs out."""
 
 import tempfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fulltune.assemble import Prepared, measuring, objective_for
 from fulltune.base.errors import RecipeError
 from fulltune.base.records import EvalReport, Plan
+from fulltune.engine.contract import World
 from fulltune.engine.launch import alone
 from fulltune.engine.room import explained
-from fulltune.engines import By, engine_for
+from fulltune.engines import By, engine_for, reusing
 from fulltune.model.load import load_model, load_tokenizer, require_rows
 from fulltune.model.probe import ask
 from fulltune.recipe.schema import ModelSection, Recipe
 from fulltune.references import Compared, comparing
 from fulltune.training.acts import require_finite
+
+_SINGLE = By("single")
 
 
 def score(
@@ -44,7 +47,7 @@ def _scored(
     model = load_model(section).to(alone().world.device)
     require_rows(model, load_tokenizer(section), section.path)
     objective = objective_for(recipe.train, model, ask(model, packed=False))
-    engine = engine_for(recipe, plan, model, objective, alone(), By("single"))
+    engine = engine_for(recipe, plan, model, objective, alone(), _SINGLE)
     if makes and compared is not None:
         compared.make(engine, objective, alone().crew)
     splits = [split for split in data.stores if split != "train"]
@@ -55,11 +58,17 @@ def _scored(
     return report
 
 
-def fitting(plan: Plan) -> AbstractContextManager[None]:
-    """Says what would help where memory runs out."""
+@contextmanager
+def fitting(plan: Plan, world: World | None = None, by: By = _SINGLE) -> Iterator[None]:
+    """Around the passes of a run: memory is used again as it suits them, and where it runs out is said what would help.
+
+    `world`: this process's place, that of one alone by default.
+    """
     size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
-    return explained(
+    told = explained(
         f"with micro-batches of up to {size}",
         where="train.micro_tokens",
         mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
     )
+    with told, reusing(world or alone().world, by):
+        yield

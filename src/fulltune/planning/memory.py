@@ -140,7 +140,7 @@ def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
     kept = 0 if way.reshard else compute * (model.parameters - outside - block)
     if way.kind == "cpu":  # measured: gloo copies besides, and what small buffers leave is of little use
         low = compute * (3 * outside + 6 * block)
-        high = (compute + reduced) * (3 * outside + 5 * block) + 12 * min(_MAPPED, compute * (outside + block))
+        high = (compute + reduced) * (4 * outside + 5 * block) + 12 * min(_MAPPED, compute * (outside + block))
     else:
         low, high = compute * (outside + block), (2 * compute + reduced) * (outside + 2 * block)
     yield Part(GATHERED, kept + low, kept + high)

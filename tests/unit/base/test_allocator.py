@@ -1,5 +1,6 @@
 """Whether freed memory goes back to the system: seen from outside, in a process of its own."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,8 +28,53 @@ with returning() if sys.argv[1] == "returning" else nullcontext():
 print(sum(map(len, blocks)), file=sys.stderr)
 """
 
+PASSES = """
+import resource
+import sys
+from contextlib import nullcontext
+from fulltune.base.allocator import keeping, returning
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        bytearray(b"x") * (48 << 20)  # beyond 32 MiB glibc maps each anew, whatever it has learned
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with keeping() if sys.argv[1] == "keeping" else nullcontext():
+    faults()
+    print(faults())
+    with returning():
+        print(faults())
+    faults()
+    print(faults())
+print(faults())
+"""
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
+
+
+def provided(how: str, **variables: str) -> list[int]:
+    """Pages that the system provided for four blocks of 12,288: inside, returning within, inside again, outside."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", PASSES, how]
+    done = subprocess.run(command, env=plain | variables, capture_output=True, text=True, check=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+@GLIBC
+def test_blocks_that_are_kept_are_not_provided_anew() -> None:
+    pages = 4 * 12288
+    inside, returned, again, outside = provided("keeping")
+    assert inside < pages / 100 and again < pages / 100
+    assert returned >= pages / 2 and outside >= pages / 2, "what held before holds again, but for what lay free"
+    assert provided("as ever")[0] >= pages, "else this looks at nothing"
+
+
+@GLIBC
+def test_what_a_user_told_glibc_is_left_alone() -> None:
+    assert provided("keeping", MALLOC_MMAP_THRESHOLD_="1048576")[0] >= 4 * 12288
+
+
+@GLIBC
 def test_large_blocks_go_back_to_the_system_at_once() -> None:
     def held(how: str) -> int:
         done = subprocess.run([sys.executable, "-c", LOOK, how], capture_output=True, text=True, check=True)

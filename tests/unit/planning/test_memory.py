@@ -96,7 +96,7 @@ def test_fsdp2_divides_the_state_and_gathers_a_block() -> None:
 
 def test_gloo_takes_more() -> None:
     found = parts(way(engine="fsdp2", processes=2))
-    assert found["gathered weights"] == (4 * (3 * 200 + 6 * 400), 8 * (3 * 200 + 5 * 400) + 12 * 4 * 600)
+    assert found["gathered weights"] == (4 * (3 * 200 + 6 * 400), 8 * (4 * 200 + 5 * 400) + 12 * 4 * 600)
 
 
 def test_what_is_offloaded_stands_on_the_host() -> None:
