@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step bench-scaling forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -85,6 +85,9 @@ bench-forecast: setup  ## what was forecast of memory beside what was held
 
 bench-step: setup  ## time of an update in one process, beside a plain loop over the transformers model
 	$(BIN)/python -m benchmarks.step $(ARGS)
+
+bench-scaling: setup  ## what a token costs as examples and vocabularies grow
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 forgetting: setup  ## what fine-tuning makes a small model forget, and how much each cure undoes (docs/retention.md)
 	$(BIN)/python -m benchmarks.forgetting $(ARGS)

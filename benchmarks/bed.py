@@ -45,6 +45,14 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
         "num_attention_heads": 20,
         "num_key_value_heads": 20,
     },
+    "small": {
+        "vocab_size": 32000,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     "tiny": {
         "vocab_size": 256,
         "hidden_size": 32,
@@ -72,11 +80,13 @@ class Bed:
         rows: int,
         tokens: int,
         among: MakeEngine | None = None,
+        changes: Mapping[str, int] | None = None,
     ) -> None:
-        """`among`: makes the engine of a model among several processes."""
+        """`among`: makes the engine of a model among several processes. `changes`: of the shape's sizes."""
         torch.manual_seed(0)
-        self.model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
-        self._device, self._batch = device, _batch(rows, tokens, SHAPES[shape]["vocab_size"])
+        sizes = {**SHAPES[shape], "max_position_embeddings": max(tokens, 2048), **(changes or {})}
+        self.model: Any = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+        self._device, self._batch = device, _batch(rows, tokens, sizes["vocab_size"])
         objective = NextToken(self.model, head(self.model), keeps_logits=keeps_logits(self.model))
         made: list[torch.optim.Optimizer] = []
 

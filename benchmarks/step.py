@@ -34,7 +34,7 @@ from fulltune.starting import start
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal
 
-LOOPS = ("fulltune", "plain", "plain-grouped")
+LOOPS = ("fulltune", "fulltune-compiled", "plain", "plain-grouped")
 _RATE, _CLIP = 2e-4, 1.0
 _SHOWN = 30
 """Lines of a profile."""
@@ -190,8 +190,9 @@ def prepare(asked: argparse.Namespace, shape: str, folder: Path) -> tuple[dict[s
     seen = tokenised.read(all_rows, tokenised.order(count, count, seed=0))
     made: dict[str, Loop] = {}
     for name in asked.loops:
-        if name == "fulltune":
-            made[name] = Ours(folder / "run", recipe(model, all_rows, asked.precision, asked.batch, asked.set))
+        if name.startswith("fulltune"):
+            given = [*asked.set, "train.compile=true"] if name == "fulltune-compiled" else asked.set
+            made[name] = Ours(folder / name, recipe(model, all_rows, asked.precision, asked.batch, given))
             continue
         if name == "plain-grouped":
             seen = sorted(seen, key=lambda example: -len(example["input_ids"]))

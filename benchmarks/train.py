@@ -22,7 +22,7 @@ from benchmarks.machine import occasion
 from benchmarks.speed import Pace, fastest, pace
 from benchmarks.summary import spread
 
-OURS = "fulltune"
+OURS, COMPILED = "fulltune", "fulltune-compiled"
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -36,7 +36,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     "hf-pure": ("grouped", "pure"),
 }
 """What is asked of train_trainer; each also with KEPT, as `<name>-kept`."""
-_AGAINST = [name + kept for name in OTHERS for kept in ("", "-kept")]
+_AGAINST = [COMPILED, *(name + kept for name in OTHERS for kept in ("", "-kept"))]
 
 
 @dataclass(slots=True)
@@ -108,6 +108,9 @@ def contestants(asked: argparse.Namespace) -> list[Contestant]:
     threads = {"OMP_NUM_THREADS": str(asked.threads)}
     made = [Contestant(OURS, "train_fulltune", environment=threads)]
     for name in dict.fromkeys(asked.against):
+        if name == COMPILED:
+            made.append(Contestant(COMPILED, "train_fulltune", options=("compiled",), environment=threads))
+            continue
         plain = name.removesuffix("-kept")
         allocator = KEPT if name != plain else {}
         python = environment.trl_python(asked.trl_python)

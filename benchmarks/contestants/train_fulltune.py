@@ -1,5 +1,6 @@
 """fulltune.train on a recipe as a user would write it; a sink of the journal looks at the clock after each update."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def main() -> None:
     import fulltune
 
     asked, clock = recipe(course), Clock(course.updates)
+    asked["train"]["compile"] = "compiled" in sys.argv[2:]
     begun = time.perf_counter()
     fulltune.prepare(asked, out=course.out)
     prepared = time.perf_counter() - begun

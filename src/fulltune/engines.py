@@ -21,6 +21,7 @@ from fulltune.engine.replicated import Replicated
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
+from fulltune.model.compiled import compile_blocks
 from fulltune.model.facts import blocks, checkpoint_blocks, layers, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
 from fulltune.objectives import Objective
@@ -54,6 +55,8 @@ def engine_for(
         set_dropout(model, recipe.model.dropout)
     if recipe.memory.checkpointing == "full":
         checkpoint_blocks(model)
+    if recipe.train.compile:
+        compile_blocks(blocks(model), meeting.world.device)
     make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))

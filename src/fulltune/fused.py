@@ -13,7 +13,7 @@ def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *
 
     hidden [tokens, width]; weight [vocab, width]; labels, weights [tokens]. Logits of `size` tokens exist at once.
     While they do, the gradients of hidden and weight are made of them, so that the backward pass needs neither logits
-    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989). Products are made in autocast's format, the
+    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989); in float32 they are the only tensor of their size. Products are made in autocast's format, the
     softmax in float32; gradients of several pieces are added up in float32. Not for float16, in which gradients that
     no loss scale has lifted vanish.
     """
@@ -37,17 +37,22 @@ class _HeadLoss(torch.autograd.Function):
         narrow, head = hidden.to(way.computed), weight.to(way.computed)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight: Tensor | None = None
+        room = hidden.new_empty(min(way.size, len(labels)), len(weight), dtype=torch.float32)
         for start in range(0, len(labels), way.size):
             part = slice(start, start + way.size)
-            logprobs = _logprobs(narrow[part], head, way.scale)
-            total -= (logprobs.gather(1, labels[part, None])[:, 0] * weights[part]).sum()
-            # d(-log p(label)) / d(logits) = p - [label]; the factors go to the narrow side of both products.
-            slopes = logprobs.exp_().scatter_add_(1, labels[part, None], logprobs.new_full((len(logprobs), 1), -1.0))
-            slopes, factors = slopes.to(way.computed), (way.scale * weights[part])[:, None]
+            label = labels[part, None]
+            logits = _logits(narrow[part], head, way.scale, room)
+            top, chosen = logits.amax(1, keepdim=True), logits.gather(1, label)
+            exps = logits.sub_(top).exp_()
+            sums = exps.sum(1, keepdim=True)
+            total += ((sums.log() + top - chosen)[:, 0] * weights[part]).sum()
+            # d(-log p(label)) / d(logits) = exps / sums - [label]; the factors go to the narrow side of both products.
+            slopes = exps.scatter_add_(1, label, -sums).to(way.computed)
+            factors = way.scale * weights[part, None] / sums
             if of_hidden is not None:
                 of_hidden[part] = (slopes @ head) * factors
             if ctx.needs_input_grad[1]:
-                of_weight = _added(of_weight, slopes, narrow[part] * factors.to(way.computed))
+                of_weight = _added(of_weight, slopes, (narrow[part] * factors).to(way.computed))
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight) if of_weight is None else of_weight.to(weight.dtype)
         ctx.made = (of_hidden, of_weight)
@@ -63,9 +68,14 @@ class _HeadLoss(torch.autograd.Function):
         return of_hidden, of_weight, None, None, None
 
 
-def _logprobs(hidden: Tensor, head: Tensor, scale: float) -> Tensor:
-    logits = (hidden @ head.T).float()
-    return torch.log_softmax(logits if scale == 1 else logits.mul_(scale), -1)
+def _logits(hidden: Tensor, head: Tensor, scale: float, room: Tensor) -> Tensor:
+    """[tokens, vocab] in float32, written into `room`, which has place for as many tokens or more."""
+    logits = room[: len(hidden)]
+    if hidden.dtype == torch.float32:
+        torch.mm(hidden, head.T, out=logits)
+    else:
+        logits.copy_(hidden @ head.T)
+    return logits if scale == 1 else logits.mul_(scale)
 
 
 def _added(total: Tensor | None, slopes: Tensor, hidden: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ def test_contestants_of_an_allocator_differ_in_it_alone(monkeypatch: pytest.Monk
     assert kept.environment == {**default.environment, **train.KEPT}
     assert (default.module, default.options) == (kept.module, kept.options)
     assert "hf-pure" in train._asked([]).against
+    ours, compiled = train.contestants(train._asked(["--against", "fulltune-compiled"]))
+    assert (ours.module, ours.options, compiled.options) == (compiled.module, (), ("compiled",))
     assert not [name for name in train._asked(["--precision", "float32"]).against if "pure" in name]
 
 

@@ -123,6 +123,14 @@ def test_several_processes_train_as_one_does(tmp_path: Path, recipe: Path, refer
     trained_as_by_one(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_are_gathered_as_others(tmp_path: Path, recipe: Path, reference: Path) -> None:
+    limits = ["engine.timeout=200"]  # they do not compile equally fast
+    ended = train(recipe, tmp_path / "run", "engine.name=fsdp2", "train.compile=true", *limits)
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    trained_as_by_one(tmp_path / "run", reference)
+
+
 @pytest.mark.faults
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's agent leaves its logs open
 @pytest.mark.parametrize(("what", "restarts"), [("KILL", 2), ("HANG", 1), ("KILL", 0), ("ENOSPC", 2)])

@@ -11,6 +11,7 @@ HONOURED = (
     "train.steps",
     "train.micro_examples",
     "train.micro_tokens",
+    "train.compile",
     "train.max_skipped",
     "train.max_rollbacks",
     "train.on_nonfinite",
