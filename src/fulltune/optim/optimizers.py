@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from fulltune.base.errors import RecipeError
 from fulltune.base.table import Table
 from fulltune.optim.groups import Group
+from fulltune.optim.lion import Lion
 
 OptimizerMaker = Callable[..., Optimizer]
 """`(groups, *, lr, weight_decay, **options) -> Optimizer`, one torch group for each Group, in order."""
@@ -24,12 +25,17 @@ def sgd(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: A
     return torch.optim.SGD(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
 
 
+def lion(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Lion (Chen et al. 2023, arXiv 2302.06675): one moment; wants a third to a tenth of AdamW's rate."""
+    return Lion(torch_groups(groups, weight_decay), lr=lr, **options)
+
+
 def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
     """Groups in the shape that torch optimizers take."""
     return [{"params": list(g.parameters), "weight_decay": weight_decay * g.decay} for g in groups]
 
 
-OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "sgd": sgd})
+OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "lion": lion, "sgd": sgd})
 
 
 def make(name: str, groups: Sequence[Group], *, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:

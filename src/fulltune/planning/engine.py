@@ -9,6 +9,7 @@ from fulltune.base.memory import Forecast, between, gib
 from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.memory import forecast
+from fulltune.planning.precision import takes_parts
 from fulltune.planning.pulls import require_whole
 from fulltune.planning.way import Pass, Way
 from fulltune.recipe.schema import ZERO, Recipe
@@ -59,7 +60,7 @@ class Case:
     @property
     def divisible(self) -> bool:
         """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
-        return self.dtypes.weights == "float32" and "moments" in self.dtypes.bytes
+        return self.dtypes.weights == "float32" and takes_parts(self.recipe.optim.name)
 
     @property
     def free(self) -> bool:

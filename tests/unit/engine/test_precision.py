@@ -90,6 +90,7 @@ def maker(name: str, **options: Any) -> Any:
         ("adamw", {}),
         ("adamw", {"betas": [0.8, 0.9], "amsgrad": True}),
         ("adamw", {"fused": False, "foreach": True}),
+        ("lion", {}),
         ("sgd", {}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
@@ -224,6 +225,8 @@ def test_every_family_learns_in_every_precision(tmp_path: Path, kind: str, preci
         ("bf16-sr", "bfloat16", "adamw", {"amsgrad": True}),
         ("bf16-sr", "bfloat16", "sgd", {"momentum": 0.9}),
         ("bf16-sr", "float32", "sgd", {}),
+        ("bf16-mixed", "float32", "lion", {}),
+        ("bf16-sr", "bfloat16", "lion", {}),
     ],
 )
 def test_the_plans_bytes_are_those_that_are_held(precision: Any, moments: Any, name: str, options: Any) -> None:

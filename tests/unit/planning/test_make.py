@@ -143,6 +143,8 @@ def test_gradients_of_several_micro_batches_cost_float32() -> None:
         ({}, 8),
         ({"moments": "bfloat16"}, 4),
         ({"options": {"amsgrad": True}}, 12),
+        ({"name": "lion"}, 4),
+        ({"name": "lion", "moments": "bfloat16"}, 2),
         ({"name": "sgd"}, 0),
         ({"name": "sgd", "options": {"momentum": 0.9}}, 4),
     ],
@@ -165,7 +167,7 @@ def test_what_does_not_go_with_a_precision_is_refused_before_any_row_is_read() -
         with pytest.raises(RecipeError, match="rounded stochastically") as caught:
             asked(train={"precision": precision}, optim={"moments": "bfloat16"})
         assert caught.value.faults[0].where == "optim.moments"
-    with pytest.raises(RecipeError, match="known to be right for adamw and sgd"):
+    with pytest.raises(RecipeError, match="known to be right for adamw, lion, sgd"):
         asked(train={"precision": "bf16-sr"}, optim={"name": "mine:Own"})
     asked(train={"precision": "bf16-sr"}, optim={"moments": "bfloat16", "name": "sgd"})
     asked(train={"precision": "fp16-mixed"}, optim={"name": "mine:Own"})

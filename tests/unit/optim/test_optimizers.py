@@ -1,0 +1,126 @@
+"""Every optimizer beside its formula, computed in float64, and going on from a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fulltune.base.errors import RecipeError
+from fulltune.engine.native import NativeEngine
+from fulltune.optim.groups import Group, Parting, groups
+from fulltune.optim.optimizers import make
+from tests import tiny
+from tests.contract.ground import Ground
+
+RATES = (0.01, 0.03, 0.0, 0.02, 0.01)
+
+
+def gradient(step: int, shape: tuple[int, ...] = (3, 4)) -> Tensor:
+    """Of every size and sign, and exactly 0 here and there."""
+    numbers = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    return torch.sin(numbers * (step + 1)) * torch.cos(numbers) ** 3
+
+
+def moved(name: str, start: Tensor, **options: Any) -> Tensor:
+    """A weight behind updates at RATES with a decay of 0.1, by an entry of the table."""
+    weight = nn.Parameter(start.clone())
+    optimizer = make(name, groups([("w", weight)], Parting(undecayed=())), lr=1, weight_decay=0.1, options=options)
+    for step, rate in enumerate(RATES):
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = gradient(step, tuple(start.shape))
+        optimizer.step()
+    return weight.detach().double()
+
+
+START = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+@pytest.mark.parametrize(("seen", "kept"), [(0.9, 0.99), (0.95, 0.98)])
+def test_lion_equals_the_formula(seen: float, kept: float) -> None:
+    """Chen et al. 2023, algorithm 2: the sign of what one beta makes of the moment, which moves by the other."""
+    weight, moment = START.double(), torch.zeros(3, 4).double()
+    for step, rate in enumerate(RATES):
+        now = gradient(step).double()
+        weight = weight - rate * ((seen * moment + (1 - seen) * now).sign() + 0.1 * weight)
+        moment = kept * moment + (1 - kept) * now
+    options = {} if (seen, kept) == (0.9, 0.99) else {"betas": [seen, kept]}
+    assert torch.allclose(moved("lion", START, **options), weight, atol=1e-6)
+
+
+def test_lion_leaves_alone_what_has_no_gradient_and_treats_each_number_by_itself() -> None:
+    whole = moved("lion", START)
+    halves = torch.cat([_of_part(slice(0, 2)), _of_part(slice(2, 3))])
+    assert torch.equal(halves, whole)
+    still = nn.Parameter(torch.ones(3))
+    optimizer = make("lion", groups([("w", still)], Parting(undecayed=())), lr=1, weight_decay=0.1, options={})
+    optimizer.step()
+    assert torch.equal(still, torch.ones(3)) and not optimizer.state
+
+
+def _of_part(rows: slice) -> Tensor:
+    weight = nn.Parameter(START[rows].clone())
+    optimizer = make("lion", [Group(("w",), (weight,), 1.0, 1.0)], lr=1, weight_decay=0.1, options={})
+    for step, rate in enumerate(RATES):
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = gradient(step)[rows]
+        optimizer.step()
+    return weight.detach().double()
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
+def test_betas_that_are_none_are_refused(betas: list[float]) -> None:
+    with pytest.raises(RecipeError, match="betas are two numbers"):
+        moved("lion", START, betas=betas)
+
+
+def learn(ground: Ground, updates: range) -> list[float]:
+    losses = []
+    for update in updates:
+        torch.manual_seed(update)
+        losses.append(ground.backward())
+        rates = [1e-2, 0.0 if update == 1 else 1e-2]  # norms and embeddings rest for one update
+        ground.engine.update(rates)
+    return losses
+
+
+def state(engine: NativeEngine) -> dict[str, Tensor]:
+    found = {name: parameter.detach().clone() for parameter, name in engine._names.items()}
+    for parameter, name in engine._names.items():
+        found |= {f"{name}/{key}": value.clone() for key, value in engine._optimizer.state.get(parameter, {}).items()}
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-sr"])
+@pytest.mark.parametrize("name", ["lion"])
+def test_what_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path: Path, name: str, precision: str) -> None:
+    def made(place: str) -> Ground:
+        return Ground(
+            tmp_path / place, tiny.model("llama-tied"), count=4, optimizer=name, precision=precision, clip=1.0
+        )
+
+    whole, first, second = made("whole"), made("first"), made("second")
+    losses = learn(whole, range(4))
+    assert losses[-1] < losses[0] - 0.05, "it learns"
+    before = learn(first, range(2))
+    (tmp_path / "c").mkdir()
+    first.engine.capture({}).write(tmp_path / "c")
+    second.engine.load(tmp_path / "c")
+    assert before + learn(second, range(2, 4)) == losses
+    wanted, found = state(whole.engine), state(second.engine)
+    assert wanted.keys() == found.keys() and len(wanted) > len(list(whole.model.parameters()))
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["lion"])
+def test_a_rehearsal_moves_nothing(tmp_path: Path, name: str) -> None:
+    """A step at rate 0 by gradients of 0, before there is a moment; nothing of it may stay."""
+    ground = Ground(tmp_path, tiny.model("llama-tied"), count=4, optimizer=name)
+    before = state(ground.engine)
+    with ground.engine.rehearsing():
+        held = state(ground.engine)
+    assert len(held) > len(before), "moments are there meanwhile"
+    after = state(ground.engine)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) and torch.equal(value, held[key]) for key, value in before.items())
