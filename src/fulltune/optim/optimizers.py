@@ -15,6 +15,18 @@ OptimizerMaker = Callable[..., Optimizer]
 """`(groups, *, lr, weight_decay, **options) -> Optimizer`, one torch group for each Group, in order."""
 
 
+def adafactor(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235), torch's: of a matrix's second moment rows and columns.
+
+    `lr` is relative: at update t a weight tensor moves by `min(lr, 1 / sqrt(t))` times its own root mean square, and by
+    less where its gradients are in doubt. So 1e-3 moves weights of 0.02 about as AdamW does at 2e-5; the paper takes
+    1e-2. It has no first moment. Options: `beta2_decay` (the second moment forgets as t to this power), `eps` (the
+    smallest root of the second moment, and the smallest root mean square of a weight that steps are relative to), `d`
+    (the largest root mean square of an update, before the rate).
+    """
+    return torch.optim.Adafactor(torch_groups(groups, weight_decay), lr=lr, **options)
+
+
 def adamw(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): moments in float32, decoupled decay, fused kernel."""
     return torch.optim.AdamW(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
@@ -35,7 +47,9 @@ def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str,
     return [{"params": list(g.parameters), "weight_decay": weight_decay * g.decay} for g in groups]
 
 
-OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "lion": lion, "sgd": sgd})
+OPTIMIZERS: Table[OptimizerMaker] = Table(
+    "optimizer", {"adafactor": adafactor, "adamw": adamw, "lion": lion, "sgd": sgd}
+)
 
 
 def make(name: str, groups: Sequence[Group], *, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:

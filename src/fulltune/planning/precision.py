@@ -32,6 +32,8 @@ class _Kept:
 
 
 _KEPT: Mapping[str, _Kept] = {
+    # A row and a column instead of a matrix: of 80 rows and columns or more, less than a fortieth of it.
+    "adafactor": _Kept(values=lambda _: 0, beside=1 / 40, parts=False),
     "adamw": _Kept(values=lambda options: 3 if options.get("amsgrad") else 2),
     "lion": _Kept(values=lambda _: 1),
     "sgd": _Kept(values=lambda options: 1 if options.get("momentum") else 0),
@@ -53,7 +55,7 @@ def require_precision(recipe: Recipe) -> None:
         raise RecipeError(
             f"bf16-sr moves one weight tensor at a time, which is known to be right for {', '.join(_KEPT)}",
             where="optim.name",
-            mend=f"optim.name={next(iter(_KEPT))}, or train.precision=bf16-mixed",
+            mend="optim.name=adamw, or train.precision=bf16-mixed",
         )
 
 
@@ -85,9 +87,13 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     weights, compute = _FORMATS[precision]
     pulls = pulls_of(optim).values()
     wide = several or any(pull.on_gradients for pull in pulls)  # these add to gradients in float32
+    sizes: dict[str, int | float]
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
+    beside = 0.0
     if optim.name in _KEPT:
-        sizes["moments"] = _KEPT[optim.name].values(optim.options) * BYTES[optim.moments]
+        kept = _KEPT[optim.name]
+        sizes["moments"] = kept.values(optim.options) * BYTES[optim.moments]
+        beside = kept.beside * BYTES[optim.moments]
     if pulls:
         sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
@@ -97,6 +103,7 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         compute=compute,
         reduction="float32",
         bytes=sizes,
+        beside=beside,
     )
 
 

@@ -91,6 +91,7 @@ def maker(name: str, **options: Any) -> Any:
         ("adamw", {"betas": [0.8, 0.9], "amsgrad": True}),
         ("adamw", {"fused": False, "foreach": True}),
         ("lion", {}),
+        ("adafactor", {}),
         ("sgd", {}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],

@@ -167,10 +167,16 @@ def test_what_does_not_go_with_a_precision_is_refused_before_any_row_is_read() -
         with pytest.raises(RecipeError, match="rounded stochastically") as caught:
             asked(train={"precision": precision}, optim={"moments": "bfloat16"})
         assert caught.value.faults[0].where == "optim.moments"
-    with pytest.raises(RecipeError, match="known to be right for adamw, lion, sgd"):
+    with pytest.raises(RecipeError, match="known to be right for adafactor, adamw, lion"):
         asked(train={"precision": "bf16-sr"}, optim={"name": "mine:Own"})
     asked(train={"precision": "bf16-sr"}, optim={"moments": "bfloat16", "name": "sgd"})
     asked(train={"precision": "fp16-mixed"}, optim={"name": "mine:Own"})
+
+
+def test_a_rate_that_adafactor_takes_for_another_is_mentioned() -> None:
+    assert any("2e-05 hardly moves it" in note for note in plan(optim={"name": "adafactor"}).notes)
+    assert not any("hardly" in note for note in plan(optim={"name": "adafactor", "lr": 1e-3}).notes)
+    assert not any("hardly" in note for note in plan().notes)
 
 
 def test_a_precision_that_does_not_suit_the_models_file_is_mentioned() -> None:

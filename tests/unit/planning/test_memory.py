@@ -130,6 +130,8 @@ def test_a_packed_row_has_a_mask_and_keys_for_every_head() -> None:
 def test_what_an_unknown_optimizer_keeps_is_left_open() -> None:
     dtypes = precision_plan("float32", OptimSection(name="mine:Own"), several=False)
     assert parts(replace(way(), dtypes=dtypes))["moments"] == (0, 8000)
+    dtypes = precision_plan("float32", OptimSection(name="adafactor"), several=False)
+    assert parts(replace(way(), dtypes=dtypes))["moments"] == (0, 100), "rows and columns"
 
 
 def test_ddp_makes_its_buckets_anew_after_the_first_update() -> None:
