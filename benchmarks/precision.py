@@ -37,6 +37,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "fp16-mixed": {"train": {"precision": "fp16-mixed"}},
     "bf16-sr": {"train": {"precision": "bf16-sr"}},
     "bf16-sr, bf16 moments": {"train": {"precision": "bf16-sr"}, "optim": {"moments": "bfloat16"}},
+    "bf16-sr, int8 moments": {"train": {"precision": "bf16-sr"}, "optim": {"moments": "int8"}},
     PLAIN: {"train": {"precision": "float32"}},
 }
 _SHOWN = 5

@@ -6,6 +6,12 @@ from typing import Literal
 NumberFormat = Literal["float32", "bfloat16", "float16"]
 BYTES: dict[NumberFormat, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+MomentFormat = Literal["float32", "bfloat16", "int8"]
+BLOCK = 256
+"""Moments in 8 bits that share a float32 scale."""
+MOMENT_BYTES: dict[MomentFormat, int | float] = {"float32": 4, "bfloat16": 2, "int8": 1 + 4 / BLOCK}
+"""How moments lie between updates, and what each takes. `int8`: codes (`engine/moments.py`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionPlan:
@@ -14,7 +20,7 @@ class PrecisionPlan:
     weights: NumberFormat
     gradients: NumberFormat
     """As the backward pass of one micro-batch makes them."""
-    moments: NumberFormat
+    moments: MomentFormat
     """What the optimizer keeps for each weight."""
     compute: NumberFormat
     """Matrix products of the forward and backward pass; they add up in float32 inside, losses are float32 anyway."""
@@ -34,7 +40,7 @@ class PrecisionPlan:
 
     def rows(self) -> dict[str, str]:
         """The plan as a table: a number format for each name, and what it costs."""
-        held: dict[str, NumberFormat]
+        held: dict[str, NumberFormat | MomentFormat]
         held = {"weights": self.weights, "gradients": self.gradients, "moments": self.moments}
         shown = {name: f"{number}, {_cost(self.bytes.get(name))}" for name, number in held.items()}
         if self.beside:

@@ -6,7 +6,7 @@ Where the formulas come from, and how they were held against reality: docs/memor
 from collections.abc import Iterator
 
 from fulltune.base.formats import BYTES
-from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
+from fulltune.base.memory import CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
 from fulltune.base.records import ModelFacts
 from fulltune.planning.deepspeed import SMALLEST_BUCKET
 from fulltune.planning.way import Pass, Way
@@ -206,7 +206,8 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     held, passing = sum(part.high for part in state), sum(part.high for part in passes)
     moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
-        moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
+        coded = 28 * min(model.shape.tensor, CODED_AT_ONCE) if way.dtypes.moments == "int8" else 0
+        moment = max(0, coded + 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
         moment += _gradients(way, model, load).high
     if way.kind == "cpu":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.formats import BYTES, NumberFormat, PrecisionPlan
+from fulltune.base.formats import BYTES, MOMENT_BYTES, NumberFormat, PrecisionPlan
 from fulltune.base.records import Machine, ModelFacts, Precision
 from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.schema import OptimSection, Recipe
@@ -57,6 +57,12 @@ def require_precision(recipe: Recipe) -> None:
             where="optim.name",
             mend="optim.name=adamw, or train.precision=bf16-mixed",
         )
+    if recipe.optim.moments == "int8" and not takes_parts(recipe.optim.name):
+        raise RecipeError(
+            f"moments in 8 bits are for optimizers that treat each number by itself, and {recipe.optim.name} does not",
+            where="optim.moments",
+            mend="optim.moments=bfloat16, or optim.name=adamw",
+        )
 
 
 def rounds(optimizer: str) -> bool:
@@ -92,8 +98,8 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     beside = 0.0
     if optim.name in _KEPT:
         kept = _KEPT[optim.name]
-        sizes["moments"] = kept.values(optim.options) * BYTES[optim.moments]
-        beside = kept.beside * BYTES[optim.moments]
+        sizes["moments"] = kept.values(optim.options) * MOMENT_BYTES[optim.moments]
+        beside = kept.beside * MOMENT_BYTES[optim.moments]
     if pulls:
         sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(

@@ -68,8 +68,10 @@ class OptimSection(Section):
     """Decoupled weight decay of matrices; biases, norms and embeddings are never decayed."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; a longer gradient is shortened to it. `null`: no limit."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """Number format of what the optimizer keeps for each weight; `bfloat16` needs `train.precision: bf16-sr`."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Number format of what the optimizer keeps for each weight; `bfloat16` and `int8` need `train.precision: bf16-sr`.
+    `int8`: a code of 8 bits, with a scale for every 256 of them (`docs/precision.md`).
+    """
     options: dict[str, Any] = Field(default_factory=dict)
     """What else the optimizer takes, by its own names, such as `{betas: [0.9, 0.95]}`."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
