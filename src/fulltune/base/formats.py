@@ -32,6 +32,8 @@ class PrecisionPlan:
     """
     beside: float = 0.0
     """Bytes per parameter that moments may take besides: how many depends on the shapes of the weights."""
+    spares_matrices: bool = False
+    """Whether they take that for sure, but for matrices inside of blocks."""
 
     def __str__(self) -> str:
         told = "; ".join(f"{name} {value}" for name, value in self.rows().items())

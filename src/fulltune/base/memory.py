@@ -34,6 +34,8 @@ class Shape:
     """By how many numbers keys and values of a token grow where they are copied for each head that shares them."""
     cut: bool
     """Whether the head can be taken apart from the rest, so that logits are made in pieces."""
+    matrices: int = 0
+    """Of the parameters, those in matrices inside of blocks."""
 
 
 @dataclass(frozen=True, slots=True)

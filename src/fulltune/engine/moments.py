@@ -59,7 +59,8 @@ def require_numbers(keys: Collection[str], folder: Path) -> None:
 
 
 def _moments(state: dict[str, Any]) -> list[str]:
-    return [k for k, v in state.items() if isinstance(v, Tensor) and v.ndim > 0 and not k.endswith(SCALES)]
+    """In order of their names, so that draws do not hang on the order that a checkpoint gives them back in."""
+    return sorted(k for k, v in state.items() if isinstance(v, Tensor) and v.ndim > 0 and not k.endswith(SCALES))
 
 
 def encoded(value: Tensor, generator: torch.Generator, *, second: bool) -> tuple[Tensor, Tensor]:

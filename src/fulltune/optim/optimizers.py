@@ -10,6 +10,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.base.table import Table
 from fulltune.optim.groups import Group
 from fulltune.optim.lion import Lion
+from fulltune.optim.muon import MuonAdamW
 
 OptimizerMaker = Callable[..., Optimizer]
 """`(groups, *, lr, weight_decay, **options) -> Optimizer`, one torch group for each Group, in order."""
@@ -32,6 +33,12 @@ def adamw(groups: Sequence[Group], *, lr: float, weight_decay: float, **options:
     return torch.optim.AdamW(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
 
 
+def muon(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Muon (Jordan et al. 2024) for matrices inside of blocks, AdamW for all else, at one rate (`optim/muon.py`)."""
+    matrices = [p for g in groups for n, p in zip(g.names, g.parameters, strict=True) if n in g.matrices]
+    return MuonAdamW(torch_groups(groups, weight_decay), matrices=matrices, lr=lr, **options)
+
+
 def sgd(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """Stochastic gradient descent: no state unless `momentum` is given; its decay is the coupled one of torch."""
     return torch.optim.SGD(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
@@ -48,7 +55,7 @@ def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str,
 
 
 OPTIMIZERS: Table[OptimizerMaker] = Table(
-    "optimizer", {"adafactor": adafactor, "adamw": adamw, "lion": lion, "sgd": sgd}
+    "optimizer", {"adafactor": adafactor, "adamw": adamw, "lion": lion, "muon": muon, "sgd": sgd}
 )
 
 

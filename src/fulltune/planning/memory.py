@@ -108,10 +108,16 @@ def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> P
 
 
 def _moments(way: Way, model: ModelFacts) -> Part:
-    each = way.dtypes.bytes.get("moments")
-    low, high = (0, _UNKNOWN_MOMENTS) if each is None else (each, each + way.dtypes.beside)
+    dtypes = way.dtypes
+    if "moments" in dtypes.bytes:
+        others = model.parameters - (model.shape.matrices if dtypes.spares_matrices else 0)
+        low = _held(way, model, "moments")
+        high = low + int(others * dtypes.beside)
+        low = high if dtypes.spares_matrices else low
+    else:
+        low, high = 0, model.parameters * _UNKNOWN_MOMENTS
     parts = way.divided("moments")
-    return Part("moments", int(model.parameters * low // parts), int(model.parameters * high // parts))
+    return Part("moments", low // parts, high // parts)
 
 
 def _pulls(way: Way, model: ModelFacts) -> Iterator[Part]:

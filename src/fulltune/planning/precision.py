@@ -27,6 +27,8 @@ class _Kept:
     """Numbers for each weight at least, by the optimizer's options."""
     beside: float = 0.0
     """Numbers for each weight that it may keep besides, by the shapes of the weights."""
+    spares_matrices: bool = False
+    """Whether it keeps these for sure, but for matrices inside of blocks."""
     parts: bool = True
     """Whether it treats each number by itself, so that it may be given parts of a weight."""
 
@@ -36,6 +38,7 @@ _KEPT: Mapping[str, _Kept] = {
     "adafactor": _Kept(values=lambda _: 0, beside=1 / 40, parts=False),
     "adamw": _Kept(values=lambda options: 3 if options.get("amsgrad") else 2),
     "lion": _Kept(values=lambda _: 1),
+    "muon": _Kept(values=lambda _: 1, beside=1, spares_matrices=True, parts=False),
     "sgd": _Kept(values=lambda options: 1 if options.get("momentum") else 0),
 }
 """By optimizer. These treat each weight tensor by itself, as bf16-sr must."""
@@ -95,11 +98,11 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     wide = several or any(pull.on_gradients for pull in pulls)  # these add to gradients in float32
     sizes: dict[str, int | float]
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
-    beside = 0.0
+    beside, spares_matrices = 0.0, False
     if optim.name in _KEPT:
         kept = _KEPT[optim.name]
         sizes["moments"] = kept.values(optim.options) * MOMENT_BYTES[optim.moments]
-        beside = kept.beside * MOMENT_BYTES[optim.moments]
+        beside, spares_matrices = kept.beside * MOMENT_BYTES[optim.moments], kept.spares_matrices
     if pulls:
         sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
@@ -110,6 +113,7 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         reduction="float32",
         bytes=sizes,
         beside=beside,
+        spares_matrices=spares_matrices,
     )
 
 

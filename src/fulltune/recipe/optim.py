@@ -55,9 +55,13 @@ class OptimSection(Section):
     """How the weights move."""
 
     name: str = "adamw"
-    """An entry of OPTIMIZERS, or package.module:name."""
+    """An entry of OPTIMIZERS (`adafactor`, `adamw`, `lion`, `muon`, `sgd`), or package.module:name. See
+    `docs/optimizers.md`.
+    """
     lr: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models."""
+    """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models: so of
+    AdamW and Muon. Lion's is a third to a tenth of it, and Adafactor's a part of each weight's own size.
+    """
     schedule: str = "cosine"
     """How the rate falls after warm-up: `cosine`, `linear`, `wsd`, `constant`, or package.module:name."""
     warmup: Warmup = 0.06

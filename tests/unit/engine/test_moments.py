@@ -138,16 +138,16 @@ def test_a_state_is_narrowed_and_widened_and_counters_are_left_alone() -> None:
 class Alike:
     """AdamW's moments of numbers whose gradients become a tenth, in blocks with others whose do not."""
 
-    small = torch.arange(16 * BLOCK) % 2 == 0
+    small = torch.arange(8 * BLOCK) % 2 == 0
 
     def __init__(self, *, code: bool = True) -> None:
-        self.first, self.square = torch.zeros(16 * BLOCK), torch.zeros(16 * BLOCK)
+        self.first, self.square = torch.zeros(8 * BLOCK), torch.zeros(8 * BLOCK)
         self._code, self._drawn, self._gradients = code, generator(1), generator(2)
         self.largest = 0.0
 
     def update(self, number: int) -> None:
-        scale = torch.where(self.small & (number >= 300), 0.1, 1.0)
-        gradient = torch.randn(16 * BLOCK, generator=self._gradients) * scale
+        scale = torch.where(self.small & (number >= 200), 0.1, 1.0)
+        gradient = torch.randn(8 * BLOCK, generator=self._gradients) * scale
         self.first = 0.9 * self.first + 0.1 * gradient
         self.square = 0.99 * self.square + 0.01 * gradient**2
         root = (self.square / (1 - 0.99 ** (number + 1))).sqrt()
@@ -160,7 +160,7 @@ class Alike:
 def test_second_moments_come_down_as_they_do_in_float32() -> None:
     """Rounded to the nearest they would keep their place in the block: ten times too large here, for good."""
     coded, exact = Alike(), Alike(code=False)
-    for number in range(900):
+    for number in range(600):
         coded.update(number)
         exact.update(number)
     for part in (Alike.small, ~Alike.small):
@@ -180,8 +180,8 @@ def losses(folder: Path, number: str, updates: int) -> list[float]:
 
 
 def test_the_curve_is_that_of_float32_moments_but_not_to_the_bit(tmp_path: Path) -> None:
-    exact, coded = (losses(tmp_path / number, number, 30) for number in ("float32", "int8"))
-    assert exact[-1] < 0.8 * exact[0], "there is something to learn"
+    exact, coded = (losses(tmp_path / number, number, 24) for number in ("float32", "int8"))
+    assert exact[-1] < 0.85 * exact[0], "there is something to learn"
     assert coded == pytest.approx(exact, rel=0.01)
     half = losses(tmp_path / "bfloat16", "bfloat16", 4)
     assert coded[:4] != half != exact[:4] != coded[:4], "each is what it says"

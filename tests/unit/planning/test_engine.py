@@ -108,6 +108,7 @@ def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str
 def test_an_optimizer_that_may_not_see_rows_is_never_given_them() -> None:
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "mine:Own"}).name == "ddp"
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "adafactor"}).name == "ddp"
+    assert chosen(8, machine=of(GPUS, 1), optim={"name": "muon"}).name == "ddp"
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "lion"}).name == "fsdp2"
 
 
