@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fulltune.base.errors import CheckpointError
 from fulltune.base.formats import BLOCK
-from fulltune.engine import moments
+from fulltune.engine import moments, zero_state
 from fulltune.engine.moments import decoded, encoded, narrow, widen
 from tests import tiny
 from tests.contract.ground import Ground
@@ -205,3 +205,5 @@ def test_codes_are_read_by_bf16_sr_alone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="8 bits, which train.precision=bf16-sr alone reads"):
         whole.engine.load(tmp_path / "c")
     whole.engine.load(tmp_path / "c", weights_only=True)
+    with pytest.raises(CheckpointError, match="alone reads"):
+        zero_state.restore(tmp_path / "c", *([None] * 3))  # type: ignore[arg-type]

@@ -113,6 +113,16 @@ def test_adafactor_keeps_rows_and_columns() -> None:
         assert kept == 4 * (rows + columns) <= made.beside * weight.numel()
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_the_formula(momentum: float) -> None:
+    """Its decay is the coupled one: part of the gradient."""
+    weight, moment = START.double(), torch.zeros(3, 4).double()
+    for step, rate in enumerate(RATES):
+        moment = momentum * moment + gradient(step).double() + 0.1 * weight
+        weight = weight - rate * moment
+    assert torch.allclose(moved("sgd", START, momentum=momentum), weight, atol=1e-6)
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
     """Newton-Schulz of the fifth order, five times, with the authors' coefficients; in float64."""
     tall = matrix.shape[0] > matrix.shape[1]
