@@ -79,8 +79,8 @@ def encoded(value: Tensor, generator: torch.Generator, *, second: bool) -> tuple
         share = blocks / torch.where(largest == 0, 1, largest)
         below = torch.bucketize(share, code, out_int32=True, right=True).sub_(1).clamp_(0, len(code) - 2)
         low, high = (code.index_select(0, (below + n).view(-1)).view_as(share) for n in (0, 1))
-        drawn = torch.rand(share.shape, device=value.device, generator=generator)
-        below += drawn < (share - low) / (high - low)
+        apart, above = high.sub_(low), share.sub_(low)
+        below += torch.rand(share.shape, device=value.device, generator=generator).mul_(apart) < above
         if second:
             below.masked_fill_((below == 0) & (blocks > 0), 1)
         codes[start:stop] = below.view(-1)[: stop - start]
