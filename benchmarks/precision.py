@@ -37,6 +37,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "fp16-mixed": {"train": {"precision": "fp16-mixed"}},
     "bf16-sr": {"train": {"precision": "bf16-sr"}},
     "bf16-sr, bf16 moments": {"train": {"precision": "bf16-sr"}, "optim": {"moments": "bfloat16"}},
+    "bf16-sr, int8 moments": {"train": {"precision": "bf16-sr"}, "optim": {"moments": "int8"}},
     PLAIN: {"train": {"precision": "float32"}},
 }
 _SHOWN = 5
@@ -69,7 +70,7 @@ class Measured:
     """The result's held-out loss computed in float32: the other two are in the run's own precision."""
     changed: float
     """Share of the weights that are not what they were at the start, in the format that they are held in."""
-    planned: dict[str, int]
+    planned: Mapping[str, float]
     """Bytes per parameter that the plan names."""
     stored: dict[str, float]
     """Bytes per parameter in the last checkpoint, of weights and moments."""
@@ -206,8 +207,8 @@ def _table(measured: Sequence[Measured]) -> str:
             *(f"{sum(one.losses[end - window : end]) / window:.4f}" for end in ends),
             f"{one.before:.4f} to {one.after:.4f}",
             f"{one.in_float32:.4f}",
-            " + ".join(str(size) for size in one.planned.values()),
-            str(sum(one.planned.values())),
+            " + ".join(f"{size:g}" for size in one.planned.values()),
+            f"{sum(one.planned.values()):g}",
         ]
         for one in measured
     ]

@@ -153,7 +153,7 @@ class _Work:
         require_rows(begun.model, tokenizer, section.path)
         require_layout(plan, begun.model, begun.answers)
         weights = sum(parameter.nbytes for parameter in begun.model.parameters())
-        each = _MOMENTS + plan.dtypes.bytes.get("pulls", 0)
+        each = int(_MOMENTS + plan.dtypes.bytes.get("pulls", 0))
         state = weights + each * sum(parameter.numel() for parameter in begun.model.parameters())
         suites = directions(run.recipe.evaluate.suites)
         identity = {"recipe": run.described, "depends": data.depends}

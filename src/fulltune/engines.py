@@ -22,7 +22,7 @@ from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
 from fulltune.model.compiled import compile_blocks
-from fulltune.model.facts import blocks, checkpoint_blocks, layers, set_dropout, undecayed
+from fulltune.model.facts import blocks, checkpoint_blocks, layers, matrices, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
 from fulltune.objectives import Objective
 from fulltune.optim.groups import Parting, Rule, begins, groups
@@ -114,6 +114,7 @@ def parting(section: OptimSection, model: nn.Module) -> Parting:
     """By what the weights of a model are parted; to be asked before an engine has taken them apart."""
     return Parting(
         undecayed=undecayed(model),
+        matrices=matrices(model),
         layers=layers(model) if section.by_layer else {},
         layer_decay=section.layer_decay,
         unfreeze=section.unfreeze,

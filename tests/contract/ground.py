@@ -86,10 +86,11 @@ class Ground:
         )
         self.refer: Any = None
         self.spared = facts.undecayed(model)
+        matrices = facts.matrices(model)
         formats = precision_plan(precision, OptimSection(name=optimizer, moments=moments), several=True)
 
         def make_optimizer(named: Any) -> Any:
-            self.groups = groups(named, Parting(undecayed=self.spared) if by is None else by)
+            self.groups = groups(named, Parting(undecayed=self.spared, matrices=matrices) if by is None else by)
             return make(optimizer, self.groups, lr=lr, weight_decay=0.01, options={})
 
         if make_engine is not None:

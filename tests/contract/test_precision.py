@@ -15,6 +15,7 @@ MODES = [
     {"precision": "fp16-mixed"},
     {"precision": "bf16-sr"},
     {"precision": "bf16-sr", "moments": "bfloat16"},
+    {"precision": "bf16-sr", "moments": "int8"},
 ]
 
 

@@ -53,23 +53,28 @@ def steps(out: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in read(out / "journal.jsonl", "step")]
 
 
-def recipe(folder: Path, **train: Any) -> dict[str, Any]:
+def recipe(folder: Path, moments: str = "float32", **train: Any) -> dict[str, Any]:
     """Dropout on; 12 updates that cross an epoch; a checkpoint every 3, an evaluation every 4."""
     model = tiny.folder(folder / "model", "gpt2", attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
     return tiny.recipe(
         model,
         tiny.jsonl(folder / "rows.jsonl", tiny.rows(60)),
         train={"steps": 12, **train},
+        optim={"moments": moments},
         evaluate={"every": 4},
         checkpoint={"every": 3},
     )
 
 
-@pytest.fixture(scope="module", params=["float32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("bf16-mixed", "bf16-sr int8")]
+
+
+@pytest.fixture(scope="module", params=["float32", *SLOW])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A recipe, and the run that nothing disturbed."""
     folder = tmp_path_factory.mktemp(request.param)
-    asked = recipe(folder, precision=request.param)
+    precision, _, moments = request.param.partition(" ")
+    asked = recipe(folder, moments or "float32", precision=precision)
     assert run(asked, folder / "whole") == 0
     return asked, folder / "whole"
 

@@ -90,7 +90,7 @@ class Case:
         return lambda *made, precision, **more: ZeroEngine(*made, meeting, zero, precision=precision, **more)
 
 
-def ground(folder: Path, case: Case, world: World, crew: Crew, *, kl: float = 0.0) -> Ground:
+def ground(folder: Path, case: Case, world: World, crew: Crew, *, kl: float = 0.0, optimizer: str = "adamw") -> Ground:
     model = tiny.model(case.kind)
     zero = case.layout.startswith("zero")
     return Ground(
@@ -106,6 +106,7 @@ def ground(folder: Path, case: Case, world: World, crew: Crew, *, kl: float = 0.
         precision=case.precision,
         most=16 * case.micro if case.layout.startswith("zero3") else 0,  # an example teaches 15 at most
         kl=kl,
+        optimizer=optimizer,
     )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import fulltune
 from fulltune.base.errors import DataError, DivergedError
+from fulltune.base.formats import MomentFormat
+from fulltune.engine.moments import widen
 from fulltune.engine.weights import RoundedWeights
 from fulltune.model.facts import blocks, checkpoint_blocks
 from fulltune.model.load import load_model
@@ -59,7 +61,7 @@ class Row(nn.Module):
         self.weight = nn.Parameter(start.clone())
 
 
-def rounded(start: Tensor, *, moments: torch.dtype = torch.float32, **options: Any) -> tuple[Row, RoundedWeights]:
+def rounded(start: Tensor, *, moments: MomentFormat = "float32", **options: Any) -> tuple[Row, RoundedWeights]:
     net = Row(start)
     given = {"name": "adamw", "lr": 1e-5, "weight_decay": 0.0, "options": {}, **options}
     return net, RoundedWeights(
@@ -99,17 +101,23 @@ def test_landmine_D3_weight_decay_acts_on_bf16_weights() -> None:
 
 
 def test_landmine_D4_second_moments_in_bf16_fade() -> None:
-    """Gradients of 10, then of 0.1: rounded to the nearest the second moment would stay where it was."""
-    found = {}
-    for moments in (torch.float32, torch.bfloat16):
+    """Gradients of 10, then of 0.1: rounded to the nearest the second moment would stay where it was; in 8 bits too,
+    where it would keep its place beside those whose gradients stay."""
+    found, fading = {}, torch.arange(50) % 10 > 0
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
+    for moments, dtype in dtypes.items():
         net, weights = rounded(torch.ones(20, 50), moments=moments)
         for seed in range(300):
-            move(net, weights, torch.full((20, 50), 10.0 if seed < 10 else 0.1, dtype=torch.bfloat16), seed)
+            gradient = torch.full((20, 50), 10.0)
+            gradient[:, fading] = 10.0 if seed < 10 else 0.1
+            move(net, weights, gradient.bfloat16(), seed)
         (state,) = weights.optimizer.state.values()
-        assert state["exp_avg_sq"].dtype == moments
-        found[moments] = float(state["exp_avg_sq"].float().mean())
-    assert found[torch.float32] < 0.8, "it came down from 1"
-    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], rel=0.1)
+        assert state["exp_avg_sq"].dtype == dtype
+        widen(state)
+        found[moments] = float(state["exp_avg_sq"][:, fading].mean())
+    assert found["float32"] < 0.8, "it came down from 1"
+    for moments in ("bfloat16", "int8"):
+        assert found[moments] == pytest.approx(found["float32"], rel=0.1), moments
 
 
 def test_landmine_D5_a_thousand_micro_batches_add_up() -> None:

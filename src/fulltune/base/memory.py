@@ -6,6 +6,8 @@ GIB = 2**30
 
 CHUNK_BYTES = 1 << 28
 """Float32 logits that an objective holds at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
+CODED_AT_ONCE = 1 << 22
+"""Moments that are brought into 8 bits at once: so it takes no more besides, however large the weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,8 @@ class Shape:
     """By how many numbers keys and values of a token grow where they are copied for each head that shares them."""
     cut: bool
     """Whether the head can be taken apart from the rest, so that logits are made in pieces."""
+    matrices: int = 0
+    """Of the parameters, those in matrices inside of blocks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
 from fulltune.engine.contract import Extra, MakeOptimizer, Pull, Read, Update, Visitor
 from fulltune.engine.layout import Layout
+from fulltune.engine.moments import require_numbers
 from fulltune.engine.pieces import FILES, STEMS, Piece, Pieces, file_of, require_same
 from fulltune.engine.precision import LossScale, autocast
 from fulltune.engine.state import SEPARATOR, flatten, restore
@@ -206,7 +207,10 @@ class NativeEngine:
         if not weights_only:
             numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
             self._restore_numbers(numbers)
-            restore(self._optimizer, self._names, self._read_all(folder, "optimizer", own), numbers)
+            moments = self._read_all(folder, "optimizer", own)
+            if self._precision.weights == "float32":
+                require_numbers(moments, folder)
+            restore(self._optimizer, self._names, moments, numbers)
         return self._read_all(folder, "extra", own)
 
     def _read(self, saved: Pieces, key: str, weight: Tensor) -> Tensor:

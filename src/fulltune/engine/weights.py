@@ -1,15 +1,16 @@
 """What optimizer and pulls act on: float32 weights as they are, or float32 copies of bfloat16 weights, one by one."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from fulltune.base.formats import PrecisionPlan
+from fulltune.base.formats import MomentFormat, PrecisionPlan
 from fulltune.engine.contract import MakeOptimizer, Pull, Visitor
+from fulltune.engine.moments import narrow, widen
 from fulltune.engine.rounding import generator_of_this_update, stochastic
 
 
@@ -59,7 +60,7 @@ def weights_for(model: nn.Module, make_optimizer: MakeOptimizer, precision: Prec
     """The model's float32 weights as they are, or rounded to what the plan says."""
     if precision.weights == "float32":
         return FullWeights(model, make_optimizer)
-    return RoundedWeights(model, make_optimizer, moments=cast(torch.dtype, vars(torch)[precision.moments]))
+    return RoundedWeights(model, make_optimizer, moments=precision.moments)
 
 
 class FullWeights:
@@ -137,12 +138,13 @@ class RoundedWeights:
 
     A micro-batch's gradients are bfloat16. Those of several micro-batches are added up in float32, each as soon as the
     backward pass has it: in bfloat16 the sum of a thousand would stop growing half way.
+    Moments lie in the format of the plan, and are float32 only while their weight moves (`engine/moments.py`).
     Buffers are left as they are: rotary frequencies rounded to bfloat16 put later tokens elsewhere.
 
     Holds for optimizers that treat each weight by itself (`planning/precision.py` names them).
     """
 
-    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, *, moments: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, *, moments: MomentFormat) -> None:
         self._weights: dict[nn.Parameter, nn.Parameter] = {}
         self.names: dict[nn.Parameter, str] = {}
         for name, weight in model.named_parameters():
@@ -224,22 +226,13 @@ class RoundedWeights:
             weight = self._weights[shard]
             shard.data, shard.grad = weight.data.float(), gradient.float().mul_(factor)
             self._drop(weight)
-            self._cast_moments(shard, lambda moment: moment.float())
+            widen(self.optimizer.state[shard])
             self.optimizer.step()  # moves this one alone, since no other has a gradient
             for pull in pulls:
                 pull.after(self.names[shard], shard.data, rates[shard])
             weight.data.copy_(stochastic(shard.data, generator))
-            if self._moments == torch.bfloat16:
-                # The second moment's steps are a thousandth of it: rounded to the nearest it would stand still.
-                self._cast_moments(shard, lambda moment: stochastic(moment, generator))
+            narrow(self.optimizer.state[shard], self._moments, generator)
             shard.data, shard.grad = _outline(weight), None
-
-    def _cast_moments(self, shard: nn.Parameter, cast: Callable[[Tensor], Tensor]) -> None:
-        """Of one weight; counters are left alone."""
-        state = self.optimizer.state[shard]
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.ndim > 0:
-                state[key] = cast(value)
 
     def visit(self, act: Visitor) -> None:
         generator = self._generator()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fulltune.base.errors import CheckpointError
 from fulltune.engine.contract import Extra
 from fulltune.engine.fragments import Fragment, Fragments
+from fulltune.engine.moments import require_numbers
 from fulltune.engine.pieces import STEMS, Piece, Pieces, file_of
 from fulltune.engine.state import GROUP, SEPARATOR, group_numbers, restore_group
 
@@ -92,6 +93,7 @@ class Parts:
 def restore(folder: Path, optimizer: Optimizer, members: Members, fragments: Fragments) -> None:
     """Put a saved optimizer state back, whoever saved it."""
     saved = Pieces(folder, "optimizer")
+    require_numbers(list(saved), folder)
     numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
     for key in [*saved, *numbers]:
         name, _, entry = key.rpartition(SEPARATOR)

@@ -65,6 +65,7 @@ def shape(model: nn.Module, config: Any) -> Shape:
         heads=heads,
         repeated=2 * max(0, heads - groups) * head_size,
         cut=head(model) is not None,
+        matrices=sum(model.get_parameter(name).numel() for name in matrices(model)),
     )
 
 
@@ -159,6 +160,13 @@ def undecayed(model: nn.Module) -> frozenset[str]:
         or name.rpartition(".")[2] in _STATE_SPACE
         or "bias" in name.rpartition(".")[2]
     )
+
+
+def matrices(model: nn.Module) -> frozenset[str]:
+    """Weights in repeated modules by which hidden states are multiplied: no embedding, no head, no stack of experts."""
+    repeated = {id(p) for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters()}
+    other = undecayed(model)
+    return frozenset(n for n, p in model.named_parameters() if p.ndim == 2 and id(p) in repeated and n not in other)
 
 
 def layers(model: nn.Module) -> dict[str, int]:

@@ -22,6 +22,8 @@ class Group:
     """As a part of the recipe's weight decay."""
     start: float = 0.0
     """The share of the run behind which they move; before it their rate is 0."""
+    matrices: frozenset[str] = frozenset()
+    """Those of its names that are matrices inside of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Parting:
 
     undecayed: Collection[str]
     """Biases, norms, embeddings: never decayed."""
+    matrices: Collection[str] = ()
+    """Matrices inside of blocks, by which hidden states are multiplied."""
     layers: Mapping[str, int] = field(default_factory=dict)
     """Of each weight: 0 for embeddings, then the blocks, and last what stands behind them."""
     layer_decay: float = 1.0
@@ -94,7 +98,14 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], by: Parting) -> list[Group
         return -decay, -rate, start
 
     return [
-        Group(tuple(n for n, _ in members), tuple(p for _, p in members), rate, decay, start)
+        Group(
+            tuple(n for n, _ in members),
+            tuple(p for _, p in members),
+            rate,
+            decay,
+            start,
+            frozenset(n for n, _ in members if n in by.matrices),
+        )
         for (rate, decay, start), members in ((part, parts[part]) for part in sorted(parts, key=order))
     ]
 

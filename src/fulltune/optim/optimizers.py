@@ -9,9 +9,23 @@ from torch.optim import Optimizer
 from fulltune.base.errors import RecipeError
 from fulltune.base.table import Table
 from fulltune.optim.groups import Group
+from fulltune.optim.lion import Lion
+from fulltune.optim.muon import MuonAdamW
 
 OptimizerMaker = Callable[..., Optimizer]
 """`(groups, *, lr, weight_decay, **options) -> Optimizer`, one torch group for each Group, in order."""
+
+
+def adafactor(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235), torch's: of a matrix's second moment rows and columns.
+
+    `lr` is relative: at update t a weight tensor moves by `min(lr, 1 / sqrt(t))` times its own root mean square, and by
+    less where its gradients are in doubt. So 1e-3 moves weights of 0.02 about as AdamW does at 2e-5; the paper takes
+    1e-2. It has no first moment. Options: `beta2_decay` (the second moment forgets as t to this power), `eps` (the
+    smallest root of the second moment, and the smallest root mean square of a weight that steps are relative to), `d`
+    (the largest root mean square of an update, before the rate).
+    """
+    return torch.optim.Adafactor(torch_groups(groups, weight_decay), lr=lr, **options)
 
 
 def adamw(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -19,9 +33,20 @@ def adamw(groups: Sequence[Group], *, lr: float, weight_decay: float, **options:
     return torch.optim.AdamW(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
 
 
+def muon(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Muon (Jordan et al. 2024) for matrices inside of blocks, AdamW for all else, at one rate (`optim/muon.py`)."""
+    matrices = [p for g in groups for n, p in zip(g.names, g.parameters, strict=True) if n in g.matrices]
+    return MuonAdamW(torch_groups(groups, weight_decay), matrices=matrices, lr=lr, **options)
+
+
 def sgd(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """Stochastic gradient descent: no state unless `momentum` is given; its decay is the coupled one of torch."""
     return torch.optim.SGD(torch_groups(groups, weight_decay), lr=lr, **{"fused": True, **options})
+
+
+def lion(groups: Sequence[Group], *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """Lion (Chen et al. 2023, arXiv 2302.06675): one moment; wants a third to a tenth of AdamW's rate."""
+    return Lion(torch_groups(groups, weight_decay), lr=lr, **options)
 
 
 def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
@@ -29,7 +54,9 @@ def torch_groups(groups: Sequence[Group], weight_decay: float) -> list[dict[str,
     return [{"params": list(g.parameters), "weight_decay": weight_decay * g.decay} for g in groups]
 
 
-OPTIMIZERS: Table[OptimizerMaker] = Table("optimizer", {"adamw": adamw, "sgd": sgd})
+OPTIMIZERS: Table[OptimizerMaker] = Table(
+    "optimizer", {"adafactor": adafactor, "adamw": adamw, "lion": lion, "muon": muon, "sgd": sgd}
+)
 
 
 def make(name: str, groups: Sequence[Group], *, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:

@@ -28,6 +28,8 @@ _ZERO_PASSED = frozenset(
 )
 """Of `zero_optimization`: how it does it, not what."""
 _OFFLOAD_PASSED = frozenset("pin_memory buffer_count buffer_size max_in_cpu".split())
+_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
+"""What optimizers take where the recipe says nothing."""
 SMALLEST_BUCKET = 1 << 20
 """Numbers that are exchanged at once at least: below that a bucket costs more than it saves."""
 
@@ -166,15 +168,11 @@ class _Told:
 
     def _optimizer(self, told: Mapping[str, Any]) -> None:
         optim = self._recipe.optim
-        betas = list(optim.options.get("betas", (0.9, 0.999)))
-        known = {
-            "lr": optim.lr,
-            "weight_decay": optim.weight_decay,
-            "betas": betas,
-            "eps": optim.options.get("eps", 1e-8),
-            "torch_adam": True,
-            "adam_w_mode": True,
-        }
+        known: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+        if optim.name in _BETAS:
+            known["betas"] = list(optim.options.get("betas", _BETAS[optim.name]))
+        if optim.name == "adamw":
+            known |= {"eps": optim.options.get("eps", 1e-8), "torch_adam": True, "adam_w_mode": True}
         kind = told.get("type", AUTO)
         if kind != AUTO and str(kind).lower() != optim.name:
             self._fault("optimizer.type", f"{kind!r}, and optim.name is {optim.name}", optim.name)

@@ -9,6 +9,7 @@ from fulltune.base.memory import Forecast, between, gib
 from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.memory import forecast
+from fulltune.planning.precision import rounds, takes_parts
 from fulltune.planning.pulls import require_whole
 from fulltune.planning.way import Pass, Way
 from fulltune.recipe.schema import ZERO, Recipe
@@ -59,7 +60,7 @@ class Case:
     @property
     def divisible(self) -> bool:
         """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
-        return self.dtypes.weights == "float32" and "moments" in self.dtypes.bytes
+        return self.dtypes.weights == "float32" and takes_parts(self.recipe.optim.name)
 
     @property
     def free(self) -> bool:
@@ -113,9 +114,14 @@ def choose_engine(case: Case) -> Chosen:
             mend="train.precision=bf16-mixed, or one process",
         )
     if chosen.name not in ("single", "ddp") and not case.divisible:
+        optimizer = recipe.optim.name
+        why = (
+            f"{optimizer} needs whole matrices"
+            if rounds(optimizer)
+            else f"whether {optimizer} may see parts is not known"
+        )
         raise RecipeError(
-            f"{chosen.name} gives an optimizer parts of each weight, and whether {recipe.optim.name} may see parts is "
-            "not known",
+            f"{chosen.name} gives an optimizer parts of each weight, and {why}",
             where="optim.name",
             mend="optim.name=adamw, or engine.name=ddp",
         )

@@ -7,7 +7,7 @@ from typing import Any
 from fulltune.base.errors import MachineError
 from fulltune.base.memory import Forecast, Part, between, gib
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
-from fulltune.planning.precision import precision_plan, rounds
+from fulltune.planning.precision import precision_plan, rounds, takes_parts
 
 _SHOWN = 3
 """Mends of which each helps by itself."""
@@ -153,6 +153,8 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
             yield "train.precision=bf16-sr", _rounded(case, "float32")
         elif recipe.optim.moments == "float32":
             yield "optim.moments=bfloat16", _rounded(case, "bfloat16")
+        elif recipe.optim.moments == "bfloat16" and takes_parts(recipe.optim.name):
+            yield "optim.moments=int8", _rounded(case, "int8")
     name = _found(case).engine
     divisible = crowd.size > 1 and case.divisible
     if divisible and name == "ddp":

@@ -27,6 +27,9 @@ MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 _MANY_PASSES = 4
 """Up to so many passes repeated data is nearly as good as new, later it fades (Muennighoff et al. 2023)."""
 
+_RELATIVE = 1e-4
+"""A rate of Adafactor below this was meant for AdamW: the paper's is 1e-2."""
+
 CountUpdates = Callable[[TrainSection, int], int]
 """How many updates the order of the data gives: `(train, examples in all) -> updates`."""
 
@@ -174,6 +177,8 @@ def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequ
     used = 1 if recipe.engine.name == "single" else recipe.engine.processes or machine.devices
     if machine.devices > used:
         notes.append(f"{used} of {machine.devices} devices are used, as the recipe's engine section says")
+    if recipe.optim.name == "adafactor" and recipe.optim.lr < _RELATIVE:
+        notes.append(f"adafactor's optim.lr is a part of each weight's own size: {recipe.optim.lr:g} hardly moves it")
     if recipe.optim.floor == 0 and recipe.optim.schedule != "constant" and updates > 1:
         notes.append("optim.floor is 0: the last update has rate 0 and moves nothing")
     return notes

@@ -6,7 +6,7 @@ Where the formulas come from, and how they were held against reality: docs/memor
 from collections.abc import Iterator
 
 from fulltune.base.formats import BYTES
-from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
+from fulltune.base.memory import CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
 from fulltune.base.records import ModelFacts
 from fulltune.planning.deepspeed import SMALLEST_BUCKET
 from fulltune.planning.way import Pass, Way
@@ -64,20 +64,25 @@ def _offloaded(way: Way, model: ModelFacts, state: list[Part]) -> tuple[list[Par
     return [moved, Part(gradients.name, copied, copied), *others], [Part(weights.name, stay, stay), gradients]
 
 
+def _held(way: Way, model: ModelFacts, what: str) -> int:
+    """Of all parameters together."""
+    return int(model.parameters * way.dtypes.bytes[what])
+
+
 def _weights(way: Way, model: ModelFacts) -> Part:
-    size = model.parameters * way.dtypes.bytes["weights"] // way.divided("weights")
+    size = _held(way, model, "weights") // way.divided("weights")
     if way.stage:  # those that compute, and float32 ones that the optimizer moves, which are divided in any stage
         size = model.parameters * way.compute // way.divided("weights")
-        size += model.parameters * way.dtypes.bytes["weights"] // way.shards
+        size += _held(way, model, "weights") // way.shards
     return Part("weights", size, size)
 
 
 def _gradients(way: Way, model: ModelFacts, load: Pass) -> Part:
-    size = model.parameters * way.dtypes.bytes["gradients"] // way.divided("gradients")
+    size = _held(way, model, "gradients") // way.divided("gradients")
     if way.stage:
         return _of_zero(way, model)
     if way.engine == "fsdp2" and not way.reshard and load.several:  # they wait whole for the last micro-batch
-        return Part("gradients", model.parameters * way.compute, model.parameters * way.dtypes.bytes["gradients"])
+        return Part("gradients", model.parameters * way.compute, _held(way, model, "gradients"))
     return Part("gradients", size, size)
 
 
@@ -97,22 +102,28 @@ def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> P
     if way.kind == "cpu":  # its allocator hardly puts one in the place of the other
         return Part(gradients.name, low, gradients.high)
     # The head's come while all activations are there still, and those of a block before its own have gone.
-    first = (model.shape.outside + model.shape.block) * way.dtypes.bytes["gradients"]
+    first = int((model.shape.outside + model.shape.block) * way.dtypes.bytes["gradients"])
     later = max(0, gradients.high - sum(part.high for part in passes))
     return Part(gradients.name, low, max(low, min(gradients.high, later + first)))
 
 
 def _moments(way: Way, model: ModelFacts) -> Part:
-    each = way.dtypes.bytes.get("moments")
-    low, high = (0, _UNKNOWN_MOMENTS) if each is None else (each, each)
+    dtypes = way.dtypes
+    if "moments" in dtypes.bytes:
+        others = model.parameters - (model.shape.matrices if dtypes.spares_matrices else 0)
+        low = _held(way, model, "moments")
+        high = low + int(others * dtypes.beside)
+        low = high if dtypes.spares_matrices else low
+    else:
+        low, high = 0, model.parameters * _UNKNOWN_MOMENTS
     parts = way.divided("moments")
-    return Part("moments", model.parameters * low // parts, model.parameters * high // parts)
+    return Part("moments", low // parts, high // parts)
 
 
 def _pulls(way: Way, model: ModelFacts) -> Iterator[Part]:
     """What pulls remember, divided as moments are."""
-    if size := way.dtypes.bytes.get("pulls", 0):
-        held = model.parameters * size // way.divided("moments")
+    if "pulls" in way.dtypes.bytes:
+        held = _held(way, model, "pulls") // way.divided("moments")
         yield Part("pulls", held, held)
 
 
@@ -201,7 +212,8 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     held, passing = sum(part.high for part in state), sum(part.high for part in passes)
     moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
-        moment = max(0, 30 * model.shape.tensor - sum(part.low for part in passes))
+        coded = 28 * min(model.shape.tensor, CODED_AT_ONCE) if way.dtypes.moments == "int8" else 0
+        moment = max(0, coded + 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
         moment += _gradients(way, model, load).high
     if way.kind == "cpu":

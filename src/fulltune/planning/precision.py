@@ -1,10 +1,11 @@
 """Which number format everything gets, what it costs, and what does not go together. Pure."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.formats import BYTES, NumberFormat, PrecisionPlan
+from fulltune.base.formats import BYTES, MOMENT_BYTES, NumberFormat, PrecisionPlan
 from fulltune.base.records import Machine, ModelFacts, Precision
 from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.schema import OptimSection, Recipe
@@ -17,11 +18,30 @@ _FORMATS: Mapping[Precision, tuple[NumberFormat, NumberFormat]] = {
 }
 """Of weights (and gradients), and of computing."""
 
-_MOMENTS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
-    "adamw": lambda options: 3 if options.get("amsgrad") else 2,
-    "sgd": lambda options: 1 if options.get("momentum") else 0,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What an optimizer keeps for each weight, and what it must see of one."""
+
+    values: Callable[[Mapping[str, Any]], int]
+    """Numbers for each weight at least, by the optimizer's options."""
+    beside: float = 0.0
+    """Numbers for each weight that it may keep besides, by the shapes of the weights."""
+    spares_matrices: bool = False
+    """Whether it keeps these for sure, but for matrices inside of blocks."""
+    parts: bool = True
+    """Whether it treats each number by itself, so that it may be given parts of a weight."""
+
+
+_KEPT: Mapping[str, _Kept] = {
+    # A row and a column instead of a matrix: of 80 rows and columns or more, less than a fortieth of it.
+    "adafactor": _Kept(values=lambda _: 0, beside=1 / 40, parts=False),
+    "adamw": _Kept(values=lambda options: 3 if options.get("amsgrad") else 2),
+    "lion": _Kept(values=lambda _: 1),
+    "muon": _Kept(values=lambda _: 1, beside=1, spares_matrices=True, parts=False),
+    "sgd": _Kept(values=lambda options: 1 if options.get("momentum") else 0),
 }
-"""Values that an optimizer keeps for each weight. These treat each weight tensor by itself, as bf16-sr must."""
+"""By optimizer. These treat each weight tensor by itself, as bf16-sr must."""
 
 
 def require_precision(recipe: Recipe) -> None:
@@ -36,15 +56,26 @@ def require_precision(recipe: Recipe) -> None:
         )
     if rounded and not rounds(recipe.optim.name):
         raise RecipeError(
-            f"bf16-sr moves one weight tensor at a time, which is known to be right for {' and '.join(_MOMENTS)}",
+            f"bf16-sr moves one weight tensor at a time, which is known to be right for {', '.join(_KEPT)}",
             where="optim.name",
-            mend=f"optim.name={next(iter(_MOMENTS))}, or train.precision=bf16-mixed",
+            mend="optim.name=adamw, or train.precision=bf16-mixed",
+        )
+    if recipe.optim.moments == "int8" and not takes_parts(recipe.optim.name):
+        raise RecipeError(
+            f"moments in 8 bits are for optimizers that treat each number by itself, and {recipe.optim.name} does not",
+            where="optim.moments",
+            mend="optim.moments=bfloat16, or optim.name=adamw",
         )
 
 
 def rounds(optimizer: str) -> bool:
     """Whether weights that this optimizer moves may be rounded stochastically."""
-    return optimizer in _MOMENTS
+    return optimizer in _KEPT
+
+
+def takes_parts(optimizer: str) -> bool:
+    """Whether this optimizer is known to treat every number of a weight by itself."""
+    return optimizer in _KEPT and _KEPT[optimizer].parts
 
 
 def resolve(recipe: Recipe, machine: Machine) -> Precision:
@@ -65,9 +96,13 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     weights, compute = _FORMATS[precision]
     pulls = pulls_of(optim).values()
     wide = several or any(pull.on_gradients for pull in pulls)  # these add to gradients in float32
+    sizes: dict[str, int | float]
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
-    if optim.name in _MOMENTS:
-        sizes["moments"] = _MOMENTS[optim.name](optim.options) * BYTES[optim.moments]
+    beside, spares_matrices = 0.0, False
+    if optim.name in _KEPT:
+        kept = _KEPT[optim.name]
+        sizes["moments"] = kept.values(optim.options) * MOMENT_BYTES[optim.moments]
+        beside, spares_matrices = kept.beside * MOMENT_BYTES[optim.moments], kept.spares_matrices
     if pulls:
         sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
@@ -77,6 +112,8 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         compute=compute,
         reduction="float32",
         bytes=sizes,
+        beside=beside,
+        spares_matrices=spares_matrices,
     )
 
 

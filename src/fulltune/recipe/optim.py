@@ -55,9 +55,13 @@ class OptimSection(Section):
     """How the weights move."""
 
     name: str = "adamw"
-    """An entry of OPTIMIZERS, or package.module:name."""
+    """An entry of OPTIMIZERS (`adafactor`, `adamw`, `lion`, `muon`, `sgd`), or package.module:name. See
+    `docs/optimizers.md`.
+    """
     lr: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models."""
+    """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models: so of
+    AdamW and Muon. Lion's is a third to a tenth of it, and Adafactor's a part of each weight's own size.
+    """
     schedule: str = "cosine"
     """How the rate falls after warm-up: `cosine`, `linear`, `wsd`, `constant`, or package.module:name."""
     warmup: Warmup = 0.06
@@ -68,8 +72,10 @@ class OptimSection(Section):
     """Decoupled weight decay of matrices; biases, norms and embeddings are never decayed."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; a longer gradient is shortened to it. `null`: no limit."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """Number format of what the optimizer keeps for each weight; `bfloat16` needs `train.precision: bf16-sr`."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Number format of what the optimizer keeps for each weight; `bfloat16` and `int8` need `train.precision: bf16-sr`.
+    `int8`: a code of 8 bits, with a scale for every 256 of them (`docs/precision.md`).
+    """
     options: dict[str, Any] = Field(default_factory=dict)
     """What else the optimizer takes, by its own names, such as `{betas: [0.9, 0.95]}`."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -90,6 +90,8 @@ def maker(name: str, **options: Any) -> Any:
         ("adamw", {}),
         ("adamw", {"betas": [0.8, 0.9], "amsgrad": True}),
         ("adamw", {"fused": False, "foreach": True}),
+        ("lion", {}),
+        ("adafactor", {}),
         ("sgd", {}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
     ],
@@ -101,7 +103,7 @@ def test_without_rounding_it_is_the_optimizer_in_float32(
     monkeypatch.setattr(engine_weights, "stochastic", lambda value, generator: value)
     make_optimizer = maker(name, lr=0.01, weight_decay=0.1, options=options)
     plain, rounded = Net(), Net()
-    ours = RoundedWeights(rounded, make_optimizer, moments=torch.float32)
+    ours = RoundedWeights(rounded, make_optimizer, moments="float32")
     for parameter in rounded.parameters():
         parameter.data = parameter.data.float()
     theirs = FullWeights(plain, make_optimizer)
@@ -118,7 +120,7 @@ def test_without_rounding_it_is_the_optimizer_in_float32(
 
 
 def test_weights_gradients_and_moments_are_what_the_plan_says_and_buffers_are_left_alone() -> None:
-    for moments in (torch.float32, torch.bfloat16):
+    for moments in ("float32", "bfloat16", "int8"):
         net = Net()
         weights = RoundedWeights(net, maker("adamw", lr=0.1, weight_decay=0.1, options={}), moments=moments)
         assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
@@ -128,15 +130,16 @@ def test_weights_gradients_and_moments_are_what_the_plan_says_and_buffers_are_le
         weights.step(weights.norm(), math.inf, ())
         state = weights.optimizer.state
         tensors = [value for each in state.values() for value in each.values() if value.ndim > 0]
-        assert {value.dtype for value in tensors} == {moments}
-        assert len(tensors) == 2 * 3, "two moments of each that had a gradient"
+        wanted = {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}, "int8": {torch.uint8, torch.float32}}
+        assert {value.dtype for value in tensors} == wanted[moments]
+        assert len(tensors) == 2 * 3 * (2 if moments == "int8" else 1), "two moments of each that had a gradient"
         held = sum(shard.untyped_storage().nbytes() for shard in weights.names)
         assert held == 4 * len(weights.names), "shards are outlines between updates"
 
 
 def test_several_micro_batches_leave_no_16_bit_gradient_behind() -> None:
     net = Net()
-    weights = RoundedWeights(net, maker("sgd", lr=0.1, weight_decay=0.0, options={}), moments=torch.float32)
+    weights = RoundedWeights(net, maker("sgd", lr=0.1, weight_decay=0.0, options={}), moments="float32")
     for last in (False, False, True):
         weights.begin(last=last)
         net.two(net.one(torch.ones(2, 6, dtype=torch.bfloat16))).sum().backward()
@@ -148,7 +151,7 @@ def test_several_micro_batches_leave_no_16_bit_gradient_behind() -> None:
 
 def test_visits_see_float32_and_keep_what_is_changed_only() -> None:
     net = Net()
-    weights = RoundedWeights(net, maker("sgd", lr=0.1, weight_decay=0.0, options={}), moments=torch.float32)
+    weights = RoundedWeights(net, maker("sgd", lr=0.1, weight_decay=0.0, options={}), moments="float32")
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     seen: dict[str, torch.dtype] = {}
 
@@ -185,7 +188,7 @@ class Toward:
 def test_pulls_act_in_float32_and_are_not_rounded_away() -> None:
     """1e-6 a step is far below a bfloat16's distance; over 300 steps it is there on average."""
     net, pull = nn.Linear(100, 100, bias=False), Toward()
-    weights = RoundedWeights(net, maker("sgd", lr=1e-30, weight_decay=0.0, options={}), moments=torch.float32)
+    weights = RoundedWeights(net, maker("sgd", lr=1e-30, weight_decay=0.0, options={}), moments="float32")
     start = net.weight.detach().clone()
     for seed in range(300):
         torch.manual_seed(seed)
@@ -224,6 +227,11 @@ def test_every_family_learns_in_every_precision(tmp_path: Path, kind: str, preci
         ("bf16-sr", "bfloat16", "adamw", {"amsgrad": True}),
         ("bf16-sr", "bfloat16", "sgd", {"momentum": 0.9}),
         ("bf16-sr", "float32", "sgd", {}),
+        ("bf16-mixed", "float32", "lion", {}),
+        ("bf16-sr", "bfloat16", "lion", {}),
+        ("bf16-sr", "int8", "adamw", {"amsgrad": True}),
+        ("bf16-sr", "int8", "sgd", {"momentum": 0.9}),
+        ("bf16-sr", "int8", "lion", {}),
     ],
 )
 def test_the_plans_bytes_are_those_that_are_held(precision: Any, moments: Any, name: str, options: Any) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from fulltune.base.errors import RecipeError
 from fulltune.engines import grouped, parting
-from fulltune.model.facts import undecayed
+from fulltune.model.facts import facts, matrices, undecayed
 from fulltune.optim.groups import Group, Parting, groups
 from fulltune.optim.optimizers import OPTIMIZERS, make
 from fulltune.recipe.load import load_recipe
@@ -39,6 +39,19 @@ def test_a_head_is_decayed_unless_it_is_the_embedzing() -> None:
     assert not any("embed" in name or "lm_head" in name for name in decayed(tiny.model("llama-tied")))
 
 
+@pytest.mark.parametrize("kind", sorted(tiny.KINDS))
+def test_matrices_of_blocks_are_no_embedding_no_head_and_no_vector(kind: str) -> None:
+    model = tiny.model(kind)
+    found, named = matrices(model), dict(model.named_parameters())
+    assert found and all(named[name].ndim == 2 for name in found)
+    assert not any(word in name for name in found for word in ("norm", "bias", "embed", "wte", "wpe", "head", "A_log"))
+    blocks = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".0." in n}
+    assert blocks & named.keys() <= found
+    split = groups(model.named_parameters(), Parting(undecayed=undecayed(model), matrices=found))
+    assert frozenset().union(*(group.matrices for group in split)) == found
+    assert facts(model, model.config, None).shape.matrices == sum(named[name].numel() for name in found)
+
+
 def test_norms_of_any_name_are_spared() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -58,7 +71,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_has_a_group_for_each_group(name: str) -> None:
     model = tiny.model("llama")
-    split = groups(model.named_parameters(), Parting(undecayed=undecayed(model)))
+    split = groups(model.named_parameters(), Parting(undecayed=undecayed(model), matrices=matrices(model)))
     optimizer = make(name, split, lr=0.1, weight_decay=0.3, options={})
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)

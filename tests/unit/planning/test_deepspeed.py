@@ -101,6 +101,16 @@ def test_a_file_that_says_what_the_recipe_says(tmp_path: Path) -> None:
     assert made(tmp_path, own, **more, **sections) == made(tmp_path, **more, **sections)
 
 
+def test_what_a_file_may_say_of_lion(tmp_path: Path) -> None:
+    """Its betas are others than those of AdamW, and it has no epsilon."""
+    optim = {"optim": {"name": "lion", "lr": 1e-5}}
+    same = {"optimizer": {"type": "Lion", "params": {"lr": 1e-5, "betas": [0.9, 0.99]}}}
+    assert made(tmp_path, same, **optim) == made(tmp_path, **optim)
+    for wrong in ({"betas": [0.9, 0.999]}, {"eps": 1e-8}):
+        with pytest.raises(RecipeError, match=f"optimizer.params.{next(iter(wrong))}"):
+            made(tmp_path, {"optimizer": {"type": "Lion", "params": wrong}}, **optim)
+
+
 @pytest.mark.parametrize(
     ("own", "said"),
     [

@@ -96,6 +96,8 @@ def test_what_the_recipe_says_is_done(name: str, processes: int) -> None:
         (2, {"train": {"precision": "bf16-sr"}}, "bf16-sr"),
         (4, {"engine": {"name": "fsdp2", "replicas": 3}}, "cannot form 3 groups"),
         (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "mine:Own"}}, "may see parts is not known"),
+        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "adafactor"}}, "adafactor needs whole matrices"),
+        (1, {"engine": {"name": "zero1"}, "optim": {"name": "adafactor"}}, "adafactor needs whole matrices"),
     ],
 )
 def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str, Any], said: str) -> None:
@@ -105,6 +107,9 @@ def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str
 
 def test_an_optimizer_that_may_not_see_rows_is_never_given_them() -> None:
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "mine:Own"}).name == "ddp"
+    assert chosen(8, machine=of(GPUS, 1), optim={"name": "adafactor"}).name == "ddp"
+    assert chosen(8, machine=of(GPUS, 1), optim={"name": "muon"}).name == "ddp"
+    assert chosen(8, machine=of(GPUS, 1), optim={"name": "lion"}).name == "fsdp2"
 
 
 def test_a_setting_of_one_engine_is_no_setting_of_another() -> None:

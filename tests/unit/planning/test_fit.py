@@ -89,10 +89,21 @@ def test_where_nothing_helps_the_least_is_said() -> None:
 
 
 def test_a_setting_that_was_made_already_is_no_mend() -> None:
-    made = {"memory": {"checkpointing": "full"}, "train": {"precision": "bf16-sr"}, "optim": {"moments": "bfloat16"}}
+    made = {"memory": {"checkpointing": "full"}, "train": {"precision": "bf16-sr"}, "optim": {"moments": "int8"}}
     assert refusal(case(1, of=WIDE, **made), 4).faults[0].mend == "a smaller model, or more memory"
     mend = refusal(loaded(case(1, of=WIDE, **made), 16), 4).faults[0].mend
     assert not re.search("checkpointing|precision|moments", mend)
+
+
+def test_moments_are_made_smaller_step_by_step() -> None:
+    small: dict[str, Any] = {"memory": {"checkpointing": "full"}, "train": {"precision": "bf16-sr"}}
+
+    def advice(**optim: Any) -> str:
+        return refusal(case(1, of=WIDE, **small, optim=optim), 3).faults[0].mend
+
+    assert "with optim.moments=bfloat16 optim.moments=int8 it takes" in advice()
+    assert "with optim.moments=int8 it takes" in advice(moments="bfloat16")
+    assert "int8" not in advice(moments="bfloat16", name="adafactor")
 
 
 def test_an_optimizer_that_cannot_round_is_not_told_to() -> None:

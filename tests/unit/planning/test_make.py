@@ -142,13 +142,20 @@ def test_gradients_of_several_micro_batches_cost_float32() -> None:
     [
         ({}, 8),
         ({"moments": "bfloat16"}, 4),
+        ({"moments": "int8"}, 2 + 8 / 256),
+        ({"moments": "int8", "options": {"amsgrad": True}}, 3 + 12 / 256),
         ({"options": {"amsgrad": True}}, 12),
+        ({"name": "lion"}, 4),
+        ({"name": "lion", "moments": "bfloat16"}, 2),
         ({"name": "sgd"}, 0),
         ({"name": "sgd", "options": {"momentum": 0.9}}, 4),
     ],
 )
 def test_moments_are_counted_by_optimizer_and_options(optim: dict[str, Any], wanted: int) -> None:
-    assert plan(train={"precision": "bf16-sr"}, optim=optim).dtypes.bytes["moments"] == wanted
+    made = plan(train={"precision": "bf16-sr"}, optim=optim).dtypes
+    assert made.bytes["moments"] == wanted
+    assert made.rows()["moments"] == f"{optim.get('moments', 'float32')}, {wanted:.3g} bytes"
+    assert f"; {4 + wanted:.3g} bytes per parameter together" in str(made)
 
 
 def test_what_an_optimizer_of_the_users_own_keeps_is_not_guessed() -> None:
@@ -165,10 +172,21 @@ def test_what_does_not_go_with_a_precision_is_refused_before_any_row_is_read() -
         with pytest.raises(RecipeError, match="rounded stochastically") as caught:
             asked(train={"precision": precision}, optim={"moments": "bfloat16"})
         assert caught.value.faults[0].where == "optim.moments"
-    with pytest.raises(RecipeError, match="known to be right for adamw and sgd"):
+    with pytest.raises(RecipeError, match="known to be right for adafactor, adamw, lion, muon, sgd"):
         asked(train={"precision": "bf16-sr"}, optim={"name": "mine:Own"})
+    with pytest.raises(RecipeError, match="rounded stochastically"):
+        asked(optim={"moments": "int8"})
+    with pytest.raises(RecipeError, match="treat each number by itself, and adafactor does not"):
+        asked(train={"precision": "bf16-sr"}, optim={"moments": "int8", "name": "adafactor"})
     asked(train={"precision": "bf16-sr"}, optim={"moments": "bfloat16", "name": "sgd"})
+    asked(train={"precision": "bf16-sr"}, optim={"moments": "int8", "name": "lion"})
     asked(train={"precision": "fp16-mixed"}, optim={"name": "mine:Own"})
+
+
+def test_a_rate_that_adafactor_takes_for_another_is_mentioned() -> None:
+    assert any("2e-05 hardly moves it" in note for note in plan(optim={"name": "adafactor"}).notes)
+    assert not any("hardly" in note for note in plan(optim={"name": "adafactor", "lr": 1e-3}).notes)
+    assert not any("hardly" in note for note in plan().notes)
 
 
 def test_a_precision_that_does_not_suit_the_models_file_is_mentioned() -> None:

@@ -74,6 +74,9 @@ def test_bf16_sr_holds_two_bytes_and_moves_one_tensor_in_float32() -> None:
     assert (found["weights"], found["moments"]) == ((2000, 2000), (4000, 4000))
     assert found["activations"][1] == 2 * (2 * (60 + 16) + 16 * 8)
     assert found["overhead"][1] > 30 * 100 + 150 * MIB - 2000
+    coded = parts(way("bf16-sr", moments="int8"), replace(LOAD, rows=1, width=1, taught=1))
+    assert coded["moments"] == (2031, 2031), "two codes and their part of two scales, of 1,000 weights"
+    assert coded["overhead"][1] == pytest.approx(found["overhead"][1] + 28 * 100 - 0.05 * 1969, abs=1)
     assert parts(way("bf16-sr", several=True), replace(LOAD, several=True))["gradients"] == (4000, 4000)
 
 
@@ -130,6 +133,8 @@ def test_a_packed_row_has_a_mask_and_keys_for_every_head() -> None:
 def test_what_an_unknown_optimizer_keeps_is_left_open() -> None:
     dtypes = precision_plan("float32", OptimSection(name="mine:Own"), several=False)
     assert parts(replace(way(), dtypes=dtypes))["moments"] == (0, 8000)
+    dtypes = precision_plan("float32", OptimSection(name="adafactor"), several=False)
+    assert parts(replace(way(), dtypes=dtypes))["moments"] == (0, 100), "rows and columns"
 
 
 def test_ddp_makes_its_buckets_anew_after_the_first_update() -> None:
