@@ -16,6 +16,7 @@ from fulltune.engine.launch import Meeting
 from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
 from fulltune.engine.replicated import Replicated
+from fulltune.engine.room import keep_within
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
@@ -47,10 +48,12 @@ def engine_for(
     pulls: Sequence[Pull] = (),
 ) -> Engine:
     """The model on its engine."""
+    keep_within(recipe.memory.budget_gb, meeting.world.device)
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
-    if recipe.memory.checkpointing == "full":
-        checkpoint_blocks(model)
+    checkpointing = plan.checkpointing or recipe.memory.checkpointing
+    if checkpointing in ("selective", "full"):
+        checkpoint_blocks(model, keep_products=checkpointing == "selective")
     make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))

@@ -153,6 +153,9 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     if way.checkpointed:
         kept = tokens * way.stream * model.hidden * model.layers
         low, high = (kept + int(tokens * each) for each in _of_blocks(way, model, shape.inner_block, 1))
+        if way.checkpointing == "selective":
+            results = [int(tokens * each) for each in _results(way, model)]
+            low, high = low + results[0], high + results[1]
     blocks = 1 if way.checkpointed else model.layers
     pairs = load.rows * load.width**2
     if way.eager:  # the weights, in float32 for the softmax and in the format of computing
@@ -179,6 +182,19 @@ def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[fl
     # Kernels that take a mask want keys and values for every head.
     repeated = compute * shape.repeated * blocks if way.layout == "packed" else 0
     return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
+
+
+def _results(way: Way, model: ModelFacts) -> tuple[float, float]:
+    """Bytes for each token of what matrices and attention gave in all blocks but the one that is made again.
+
+    Of each block the inner sides but the widest, which comes of an activation function and is made again, and two
+    hidden states: what attention and what the MLP add to the stream.
+    """
+    shape = model.shape
+    inner, others = shape.inner - shape.inner_block, model.layers - 1
+    hidden = 2 * model.hidden * others
+    low = max(0, inner - shape.widest * others) + hidden
+    return _CERTAIN * way.compute * low, way.compute * (inner + hidden)
 
 
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fulltune.base.formats import BYTES, PrecisionPlan
-from fulltune.base.records import EngineName, Layout
+from fulltune.base.records import Checkpointing, EngineName, Layout
 
 DIVIDED: Mapping[EngineName, tuple[str, ...]] = {
     "single": (),
@@ -47,7 +47,7 @@ class Way:
     dtypes: PrecisionPlan
     kind: Literal["cpu", "cuda"]
     layout: Layout = "padded"
-    checkpointed: bool = False
+    checkpointing: Checkpointing = "none"
     eager: bool = False
     """Whether attention writes its weights out, a number for each pair of tokens."""
     reshard: bool = True
@@ -62,6 +62,11 @@ class Way:
     def divided(self, what: str) -> int:
         """By how much something is divided."""
         return self.shards if what in DIVIDED[self.engine] else 1
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether blocks are made again in the backward pass, one after the other."""
+        return self.checkpointing != "none"
 
     @property
     def compute(self) -> int:
