@@ -136,6 +136,14 @@ def test_peaks_of_an_earlier_run_are_held_against_a_new_forecast(
         assert "- peaks: those of before.json" in shown
 
 
+def test_cases_of_the_forecast_are_picked_by_their_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps({"measured": [{"row": "tiny, fsdp2, float32, padded, 2 x 16", "peak": 60 << 20}]}))
+    words = ["--tiny", "--only", "fsdp2", "--again", str(before), "--results", str(tmp_path)]
+    assert forecast.main(words) == 0
+    assert "- inside: 1 of 1" in capsys.readouterr().out
+
+
 def test_every_case_of_the_forecast_is_another() -> None:
     names = [str(row) for row in forecast.ROWS]
     assert len(set(names)) == len(names) > 20
