@@ -23,7 +23,6 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
     "one example": (_NONE, "train.micro_examples=1"),
     "selective": ("memory.checkpointing=selective",),
     "full": ("memory.checkpointing=full",),
-    "full, a quarter": ("memory.checkpointing=full", "train.micro_examples={quarter}"),
 }
 """What is set of the recipe; the first is what all are compared with."""
 EXACT = ("selective", "full")

@@ -22,6 +22,7 @@ from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
 from fulltune.model.facts import blocks, checkpoint_blocks, layers, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
+from fulltune.model.waiting import let_wait
 from fulltune.objectives import Objective
 from fulltune.optim.groups import Parting, Rule, begins, groups
 from fulltune.optim.optimizers import make
@@ -54,6 +55,8 @@ def engine_for(
     checkpointing = plan.checkpointing or recipe.memory.checkpointing
     if checkpointing in ("selective", "full"):
         checkpoint_blocks(model, keep_products=checkpointing == "selective")
+    if recipe.memory.offload == "activations":
+        let_wait(model)
     make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))

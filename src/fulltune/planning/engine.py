@@ -50,6 +50,7 @@ class Case:
             reshard=section.reshard,
             replicas=section.replicas,
             offload=offload,
+            waits=self.recipe.memory.offload == "activations",
         )
         return forecast(way, self.model, self.load)
 
@@ -124,6 +125,7 @@ def choose_engine(case: Case) -> Chosen:
     """RecipeError if what was asked for does not go with so many processes, or with the plan's precision."""
     recipe, processes = case.recipe, case.crowd.size
     _require_groups(case)
+    _require_elsewhere(case)
     chosen = _chosen(case)
     if chosen.name == "single" and processes > 1:
         raise RecipeError(
@@ -162,6 +164,15 @@ def _require_groups(case: Case) -> None:
             f"{case.crowd.size} processes cannot form {case.recipe.engine.replicas} groups of the same size",
             where="engine.replicas",
             mend="a number that divides that of the processes",
+        )
+
+
+def _require_elsewhere(case: Case) -> None:
+    if case.recipe.memory.offload != "none" and case.machine.kind == "cpu":
+        raise RecipeError(
+            "without a GPU what blocks keep lies on the host already",
+            where="memory.offload",
+            mend="memory.offload=none; memory.checkpointing and smaller micro-batches save memory here",
         )
 
 

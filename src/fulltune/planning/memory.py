@@ -4,6 +4,7 @@ Where the formulas come from, and how they were held against reality: docs/memor
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fulltune.base.formats import BYTES
 from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part
@@ -35,7 +36,9 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     micro-batch are there already. How well an allocator does that is what `high` leaves open.
     """
     weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
-    whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
+    kept = _activations(way, model, load)
+    moved, stays = _waiting(way, model, load, kept) if way.waits and way.kind == "cuda" else ([], kept)
+    whole = [*_casts(way, model), *_gathered(way, model), stays, _logits(way, model, load)]
     pulls = list(_pulls(way, model))
     state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
@@ -48,7 +51,7 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         offload=way.offload,
         processes=way.processes,
         parts=(*state, *whole, _overhead(way, model, load, state, whole)),
-        host=tuple(host),
+        host=(*host, *moved),
     )
 
 
@@ -121,7 +124,7 @@ def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
     if way.engine == "fsdp2" or way.stage or way.compute == BYTES[way.dtypes.weights]:
         return
     blocks = model.parameters - model.shape.outside
-    kept = way.compute * (model.shape.block if way.checkpointed else blocks)
+    kept = way.compute * (model.shape.block if way.checkpointed or way.waits else blocks)
     yield Part("weights in 16 bits", kept, kept + way.compute * model.shape.outside)
 
 
@@ -165,6 +168,20 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
         low += pairs
         high += pairs * (1 + 4 + (blocks + 1) * way.compute)
     return Part("activations", low, high)
+
+
+def _waiting(way: Way, model: ModelFacts, load: Pass, kept: Part) -> tuple[list[Part], Part]:
+    """What waits on the host, and what is on the device: a block's, another's that comes or goes, results kept."""
+    alone = _activations(replace(way, checkpointing="full"), replace(model, layers=1), load)
+    if not way.checkpointed:
+        # The casts of weights wait too: they are saved as any result is.
+        casts = [Part(part.name, 0, part.high) for part in _casts(replace(way, waits=False), model)]
+        return [kept, *casts], Part(kept.name, alone.low, 2 * alone.high)
+    inputs = load.tokens * way.stream * model.hidden * model.layers
+    low, high = (int(load.tokens * each) for each in _results(way, model))
+    results = (low, high) if way.checkpointing == "selective" else (0, 0)
+    stays = Part(kept.name, alone.low + results[0], 2 * alone.high + results[1])
+    return [Part(kept.name, inputs, inputs)], stays
 
 
 def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[float, float]:

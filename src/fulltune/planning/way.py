@@ -53,6 +53,8 @@ class Way:
     reshard: bool = True
     replicas: int = 1
     offload: bool = False
+    waits: bool = False
+    """Whether what blocks keep for the backward pass waits on the host."""
 
     @property
     def shards(self) -> int:

@@ -69,6 +69,23 @@ def test_a_block_that_is_computed_again_but_for_products_leaves_their_results_be
     assert len({found["weights in 16 bits"] for found in mixed}) == 1, "of one block"
 
 
+def test_what_waits_on_the_host_is_not_on_the_device() -> None:
+    block = 4 * (60 + 16) + 4 * 4 * 8, 4 * (60 + 16) + 24 * 8  # norms in one kernel each, or one operation at a time
+    for how, there, more in (
+        ("none", parts(way(kind="cuda"))["activations"], (0, 0)),
+        ("full", (32 * 4 * 8 * 2,) * 2, (0, 0)),
+        ("selective", (32 * 4 * 8 * 2,) * 2, (int(32 * 0.85 * 4 * 60), 32 * 4 * 76)),
+    ):
+        made = forecast(way(kind="cuda", checkpointing=how, waits=True), model(), LOAD)
+        assert made.host == (Part("activations", *there),)
+        here = {part.name: (part.low, part.high) for part in made.parts}["activations"]
+        inputs = 32 * 4 * 8
+        assert here == (inputs + int(32 * 0.85 * block[0]) + more[0], 2 * (inputs + 32 * block[1]) + more[1])
+    mixed = forecast(way("bf16-mixed", kind="cuda", waits=True), model(), LOAD)
+    assert {part.name: part.high for part in mixed.host}["weights in 16 bits"] == 2 * 1000
+    assert {part.name: part.low for part in mixed.parts}["weights in 16 bits"] == 2 * 400
+
+
 def test_computing_in_16_bits_holds_weights_twice() -> None:
     found = parts(way("bf16-mixed"))
     assert found["weights in 16 bits"] == (2 * 800, 2 * 1000), "of all blocks, and of what lies outside"
