@@ -10,9 +10,9 @@ from fulltune.planning.engine import Case, choose_engine
 WAYS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 """From the one that makes nothing again to the one that keeps least."""
 
-FILLING = {"cpu": 512, "cuda": 4096}
+FILLING = {"cpu": 256, "cuda": 4096}
 """Tokens of a micro-batch that fill a device: down to them smaller ones cost less than to make blocks again, which is
-up to a third more arithmetic. On a CPU it was measured (docs/performance.md), on a GPU it was not.
+up to a third more arithmetic. On a CPU it was measured (docs/performance.md), on a GPU it is a guess.
 """
 
 

@@ -49,7 +49,7 @@ def test_with_micro_batches_of_the_recipe_the_first_way_that_fits_is_taken() -> 
 
 
 def test_micro_batches_that_fill_the_device_come_before_blocks_that_are_made_again() -> None:
-    given = loaded(case(1, of=WIDE), 16)
+    given = loaded(case(1, of=WIDE), 16, width=128)
     filling = FILLING["cpu"] // given.load.width
     assert 1 < filling < 16
     seen = [("none", 16), ("none", filling), ("selective", filling), ("full", filling), ("full", 1)]
