@@ -125,6 +125,9 @@ def test_a_budget_in_place_of_all_memory_decides_what_is_made_again(
         real(model, keep_products=keep_products)
 
     monkeypatch.setattr(engines, "checkpoint_blocks", checkpointing)
+    asked_for = json.loads(recipe.read_text())
+    asked_for["train"]["micro_examples"] = 8
+    recipe.write_text(json.dumps(asked_for))
     free = command.run("plan", recipe.name, "--json", cwd=tmp_path)
     plan = json.loads(free.stdout)
     assert plan["checkpointing"] == "none"
