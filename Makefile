@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-step bench-scaling forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-scaling forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -82,6 +82,9 @@ bench-starting: setup  ## memory that each process of several needs to start
 
 bench-forecast: setup  ## what was forecast of memory beside what was held
 	$(BIN)/python -m benchmarks.forecast $(ARGS)
+
+bench-levers: setup  ## what each lever for memory leaves of the peak of a run, and what it costs
+	$(BIN)/python -m benchmarks.levers $(ARGS)
 
 bench-step: setup  ## time of an update in one process, beside a plain loop over the transformers model
 	$(BIN)/python -m benchmarks.step $(ARGS)

@@ -62,6 +62,9 @@ _COMMON: Mapping[str, Any] = {
 }
 
 
+_CHECKPOINTED = {"full": "checkpointed", "selective": "checkpointed but for products"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the table."""
@@ -85,7 +88,7 @@ class Row:
     def __str__(self) -> str:
         said = [self.shape, self.engine, self.precision, self.layout, f"{self.rows} x {self.tokens}"]
         said += [f"{self.micros} micro-batches"] if self.micros > 1 else []
-        said += ["checkpointed"] if self.checkpointing == "full" else []
+        said += [_CHECKPOINTED[self.checkpointing]] if self.checkpointing != "none" else []
         said += [f"{self.attention} attention"] if self.attention != "auto" else []
         said += ["weights kept"] if not self.reshard else []
         return ", ".join(said)
@@ -116,18 +119,25 @@ def _alone() -> Iterator[Row]:
     yield Row(shape="llama-11m", rows=4, tokens=128)
     yield Row(shape="llama-28m", rows=2, tokens=128)
     yield Row(shape="llama-28m", rows=2, tokens=128, checkpointing="full")
+    yield Row(shape="llama-28m", rows=2, tokens=128, checkpointing="selective")
     yield Row(shape="llama-28m", rows=2, tokens=128, layout="packed")
     yield Row(shape="llama-28m", rows=2, tokens=128, layout="packed", checkpointing="full")
+    yield Row(shape="llama-28m", rows=2, tokens=128, layout="packed", checkpointing="selective")
     yield Row(shape="llama-28m", rows=1, tokens=384, attention="eager")
+    yield Row(shape="llama-28m", rows=1, tokens=384, attention="eager", checkpointing="selective")
+    for checkpointing in ("none", "selective", "full"):
+        yield Row(shape="llama-11m", rows=16, tokens=128, checkpointing=checkpointing)
     yield Row(shape="llama-28m", rows=1, tokens=128, micros=4)
     yield Row(shape="llama-42m", rows=2, tokens=128)
     yield Row(shape="qwen3-57m", rows=2, tokens=128)
     yield Row(shape="qwen3-57m", rows=2, tokens=128, checkpointing="full")
+    yield Row(shape="qwen3-57m", rows=2, tokens=128, checkpointing="selective")
     yield Row(shape="llama-135m", rows=1, tokens=64)
     yield Row(shape="llama-301m", rows=1, tokens=32)
     yield Row(shape="llama-wide", rows=66, tokens=256)
     for precision in ("bf16-mixed", "bf16-sr"):
         yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision)
+        yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision, checkpointing="selective")
         yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision, layout="packed", checkpointing="full")
     yield Row(shape="llama-28m", rows=1, tokens=32, precision="bf16-sr", micros=2)
 
@@ -138,6 +148,7 @@ def _several() -> Iterator[Row]:
     yield Row(shape="llama-135m", rows=1, tokens=32, engine="ddp")
     yield Row(shape="llama-28m", rows=1, tokens=32, engine="ddp", precision="bf16-mixed")
     yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2")
+    yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2", checkpointing="selective")
     yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2", checkpointing="full")
     yield Row(shape="llama-28m", rows=1, tokens=128, engine="fsdp2", layout="packed", micros=2)
     yield Row(shape="llama-42m", rows=1, tokens=32, engine="fsdp2", reshard=False)
@@ -168,7 +179,7 @@ def main(words: Sequence[str] | None = None) -> int:
     when = occasion("benchmarks.forecast", words)
     known = _peaks(asked.again)
     measured = []
-    for row in _TINY if asked.tiny else ROWS:
+    for row in (row for row in (_TINY if asked.tiny else ROWS) if asked.only in str(row)):
         peak = known[str(row)] if str(row) in known else measure(row)
         if peak is None:
             return 1
@@ -194,6 +205,7 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     about = __doc__.partition("\n")[0] if __doc__ else None
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--tiny", action="store_true", help="tiny models alone: to see whether it runs")
+    made.add_argument("--only", default="", metavar="WORDS", help="cases alone whose line has these words")
     made.add_argument(
         "--again", type=Path, help="JSON of an earlier run, whose peaks are taken: only the forecast is new"
     )

@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _asked(words)
     when = occasion("benchmarks.scaling", words)
     torch.set_num_threads(1)
-    with reusing(alone().world, By("single")):
+    with reusing(alone().world, By("single"), 0):
         lengths = _timed({str(n): _bed(n, _AT_ONCE // n, 512) for n in asked.lengths}, asked.rounds)
         vocabs = _timed({f"{vocab:,}": _bed(512, _FEW // 512, vocab) for vocab in asked.vocabularies}, asked.rounds)
     logits = {vocab: {taught: _logits(taught, vocab) for taught in _TAUGHT} for vocab in asked.vocabularies}

@@ -24,11 +24,12 @@ from benchmarks import models, options, report, tokenised
 from benchmarks.contestants.dump import IGNORE
 from benchmarks.machine import occasion
 from benchmarks.summary import ratios, spread
-from fulltune.assemble import Site, Training, training
-from fulltune.base.records import Progress
+from fulltune.assemble import Prepared, Site, Training, training
+from fulltune.base.records import Plan, Progress
 from fulltune.engine.launch import alone
 from fulltune.engines import By, reusing
 from fulltune.ready import facts_of, planned, prepared
+from fulltune.recipe.schema import Recipe
 from fulltune.runs import open_run
 from fulltune.starting import start
 from fulltune.training.checkpoint import Belonging
@@ -51,15 +52,20 @@ class Ours:
     """The parts of a run, assembled as a run assembles them."""
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
-        run = open_run(dict(recipe), {}, out=folder)
-        asked, data = run.recipe, prepared(run)
-        plan = planned(run, data, facts_of(asked.model), trains=True).plan
+        asked, data, plan = self.plan(folder, recipe)
         meeting = alone()
         begun = start(asked.model, meeting, "single", replicas=1, packed=plan.layout == "packed")
         journal = Journal(folder / "journal.jsonl")
         site = Site(folder, journal, meeting, Belonging({}, {}, 1), By("single"), lambda *_: (), {})
         self.built: Training = training(asked, plan, begun.model, begun.answers, data, site)
         self._batch = asked.train.batch_examples
+
+    @staticmethod
+    def plan(folder: Path, recipe: Mapping[str, Any]) -> tuple[Recipe, Prepared, Plan]:
+        """What is known before a model is loaded."""
+        run = open_run(dict(recipe), {}, out=folder)
+        data = prepared(run)
+        return run.recipe, data, planned(run, data, facts_of(run.recipe.model), trains=True).plan
 
     def update(self, number: int) -> float:
         after = self.built.updating(replace(Progress(), position=number * self._batch))
@@ -131,7 +137,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parts = ["# Time of an update, in one process", report.facts(dict(report.heading(when)))]
     record: dict[str, Any] = {"benchmark": "step", "occasion": when, "asked": vars(asked), "models": {}}
     for shape in asked.models:
-        with reusing(alone().world, By("single")), tempfile.TemporaryDirectory(prefix="fulltune-bench-") as folder:
+        with reusing(alone().world, By("single"), 0), tempfile.TemporaryDirectory(prefix="fulltune-bench-") as folder:
             loops, lesson = prepare(asked, shape, Path(folder))
             if asked.profile:
                 profiles(loops, asked.updates)

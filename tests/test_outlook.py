@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fulltune import outlook
+from fulltune import engines, outlook
 from fulltune.planning.engine import Crowd
 from fulltune.recipe.schema import EngineSection
 from tests import command, tiny
@@ -98,6 +98,7 @@ def test_micro_batches_are_made_to_fit_where_the_recipe_leaves_their_size(
         )
         return values
 
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "memory": {"checkpointing": "none"}}))
     free, here = planned(), outlook.machine()
     high = sum(part["high"] for part in free["memory"]["parts"])
     assert not any("may not fit" in note for note in free["notes"])
@@ -111,6 +112,42 @@ def test_micro_batches_are_made_to_fit_where_the_recipe_leaves_their_size(
     assert planned("train.micro_tokens=4096")["micro_tokens"] == 4096, "what is asked for is done"
     assert command.run("evaluate", "runs/recipe-2", cwd=tmp_path).returncode == 0
     assert json.loads((tmp_path / "runs/recipe-2/plan.json").read_text()) == less
+
+
+def test_a_budget_in_place_of_all_memory_decides_what_is_made_again(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a whole run, which takes what the plan chose, and goes on with it; another budget is decided anew."""
+    asked, real = [], engines.checkpoint_blocks
+
+    def checkpointing(model: Any, *, keep_products: bool) -> None:
+        asked.append(keep_products)
+        real(model, keep_products=keep_products)
+
+    monkeypatch.setattr(engines, "checkpoint_blocks", checkpointing)
+    asked_for = json.loads(recipe.read_text())
+    asked_for["train"]["micro_examples"] = 8
+    recipe.write_text(json.dumps(asked_for))
+    free = command.run("plan", recipe.name, "--json", cwd=tmp_path)
+    plan = json.loads(free.stdout)
+    assert plan["checkpointing"] == "none"
+    assert not any("checkpointing" in note for note in plan["notes"])
+    budget = (sum(part["high"] for part in plan["memory"]["parts"]) - 1) / 2**30
+    words = ["train", recipe.name, f"memory.budget_gb={budget}"]
+    done = command.run(*words, "train.steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "note: checkpointing: selective, since without it the run may take 0." in done.stderr
+    assert asked == [True]
+    kept = tmp_path / "runs/recipe/plan.json"
+    assert json.loads(kept.read_text())["checkpointing"] == "selective"
+    assert command.run(*words, "train.steps=2", cwd=tmp_path).returncode == 0
+    assert json.loads(kept.read_text())["checkpointing"] == "selective"
+    assert command.run("train", recipe.name, "train.steps=3", cwd=tmp_path).returncode == 0
+    assert json.loads(kept.read_text())["checkpointing"] == "none"
+    assert asked == [True, True]
+    refused = command.run("plan", recipe.name, "memory.budget_gb=0.0001", "--fresh", cwd=tmp_path)
+    assert refused.returncode == 4, refused.stderr
+    assert "where: memory.budget_gb\n" in refused.stderr
 
 
 def test_the_plan_shows_the_forecast_by_part(tmp_path: Path, recipe: Path) -> None:

@@ -81,7 +81,7 @@ def ways(processes: int) -> Iterator[tuple[str, Way]]:
             processes=processes,
             dtypes=dtypes,
             kind="cuda",
-            checkpointed=True,
+            checkpointing="full",
             reshard=reshard,
             replicas=replicas,
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from fulltune.base.formats import BYTES
 from fulltune.base.memory import Forecast
 from fulltune.base.records import EngineName, Layout, Plan, Precision
 from fulltune.batch import Batch
@@ -146,9 +147,17 @@ def held(trial: Trial, here: Meeting) -> int:
     return _resident("VmHWM") - before
 
 
+def _largest(trial: Trial) -> int:
+    """Bytes of the largest activations."""
+    recipe, config = trial.asked(), AutoConfig.for_model(**trial.model)
+    with torch.device("meta"):
+        about = facts(AutoModelForCausalLM.from_config(config), config, "float32")
+    return trial.rows * trial.tokens * about.shape.widest * BYTES[_plan(trial, recipe).dtypes.compute]
+
+
 def main(trial: Trial, folder: Path) -> None:
     """Write `rank-N.json` into the folder."""
-    with joined(600, grouped=trial.engine != "single") as here, reusing(here.world, By(trial.engine)):
+    with joined(600, grouped=trial.engine != "single") as here, reusing(here.world, By(trial.engine), _largest(trial)):
         peak = held(trial, here)
         (folder / f"rank-{here.world.rank}.json").write_text(json.dumps(peak))
 

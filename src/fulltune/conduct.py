@@ -59,7 +59,7 @@ def conduct(
         meeting.crew.told(partial(sweep, folder))
     muted = meeting.crew.rank > 0
     fixed, told = deterministic(run.recipe.train.deterministic), reported(run, mute=muted)
-    with fixed, told, fitting(plan, meeting.world, by), Journal(run.journal, sinks, mute=muted) as journal:
+    with fixed, told, fitting(plan, model, meeting.world, by), Journal(run.journal, sinks, mute=muted) as journal:
         work = _Work.begin(run, plan, data, model, Workplace(run.path, journal, meeting, by))
         with work.built.checkpoints as checkpoints:
             progress = work.go_on() or work.start()
@@ -72,7 +72,7 @@ def conduct(
 
 def rehearse(run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts) -> dict[str, float]:
     """The training stage up to one update, one checkpoint and one export, all in a folder that is then removed."""
-    with fitting(plan), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
+    with fitting(plan, model), tempfile.TemporaryDirectory(dir=run.path, prefix=".dry-run.part-") as scratch:
         with Journal(Path(scratch) / "journal.jsonl") as journal:
             work = _Work.begin(run, plan, data, model, Workplace(Path(scratch), journal))
             with work.built.checkpoints:

@@ -13,9 +13,9 @@ def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *
 
     hidden [tokens, width]; weight [vocab, width]; labels, weights [tokens]. Logits of `size` tokens exist at once.
     While they do, the gradients of hidden and weight are made of them, so that the backward pass needs neither logits
-    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989); in float32 they are the only tensor of their size. Products are made in autocast's format, the
-    softmax in float32; gradients of several pieces are added up in float32. Not for float16, in which gradients that
-    no loss scale has lifted vanish.
+    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989); in float32 they are the only tensor of their
+    size. Products are made in autocast's format, the softmax in float32; gradients of several pieces are added up in
+    float32. Not for float16, in which gradients that no loss scale has lifted vanish.
     """
     device = hidden.device.type
     computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -46,6 +46,8 @@ class _HeadLoss(torch.autograd.Function):
             exps = logits.sub_(top).exp_()
             sums = exps.sum(1, keepdim=True)
             total += ((sums.log() + top - chosen)[:, 0] * weights[part]).sum()
+            if not any(ctx.needs_input_grad):
+                continue
             # d(-log p(label)) / d(logits) = exps / sums - [label]; the factors go to the narrow side of both products.
             slopes = exps.scatter_add_(1, label, -sums).to(way.computed)
             factors = way.scale * weights[part, None] / sums

@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fulltune.assemble import Prepared, measuring, objective_for
 from fulltune.base.errors import RecipeError
-from fulltune.base.records import EvalReport, Plan
+from fulltune.base.formats import BYTES
+from fulltune.base.records import EvalReport, ModelFacts, Plan
 from fulltune.engine.contract import World
 from fulltune.engine.launch import alone
 from fulltune.engine.room import explained
@@ -59,10 +60,12 @@ def _scored(
 
 
 @contextmanager
-def fitting(plan: Plan, world: World | None = None, by: By = _SINGLE) -> Iterator[None]:
-    """Around the passes of a run: memory is used again as it suits them, and where it runs out is said what would help.
+def fitting(
+    plan: Plan, trained: ModelFacts | None = None, world: World | None = None, by: By = _SINGLE
+) -> Iterator[None]:
+    """Around the passes of a run: where memory runs out is said what would help.
 
-    `world`: this process's place, that of one alone by default.
+    Of a model that is `trained` memory is used again as suits its passes. `world`: that of a process alone by default.
     """
     size = f"{plan.micro_examples} examples and {plan.micro_tokens:,} tokens"
     told = explained(
@@ -70,5 +73,6 @@ def fitting(plan: Plan, world: World | None = None, by: By = _SINGLE) -> Iterato
         where="train.micro_tokens",
         mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
     )
-    with told, reusing(world or alone().world, by):
+    widest = 0 if trained is None else plan.micro_tokens * trained.shape.widest * BYTES[plan.dtypes.compute]
+    with told, nullcontext() if trained is None else reusing(world or alone().world, by, widest):
         yield

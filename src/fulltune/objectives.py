@@ -150,7 +150,7 @@ class NextToken(Objective):
         return logits[batch.taught // width, place]
 
     def _next_token(self, cut: Cut, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        fuses = torch.is_grad_enabled() and not self._most and not _in_float16(hidden)
+        fuses = not self._most and not (torch.is_grad_enabled() and _in_float16(hidden))
         if fuses and (weight := cut.linear) is not None:
             size = max(1, CHUNK_BYTES // (4 * cut.vocab))
             return head_loss(hidden, weight, labels, weights, scale=cut.scale, size=size)

@@ -1,7 +1,6 @@
 """What a run will hold in memory, and whether there is room for it: asked before anything is loaded."""
 
 from dataclasses import replace
-from functools import partial
 
 from fulltune.assemble import Prepared, portion
 from fulltune.base.log import LOGGER
@@ -15,6 +14,7 @@ from fulltune.engine.launch import machine
 from fulltune.gathering import wanted
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
 from fulltune.planning.fit import require_fit
+from fulltune.planning.levers import fitted, told
 from fulltune.planning.precision import precision_plan, resolve
 from fulltune.planning.way import Pass
 from fulltune.recipe.schema import EngineSection, Recipe
@@ -47,7 +47,7 @@ def require_state(recipe: Recipe, model: ModelFacts) -> None:
 def case_of(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Case:
     """All that a forecast of a planned run is made of."""
     many = crowd(recipe.engine)
-    return Case(
+    case = Case(
         recipe=recipe,
         dtypes=plan.dtypes,
         layout=plan.layout,
@@ -56,22 +56,21 @@ def case_of(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Ca
         crowd=many,
         load=largest_pass(recipe, plan, data, model, many.size),
     )
+    return case if plan.checkpointing is None else case.changed("memory", checkpointing=plan.checkpointing)
 
 
 def sized(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts) -> Plan:
-    """The plan with micro-batches that fit the machine, where their size is left to it.
+    """The plan with micro-batches and checkpointing that fit the machine, where they are left to it.
 
     By all of its memory, not by what is free now: so the same recipe gives the same plan there.
     """
-    case = case_of(recipe, plan, data, model)
-    chosen = choose_engine(case)
-    by = partial(Case.by, engine=chosen.name, offload=chosen.forecast.offload)
-    if not case.free or chosen.forecast.high <= case.room or not case.cuts():
+    case = replace(case_of(recipe, plan, data, model), recipe=recipe)
+    made = fitted(case)
+    plan = replace(plan, checkpointing=made.checkpointing, notes=(*plan.notes, *told(case, made)))
+    if made.load == case.load:
         return plan
-    cuts = case.cuts()
-    cut = next((cut for cut in cuts if by(cut).high <= case.room), cuts[-1])
-    note = f"micro-batches of up to {cut.load.tokens:,} tokens: {plan.micro_tokens:,} may not fit"
-    return replace(plan, micro_tokens=cut.load.tokens, dtypes=cut.dtypes, notes=(*plan.notes, note))
+    note = f"micro-batches of up to {made.load.tokens:,} tokens: {plan.micro_tokens:,} may not fit"
+    return replace(plan, micro_tokens=made.load.tokens, dtypes=made.dtypes, notes=(*plan.notes, note))
 
 
 def require_room(case: Case) -> Chosen:

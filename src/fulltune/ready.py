@@ -119,7 +119,7 @@ def planned(
         made = replace(made, groups=grouped(run.recipe.optim, empty_model(run.recipe.model), made.updates))
     if before is not None:
         made = keep_choices(made, before, run.changes)
-    elif judged is not None:
+    if judged is not None and (before is None or any(covers(("memory",), change.field) for change in run.changes)):
         made = sized(run.recipe, made, data, model)
     chosen = judged(case_of(run.recipe, made, data, model)) if judged else None
     if chosen is not None:
@@ -136,7 +136,8 @@ def planned(
             write_record(run.plan_card, made)
     LOGGER.info(
         f"plan: {made.updates} updates, {made.warmup_updates} of them warm-up; {made.precision}, {made.layout}, "
-        f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens"
+        f"micro-batches of up to {made.micro_examples} examples and {made.micro_tokens:,} tokens, "
+        f"checkpointing: {made.checkpointing}"
     )
     LOGGER.info(f"precision: {made.dtypes}")
     for group in made.groups:
@@ -158,7 +159,12 @@ def _as_planned(made: Plan, before: Plan, asked: TrainSection) -> Plan:
     if asked.micro_tokens is not None or asked.micro_examples is not None or not same:
         return replace(made, memory=before.memory)
     return replace(
-        made, memory=before.memory, micro_tokens=before.micro_tokens, dtypes=before.dtypes, notes=before.notes
+        made,
+        memory=before.memory,
+        micro_tokens=before.micro_tokens,
+        dtypes=before.dtypes,
+        checkpointing=before.checkpointing,
+        notes=before.notes,
     )
 
 

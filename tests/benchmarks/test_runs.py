@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import environment, forecast, memory, prepare, saving
+from benchmarks import environment, forecast, levers, memory, prepare, saving
 from benchmarks.bed import Bed
+from benchmarks.contestants.levers import Moved
+from benchmarks.machine import occasion
 from benchmarks.savers import savers
+from benchmarks.tokenised import Lesson
 from tests.conftest import ROOT
 
 
@@ -134,6 +137,43 @@ def test_peaks_of_an_earlier_run_are_held_against_a_new_forecast(
         shown = capsys.readouterr().out
         assert f"- inside: {inside}" in shown
         assert "- peaks: those of before.json" in shown
+
+
+@pytest.mark.slow
+def test_a_lever_beside_none(tmp_path: Path) -> None:
+    words = "--model tiny --data embedded --levers selective --batch 2 --updates 2 --cycles 1 --rounds 1 --threads 1"
+    assert levers.main([*words.split(), "--results", str(tmp_path)]) == 0
+    found = record(tmp_path, "levers")
+    assert found["differences"] == {"none": 0, "selective": 0}
+    measured = found["measured"]
+    assert isinstance(measured, dict)
+    ((one,), (other,)) = measured["none"], measured["selective"]
+    assert one["losses"] == other["losses"]
+    assert len(set(one["losses"])) == 4, "it learns"
+    assert min(one["peak"], other["peak"]) > 1 << 20
+    assert str(tmp_path) not in (tmp_path / "levers.md").read_text()
+
+
+def test_a_lever_that_moves_a_loss_is_seen() -> None:
+    moved = [
+        Moved(peak=peak << 20, seconds=[2.0, 2.0], cpu=[cpu, cpu], losses=losses)
+        for peak, cpu, losses in ((100, 1.0, [3.0, 2.0]), (80, 1.5, [3.0, 2.0]), (60, 2.0, [3.0, 1.75]))
+    ]
+    measured = {name: [one] for name, one in zip(("none", "selective", "one example"), moved, strict=True)}
+    assert [levers.difference(measured, name) for name in measured] == [0, 0, 0.25]
+    lesson = Lesson(path=Path("x"), examples=1, tokens=30, supervised=9, longest=20)
+    shown = levers.page(occasion("benchmarks.levers", []), levers._asked(["--threads", "1"]), lesson, measured)
+    line = next(line for line in shown.splitlines() if line.startswith("| one example"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["one example", "60 MiB", "60%", "15", "15", "2.00 (2.00 to 2.00)", "1.00", "2.5e-01"]
+
+
+def test_cases_of_the_forecast_are_picked_by_their_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps({"measured": [{"row": "tiny, fsdp2, float32, padded, 2 x 16", "peak": 60 << 20}]}))
+    words = ["--tiny", "--only", "fsdp2", "--again", str(before), "--results", str(tmp_path)]
+    assert forecast.main(words) == 0
+    assert "- inside: 1 of 1" in capsys.readouterr().out
 
 
 def test_every_case_of_the_forecast_is_another() -> None:

@@ -1,4 +1,4 @@
-"""What each rank runs for blocks that are computed again: FSDP2 in bfloat16, with activation checkpointing and without.
+"""What each rank runs for blocks that are computed again, or wait on the host, or neither: FSDP2 in bfloat16.
 
 `python -m tests.distributed.again FOLDER`: curves and counted forward passes go into `FOLDER/rank-N.json`.
 """
@@ -14,6 +14,7 @@ import torch
 from fulltune.engine.launch import Meeting, joined
 from fulltune.engine.sharded import Sharded
 from fulltune.model.facts import blocks, checkpoint_blocks
+from fulltune.model.waiting import let_wait
 from tests import tiny
 from tests.contract.ground import Ground
 from tests.distributed.ranks import curve
@@ -21,13 +22,15 @@ from tests.distributed.ranks import curve
 UPDATES = range(5)
 
 
-def found(folder: Path, meeting: Meeting, *, again: bool) -> dict[str, Any]:
+def found(folder: Path, meeting: Meeting, *, again: str) -> dict[str, Any]:
     """Loss and gradient norm of each update, and how often the first block's MLP was computed."""
     model = tiny.model("gpt2", attn_pdrop=0.1, resid_pdrop=0.1)
     calls: list[bool] = []
     blocks(model)[0].mlp.register_forward_pre_hook(lambda *_: calls.append(True))
-    if again:
-        checkpoint_blocks(model)
+    if again in ("selective", "full"):
+        checkpoint_blocks(model, keep_products=again == "selective")
+    if again == "waits":
+        let_wait(model)
     world = meeting.world
     made = Ground(
         folder,
@@ -47,8 +50,8 @@ def found(folder: Path, meeting: Meeting, *, again: bool) -> dict[str, Any]:
 def main(folder: Path) -> None:
     with joined(60) as meeting:
         here = folder / f"rank-{meeting.world.rank}"
-        both = [found(here / str(again), meeting, again=again) for again in (False, True)]
-        here.with_suffix(".json").write_text(json.dumps(both))
+        each = [found(here / again, meeting, again=again) for again in ("none", "waits", "selective", "full")]
+        here.with_suffix(".json").write_text(json.dumps(each))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of `mallopt` (malloc.h)."""
 _MIB = 1 << 20
-_USUAL = (32 * _MIB, 64 * _MIB)
-"""Up to which glibc raises the two by itself, as blocks are freed."""
+LARGEST = 32 * _MIB
+"""Bytes up to which a block may come from the heap by default: glibc learns it, as blocks are freed."""
+_USUAL = (LARGEST, 2 * LARGEST)
 _RETURNING = (_MIB, _MIB)
 _KEEPING = (1 << 30, -1)
 """Blocks of less than a GiB come from the heap, whose free end is never given back."""

@@ -21,6 +21,7 @@ Layout = Literal["padded", "packed"]
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed", "bf16-sr"]
 EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Unit = Literal["updates", "epochs", "minutes"]
+Checkpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class ModelFacts:
     dtype: str
     """Number format of the weights on disk."""
     shape: Shape
+    checkpoints: bool = True
+    """Whether blocks can be made again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,8 @@ class Plan:
     """What `precision` means for weights, gradients and moments, and what they cost."""
     mix: tuple[SourceMix, ...]
     """The sources of data.train, then those of data.replay."""
+    checkpointing: Checkpointing | None = None
+    """What the backward pass makes again; None in a plan that is older than the choice: as its recipe says."""
     memory: Forecast | None = None
     """What each process will hold; None in a plan that was made before there was a forecast."""
     groups: tuple[GroupPlan, ...] = ()

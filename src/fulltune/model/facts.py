@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fulltune.base.errors import RecipeError
 from fulltune.base.memory import Shape
 from fulltune.base.records import ModelFacts
+from fulltune.model.kept import products_kept
 
 _STATE_SPACE = ("A_log", "dt_bias")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
@@ -32,6 +33,7 @@ def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
         tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         dtype=dtype or str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         shape=shape(model, text),
+        checkpoints=checkpoints(model),
     )
 
 
@@ -214,10 +216,18 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Compute every block again in the backward pass; RecipeError if the model cannot."""
+def checkpoints(model: nn.Module) -> bool:
+    """Whether blocks can be made again in the backward pass; works on the meta device."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+def checkpoint_blocks(model: nn.Module, *, keep_products: bool = False) -> None:
+    """Make every block again in the backward pass; RecipeError if the model cannot.
+
+    `keep_products`: results of matrix products and of attention are kept the first time.
+    """
     foreign = cast(Any, model)
-    if not getattr(model, "supports_gradient_checkpointing", False):
+    if not checkpoints(model):
         raise RecipeError(
             f"{type(model).__name__} does not support gradient checkpointing",
             where="memory.checkpointing",
@@ -225,7 +235,18 @@ def checkpoint_blocks(model: nn.Module) -> None:
         )
     # transformers 5.23 renamed it and warns of the old name; 5.17 knows only that.
     enable = getattr(foreign, "activation_checkpointing_enable", None) or foreign.gradient_checkpointing_enable
-    enable()
+    enable({"use_reentrant": False} | ({"context_fn": products_kept()} if keep_products else {}))
+    if keep_products and not any(map(_keeps_products, model.modules())):  # code of the hub that reads no settings
+        raise RecipeError(
+            f"{type(model).__name__} makes blocks again by code of its own, which keeps nothing",
+            where="memory.checkpointing",
+            mend="memory.checkpointing=full",
+        )
+
+
+def _keeps_products(module: nn.Module) -> bool:
+    """Whether what makes this module again was told to keep them."""
+    return "context_fn" in getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
 
 
 def may_lack(model: nn.Module) -> bool:

@@ -1,12 +1,14 @@
 """Which engine a run is trained by: as the recipe says, or the first that fits its processes and their memory. Pure."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fulltune.base.errors import RecipeError
 from fulltune.base.formats import BYTES, PrecisionPlan
-from fulltune.base.memory import Forecast, between, gib
-from fulltune.base.records import EngineName, Layout, Machine, ModelFacts
+from fulltune.base.memory import GIB, Forecast, between, gib
+from fulltune.base.records import Checkpointing, EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.memory import forecast
 from fulltune.planning.precision import rounds, takes_parts
@@ -44,18 +46,32 @@ class Case:
             dtypes=self.dtypes,
             kind=self.machine.kind,
             layout=self.layout,
-            checkpointed=self.recipe.memory.checkpointing == "full",
+            checkpointing=self.checkpointing,
             eager=self.recipe.model.attention == "eager",
             reshard=section.reshard,
             replicas=section.replicas,
             offload=offload,
+            waits=self.recipe.memory.offload == "activations",
         )
         return forecast(way, self.model, self.load)
 
     @property
+    def checkpointing(self) -> Checkpointing:
+        """What is made again in the backward pass; nothing yet where it is left to the plan."""
+        asked = self.recipe.memory.checkpointing
+        return "none" if asked == "auto" else asked
+
+    @property
+    def budget(self) -> float:
+        """Bytes that the recipe allows at most: of a GPU, or of the host to all its processes; infinite by default."""
+        asked = self.recipe.memory.budget_gb
+        return math.inf if asked is None else asked * GIB
+
+    @property
     def room(self) -> int:
         """Bytes that each process may have: a GPU, or its part of the host's memory."""
-        return self.machine.bytes_per_device // (1 if self.machine.kind == "cuda" else self.crowd.here)
+        most = int(min(self.machine.bytes_per_device, self.budget))
+        return most // (1 if self.machine.kind == "cuda" else self.crowd.here)
 
     @property
     def divisible(self) -> bool:
@@ -82,6 +98,17 @@ class Case:
             cuts.append(replace(self, load=smaller, dtypes=dtypes))
         return cuts
 
+    def least(self) -> "Case":
+        """With the smallest passes that the plan may choose, and nothing kept that it may make again."""
+        smallest = [self, *self.cuts()][-1] if self.free else self
+        again = self.recipe.memory.checkpointing == "auto" and self.model.checkpoints
+        return smallest.changed("memory", checkpointing="full") if again else smallest
+
+    def changed(self, section: str, **fields: Any) -> "Case":
+        """With other settings."""
+        changed = vars(self.recipe)[section].model_copy(update=fields)
+        return replace(self, recipe=self.recipe.model_copy(update={section: changed}))
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -99,6 +126,7 @@ def choose_engine(case: Case) -> Chosen:
     """RecipeError if what was asked for does not go with so many processes, or with the plan's precision."""
     recipe, processes = case.recipe, case.crowd.size
     _require_groups(case)
+    _require_elsewhere(case)
     chosen = _chosen(case)
     if chosen.name == "single" and processes > 1:
         raise RecipeError(
@@ -145,6 +173,15 @@ def _require_groups(case: Case) -> None:
         )
 
 
+def _require_elsewhere(case: Case) -> None:
+    if case.recipe.memory.offload != "none" and case.machine.kind == "cpu":
+        raise RecipeError(
+            "without a GPU what blocks keep lies on the host already",
+            where="memory.offload",
+            mend="memory.offload=none; memory.checkpointing and smaller micro-batches save memory here",
+        )
+
+
 def _chosen(case: Case) -> Chosen:
     section = case.recipe.engine
     if section.name != "auto":
@@ -156,7 +193,7 @@ def _chosen(case: Case) -> Chosen:
         found = case.by(name, offload=offload)
         least = smaller.by(name, offload=offload)
         need = f"{between(least.low, least.high)} GiB"
-        need += " with one example in a micro-batch" if smaller is not case else ""
+        need += _how(case, smaller)
         if least.high <= case.room:
             beside = f"; {', '.join(tried)}" if tried else ""
             return Chosen(name, f"since it fits into {gib(case.room)} GiB for each process: {need}{beside}", found)
@@ -164,16 +201,24 @@ def _chosen(case: Case) -> Chosen:
     return Chosen(name, f"though {gib(case.room)} GiB for each process may not do: {', '.join(tried)}", found)
 
 
+def _how(case: Case, smaller: Case) -> str:
+    """By what one of them is the smaller one."""
+    told = ["one example in a micro-batch"] if smaller.load != case.load else []
+    told += ["blocks made again"] if smaller.checkpointing != case.checkpointing else []
+    return f" with {' and '.join(told)}" if told else ""
+
+
 def _candidates(case: Case) -> Iterator[tuple[EngineName, bool, Case]]:
     """From the one that exchanges least to the one that holds least: engine, whether offloaded, with which passes.
 
-    Smaller micro-batches cost less than to offload; where the recipe leaves their size to the plan, it makes them so.
+    Smaller micro-batches and checkpointing cost less than to offload; where the recipe leaves them to the plan, it
+    chooses them so.
     """
     yield "ddp", False, case
     if not case.divisible:
         return
     yield "fsdp2", False, case
-    smallest = [case, *case.cuts()][-1] if case.free else case
+    smallest = case.least()
     if smallest is not case:
         yield "fsdp2", False, smallest
     if case.machine.kind == "cuda":  # on a CPU there is nowhere else to put it

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fulltune.base.errors import MachineError
 from fulltune.base.memory import Forecast, Part, between, gib
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
+from fulltune.planning.levers import deeper_than
 from fulltune.planning.precision import precision_plan, rounds, takes_parts
 
+BUDGET = "memory.budget_gb"
+"""Where a run does not fit because the recipe allows less than there is."""
 _SHOWN = 3
 """Mends of which each helps by itself."""
 _COUNTS = tuple(2**power for power in range(1, 11))
@@ -50,11 +52,13 @@ class Demand:
 
 def demands(case: Case, found: Forecast, available: int) -> tuple[Demand, ...]:
     """Of each process's GPU and of the host, or of the host alone. `available`: bytes that the host can give now."""
-    here = case.crowd.here
+    here, host = case.crowd.here, "this machine's memory"
+    there = available if case.machine.kind == "cpu" else case.machine.bytes_per_device
+    room = int(min(there, case.budget))
     if case.machine.kind == "cpu":
-        return (Demand("this machine's memory", found.parts, here, available),)
-    device = Demand(f"the memory of {case.machine.name}", found.parts, 1, case.machine.bytes_per_device)
-    return (device, Demand("this machine's memory", found.host, here, available)) if found.host else (device,)
+        return (Demand(host if room == there else BUDGET, found.parts, here, room),)
+    device = Demand(f"the memory of {case.machine.name}" if room == there else BUDGET, found.parts, 1, room)
+    return (device, Demand(host, found.host, here, available)) if found.host else (device,)
 
 
 def require_fit(case: Case, chosen: Chosen, available: int) -> str | None:
@@ -108,7 +112,7 @@ def _more_devices(case: Case, available: int) -> str:
     if case.machine.kind == "cpu" or not case.divisible:
         return ""
     smallest = [case, *case.cuts()][-1]
-    shared = _changed(smallest, "engine", name="fsdp2", replicas=1)
+    shared = smallest.changed("engine", name="fsdp2", replicas=1)
     asked = "engine.name=fsdp2" if smallest is case else f"engine.name=fsdp2 {_named(smallest)}"
     for count in _COUNTS:
         several = replace(shared, crowd=Crowd(count, min(count, max(case.crowd.here, case.machine.devices))))
@@ -146,8 +150,9 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
     if cuts := case.cuts():
         cut = next((cut for cut in cuts if _fits(cut, available)), cuts[-1])
         yield _named(cut), cut
-    if recipe.memory.checkpointing == "none":
-        yield "memory.checkpointing=full", _changed(case, "memory", checkpointing="full")
+    if deeper := [case.changed("memory", checkpointing=way) for way in deeper_than(case.checkpointing, case.model)]:
+        again = next((one for one in deeper if _fits(one, available)), deeper[-1])
+        yield f"memory.checkpointing={again.checkpointing}", again
     if crowd.size == 1 and recipe.engine.name in ("auto", "single") and rounds(recipe.optim.name):
         if case.dtypes.weights == "float32":
             yield "train.precision=bf16-sr", _rounded(case, "float32")
@@ -158,10 +163,10 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
     name = _found(case).engine
     divisible = crowd.size > 1 and case.divisible
     if divisible and name == "ddp":
-        yield "engine.name=fsdp2", _changed(case, "engine", name="fsdp2")
+        yield "engine.name=fsdp2", case.changed("engine", name="fsdp2")
     elif divisible and name == "fsdp2" and case.machine.kind == "cuda" and not _found(case).offload:
         told = "engine.name=fsdp2 engine.offload=true"
-        yield told, _changed(case, "engine", name="fsdp2", offload=True)
+        yield told, case.changed("engine", name="fsdp2", offload=True)
 
 
 def _named(case: Case) -> str:
@@ -173,10 +178,4 @@ def _named(case: Case) -> str:
 def _rounded(case: Case, moments: str) -> Case:
     optim = case.recipe.optim.model_copy(update={"moments": moments})
     dtypes = precision_plan("bf16-sr", optim, several=case.load.several)
-    return replace(_changed(case, "optim", moments=moments), dtypes=dtypes)
-
-
-def _changed(case: Case, section: str, **fields: Any) -> Case:
-    """With other settings."""
-    changed = vars(case.recipe)[section].model_copy(update=fields)
-    return replace(case, recipe=case.recipe.model_copy(update={section: changed}))
+    return replace(case.changed("optim", moments=moments), dtypes=dtypes)

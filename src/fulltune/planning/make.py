@@ -102,6 +102,7 @@ def make_plan(
         layout=layout,
         precision=precision,
         dtypes=precision_plan(precision, recipe.optim, several=not whole),
+        checkpointing="none" if recipe.memory.checkpointing == "auto" else recipe.memory.checkpointing,
         mix=mix,
         notes=(
             *_notes(recipe, machine, updates, longest),
@@ -119,6 +120,7 @@ def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
         layout=made.layout if "train.layout" in changed else before.layout,
         micro_examples=made.micro_examples if "train.micro_examples" in changed else before.micro_examples,
         micro_tokens=made.micro_tokens if "train.micro_tokens" in changed else before.micro_tokens,
+        checkpointing=made.checkpointing if "memory.checkpointing" in changed else before.checkpointing,
     )
     if changed & {"train.precision", "optim.moments"}:
         return kept

@@ -4,6 +4,7 @@ Where the formulas come from, and how they were held against reality: docs/memor
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fulltune.base.formats import BYTES
 from fulltune.base.memory import CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
@@ -35,7 +36,9 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     micro-batch are there already. How well an allocator does that is what `high` leaves open.
     """
     weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
-    whole = [*_casts(way, model), *_gathered(way, model), _activations(way, model, load), _logits(way, model, load)]
+    kept = _activations(way, model, load)
+    moved, stays = _waiting(way, model, load, kept) if way.waits and way.kind == "cuda" else ([], kept)
+    whole = [*_casts(way, model), *_gathered(way, model), stays, _logits(way, model, load)]
     pulls = list(_pulls(way, model))
     state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
@@ -48,7 +51,7 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         offload=way.offload,
         processes=way.processes,
         parts=(*state, *whole, _overhead(way, model, load, state, whole)),
-        host=tuple(host),
+        host=(*host, *moved),
     )
 
 
@@ -132,7 +135,7 @@ def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
     if way.engine == "fsdp2" or way.stage or way.compute == BYTES[way.dtypes.weights]:
         return
     blocks = model.parameters - model.shape.outside
-    kept = way.compute * (model.shape.block if way.checkpointed else blocks)
+    kept = way.compute * (model.shape.block if way.checkpointed or way.waits else blocks)
     yield Part("weights in 16 bits", kept, kept + way.compute * model.shape.outside)
 
 
@@ -164,6 +167,9 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     if way.checkpointed:
         kept = tokens * way.stream * model.hidden * model.layers
         low, high = (kept + int(tokens * each) for each in _of_blocks(way, model, shape.inner_block, 1))
+        if way.checkpointing == "selective":
+            results = [int(tokens * each) for each in _results(way, model)]
+            low, high = low + results[0], high + results[1]
     blocks = 1 if way.checkpointed else model.layers
     pairs = load.rows * load.width**2
     if way.eager:  # the weights, in float32 for the softmax and in the format of computing
@@ -173,6 +179,20 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
         low += pairs
         high += pairs * (1 + 4 + (blocks + 1) * way.compute)
     return Part("activations", low, high)
+
+
+def _waiting(way: Way, model: ModelFacts, load: Pass, kept: Part) -> tuple[list[Part], Part]:
+    """What waits on the host, and what is on the device: a block's, another's that comes or goes, results kept."""
+    alone = _activations(replace(way, checkpointing="full"), replace(model, layers=1), load)
+    if not way.checkpointed:
+        # The casts of weights wait too: they are saved as any result is.
+        casts = [Part(part.name, 0, part.high) for part in _casts(replace(way, waits=False), model)]
+        return [kept, *casts], Part(kept.name, alone.low, 2 * alone.high)
+    inputs = load.tokens * way.stream * model.hidden * model.layers
+    low, high = (int(load.tokens * each) for each in _results(way, model))
+    results = (low, high) if way.checkpointing == "selective" else (0, 0)
+    stays = Part(kept.name, alone.low + results[0], 2 * alone.high + results[1])
+    return [Part(kept.name, inputs, inputs)], stays
 
 
 def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[float, float]:
@@ -192,11 +212,24 @@ def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[fl
     return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
 
 
+def _results(way: Way, model: ModelFacts) -> tuple[float, float]:
+    """Bytes for each token of what matrices and attention gave in all blocks but the one that is made again.
+
+    Of each block the inner sides but the widest, which comes of an activation function and is made again, and two
+    hidden states: what attention and what the MLP add to the stream.
+    """
+    shape = model.shape
+    inner, others = shape.inner - shape.inner_block, model.layers - 1
+    hidden = 2 * model.hidden * others
+    low = max(0, inner - shape.widest * others) + hidden
+    return _CERTAIN * way.compute * low, way.compute * (inner + hidden)
+
+
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
-    """Of as many tokens as are held at once: of the softmax its result and its gradient, and what leads to it."""
+    """Of as many tokens as are held at once: one tensor that all is done in, or of the softmax what it takes by itself."""
     numbers = _logits_at_once(model, load)
     narrow = way.compute if way.compute < 4 else 0
-    return Part("logits", 2 * 4 * numbers, (3 * 4 + 2 * narrow) * numbers)
+    return Part("logits", (4 if model.shape.cut else 2 * 4) * numbers, (3 * 4 + 2 * narrow) * numbers)
 
 
 def _logits_at_once(model: ModelFacts, load: Pass) -> int:
@@ -218,7 +251,7 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
         moment += _gradients(way, model, load).high
     if way.kind == "cpu":
         scattered = _scattered(way, model, load, passes)
-        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + 150 * _MIB))
+        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + (200 if way.stage else 150) * _MIB))
     context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
 

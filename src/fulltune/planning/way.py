@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fulltune.base.formats import BYTES, PrecisionPlan
-from fulltune.base.records import EngineName, Layout
+from fulltune.base.records import Checkpointing, EngineName, Layout
 
 DIVIDED: Mapping[EngineName, tuple[str, ...]] = {
     "single": (),
@@ -47,12 +47,14 @@ class Way:
     dtypes: PrecisionPlan
     kind: Literal["cpu", "cuda"]
     layout: Layout = "padded"
-    checkpointed: bool = False
+    checkpointing: Checkpointing = "none"
     eager: bool = False
     """Whether attention writes its weights out, a number for each pair of tokens."""
     reshard: bool = True
     replicas: int = 1
     offload: bool = False
+    waits: bool = False
+    """Whether what blocks keep for the backward pass waits on the host."""
 
     @property
     def shards(self) -> int:
@@ -62,6 +64,11 @@ class Way:
     def divided(self, what: str) -> int:
         """By how much something is divided."""
         return self.shards if what in DIVIDED[self.engine] else 1
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether blocks are made again in the backward pass, one after the other."""
+        return self.checkpointing != "none"
 
     @property
     def compute(self) -> int:

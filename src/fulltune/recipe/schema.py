@@ -9,6 +9,7 @@ from fulltune.base.stop import DEFAULT
 from fulltune.recipe.data import DataSection
 from fulltune.recipe.gate import BestBy, BestByRule, GateSection
 from fulltune.recipe.kinds import MOST, Cadence, Count, FilePath, Section, Share, Signals, Trust
+from fulltune.recipe.memory import MemorySection as MemorySection
 from fulltune.recipe.optim import OptimSection as OptimSection
 from fulltune.recipe.suites import Suites
 
@@ -129,13 +130,6 @@ class TrainSection(Section):
         if self.on_spike == "off" and given:
             raise ValueError(f"train.on_spike is off; leave {' and '.join(f'train.{name}' for name in given)} out")
         return self
-
-
-class MemorySection(Section):
-    """What is traded for memory."""
-
-    checkpointing: Literal["none", "full"] = "none"
-    """Gradient checkpointing: `full` computes every block again in the backward pass in place of keeping it."""
 
 
 class EngineSection(Section):
@@ -283,6 +277,8 @@ class Recipe(Section):
     def _compiled_where_it_can_be(self) -> Self:
         if self.train.compile and self.engine.name in ZERO:
             raise ValueError("`train.compile`: DeepSpeed reaches into blocks; leave it out, or take another engine")
+        if self.train.compile and self.memory.offload != "none":
+            raise ValueError("`train.compile`: what compiled blocks keep cannot wait on the host (memory.offload)")
         return self
 
     @property

@@ -38,6 +38,7 @@ def plan(story: Story) -> Html:
             f"up to {planned['micro_examples']:,} examples, {planned['micro_tokens']:,} tokens",
             _halved(done),
         ),
+        ("checkpointing", planned.get("checkpointing") or "", ""),
         ("layout", str(planned["layout"]), ""),
         ("precision", str(planned["precision"]), ""),
         ("updates skipped", "0", _maybe(done.get("skipped"))),

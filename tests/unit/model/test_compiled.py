@@ -26,7 +26,7 @@ def test_without_a_compiler_it_is_said_before_anything_is_trained(
         compile_blocks([], "cpu")
 
 
-@pytest.mark.parametrize("asked", [{"engine": {"name": "zero2"}}])
+@pytest.mark.parametrize("asked", [{"engine": {"name": "zero2"}}, {"memory": {"offload": "activations"}}])
 def test_what_it_does_not_go_with_is_refused(asked: dict[str, Any]) -> None:
     values = {"model": {"path": "/m"}, "data": {"train": "/d.jsonl"}, "train": {"compile": True}, **asked}
     with pytest.raises(RecipeError, match=r"train\.compile"):
@@ -58,7 +58,7 @@ def test_a_run_of_compiled_blocks_learns_the_same_whatever_the_lengths(tmp_path:
         return [line["loss"] for line in lines], [line["grad_norm"] for line in lines], evaluations
 
     plain = trained("plain")
-    for checkpointing, graphs in (("none", 5), ("full", 4)):
+    for checkpointing, graphs in (("none", 5), ("full", 4), ("selective", 4)):
         counters.clear()
         compiled = trained(checkpointing, train={"compile": True}, memory={"checkpointing": checkpointing})
         made = counters["stats"]["unique_graphs"]

@@ -78,6 +78,16 @@ def test_processes_of_a_cpu_share_the_memory_of_their_own_machine() -> None:
     assert chosen(Crowd(size=4, here=2), machine=host).name == "ddp", "30 GiB for each, on two machines"
 
 
+def test_what_blocks_keep_waits_on_the_host_of_a_gpu_alone() -> None:
+    asked = {"memory": {"offload": "activations"}}
+    with pytest.raises(RecipeError, match="on the host already") as caught:
+        chosen(1, **asked)
+    assert caught.value.faults[0].where == "memory.offload"
+    found, plain = chosen(1, machine=GPUS, **asked), chosen(1, machine=GPUS)
+    assert [part.name for part in found.forecast.host] == ["activations", "weights in 16 bits"]
+    assert plain.forecast.host == ()
+
+
 def test_on_a_cpu_there_is_nowhere_to_offload_to() -> None:
     assert not chosen(4, machine=of(CPU, 1)).forecast.offload
 
