@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 
 import torch
+import torch._dynamo
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from fulltune.base.errors import RecipeError
+
+_GRAPHS = 32
+"""Of the code of a block, at most: for training and measuring, one row and several, checkpointing, kinds of attention.
+
+Beyond it torch goes on uncompiled; it would from 8 on.
+"""
 
 
 def compile_blocks(blocks: Sequence[nn.Module], device: str) -> None:
@@ -16,6 +23,8 @@ def compile_blocks(blocks: Sequence[nn.Module], device: str) -> None:
     of a block that is replaced and not the block: its weights keep their names, and hooks of engines and gradient
     checkpointing stay around it.
     """
+    torch.compiler.reset()  # earlier runs of this process have graphs of the same code, whose number is limited
+    torch._dynamo.config.recompile_limit = _GRAPHS
     _require_compiler(device)
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True)

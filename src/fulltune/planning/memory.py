@@ -226,7 +226,7 @@ def _results(way: Way, model: ModelFacts) -> tuple[float, float]:
 
 
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
-    """Of as many tokens as are held at once: one tensor that all is done in, or of the softmax what it takes by itself."""
+    """Of as many tokens as are held at once: one tensor that all is done in, or what the softmax takes by itself."""
     numbers = _logits_at_once(model, load)
     narrow = way.compute if way.compute < 4 else 0
     return Part("logits", (4 if model.shape.cut else 2 * 4) * numbers, (3 * 4 + 2 * narrow) * numbers)
@@ -251,7 +251,9 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
         moment += _gradients(way, model, load).high
     if way.kind == "cpu":
         scattered = _scattered(way, model, load, passes)
-        return Part("overhead", 0, int(moment + scattered + 0.05 * (held + passing) + (200 if way.stage else 150) * _MIB))
+        return Part(
+            "overhead", 0, int(moment + scattered + 0.05 * (held + passing) + (200 if way.stage else 150) * _MIB)
+        )
     context, exchange = 1.5 * GIB, GIB if way.processes > 1 else 0
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
 
