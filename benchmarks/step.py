@@ -37,6 +37,7 @@ from fulltune.training.journal import Journal
 
 LOOPS = ("fulltune", "fulltune-compiled", "plain", "plain-grouped")
 _RATE, _CLIP = 2e-4, 1.0
+_SAID = {"true": True, "false": False}
 _SHOWN = 30
 """Lines of a profile."""
 
@@ -182,7 +183,7 @@ def recipe(model: Path, rows: Path, precision: str, batch: int, given: Sequence[
     for word in given:
         path, _, value = word.partition("=")
         section, _, field = path.partition(".")
-        made.setdefault(section, {})[field] = int(value) if value.isdecimal() else value
+        made.setdefault(section, {})[field] = _SAID.get(value, int(value) if value.isdecimal() else value)
     return made
 
 

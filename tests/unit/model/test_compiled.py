@@ -36,7 +36,7 @@ def test_what_it_does_not_go_with_is_refused(asked: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo asks every tensor
-def test_a_run_of_compiled_blocks_learns_the_same_whatever_the_lengths(tmp_path: Path) -> None:
+def test_landmine_J4_compiled_blocks_learn_the_same_whatever_the_lengths(tmp_path: Path) -> None:
     model = tiny.folder(tmp_path / "model")
     rows = tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(40))
     values = tiny.recipe(
