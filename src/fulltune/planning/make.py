@@ -21,8 +21,12 @@ from fulltune.recipe.changes import Change
 from fulltune.recipe.data import DataSection, Source
 from fulltune.recipe.schema import Recipe, TrainSection
 
-MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit."""
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of one forward pass unless the recipe says otherwise: enough to fill the device, little enough to fit.
+
+On a CPU it was measured (docs/performance.md): examples of few lengths lie beside each other, so less of it is padding,
+and what a block makes stays near. On a GPU it is a guess.
+"""
 
 _MANY_PASSES = 4
 """Up to so many passes repeated data is nearly as good as new, later it fades (Muennighoff et al. 2023)."""

@@ -104,7 +104,7 @@ def test_a_warmup_as_long_as_the_run_is_refused() -> None:
 def test_precision_and_micro_batches_follow_the_machine_unless_said() -> None:
     assert (plan().precision, plan(machine=GPUS).precision) == ("float32", "bf16-mixed")
     assert plan(machine=GPUS, train={"precision": "float32"}).precision == "float32"
-    assert plan().micro_tokens == 4096
+    assert plan().micro_tokens == 1024
     assert plan(facts(longest=5000)).micro_tokens == 5000, "the longest example fits"
     made = plan(train={"micro_examples": 2, "micro_tokens": 77, "layout": "packed"})
     assert (made.micro_examples, made.micro_tokens, made.layout) == (2, 77, "packed")
