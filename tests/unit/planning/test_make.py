@@ -121,7 +121,7 @@ def test_precision_and_micro_batches_follow_the_machine_unless_said() -> None:
     ],
 )
 def test_a_precision_says_what_everything_is_held_in(precision: str, formats: Any, sizes: Any) -> None:
-    made = plan(train={"precision": precision}).dtypes
+    made = plan(train={"precision": precision, "micro_tokens": 4096}).dtypes  # an update is one micro-batch
     assert (made.weights, made.gradients, made.moments, made.compute) == formats
     assert tuple(made.bytes.values()) == sizes
     assert made.reduction == "float32"
@@ -152,7 +152,7 @@ def test_gradients_of_several_micro_batches_cost_float32() -> None:
     ],
 )
 def test_moments_are_counted_by_optimizer_and_options(optim: dict[str, Any], wanted: int) -> None:
-    made = plan(train={"precision": "bf16-sr"}, optim=optim).dtypes
+    made = plan(train={"precision": "bf16-sr", "micro_tokens": 4096}, optim=optim).dtypes
     assert made.bytes["moments"] == wanted
     assert made.rows()["moments"] == f"{optim.get('moments', 'float32')}, {wanted:.3g} bytes"
     assert f"; {4 + wanted:.3g} bytes per parameter together" in str(made)
