@@ -35,7 +35,7 @@ from fulltune.starting import start
 from fulltune.training.checkpoint import Belonging
 from fulltune.training.journal import Journal
 
-LOOPS = ("fulltune", "fulltune-compiled", "plain", "plain-grouped")
+LOOPS = ("fulltune", "plain", "plain-grouped")
 _RATE, _CLIP = 2e-4, 1.0
 _SAID = {"true": True, "false": False}
 _SHOWN = 30
@@ -166,6 +166,9 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", choices=list(tokenised.SOURCES), default="gsm8k")
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="who takes part")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.FIELD=VALUE", help="of fulltune's recipe")
+    parser.add_argument(
+        "--beside", nargs="*", default=[], metavar="SECTION.FIELD=VALUE", help="for each fulltune once more, with it"
+    )
     parser.add_argument("--profile", action="store_true", help="show what each spends its time on, and no more")
     parser.add_argument("--write", action="store_true", help="keep the result in --results")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
@@ -196,10 +199,12 @@ def prepare(asked: argparse.Namespace, shape: str, folder: Path) -> tuple[dict[s
         raise SystemExit(f"{asked.data} gives {lesson.examples} examples, and {count} are asked for")
     seen = tokenised.read(all_rows, tokenised.order(count, count, seed=0))
     made: dict[str, Loop] = {}
+    for number, setting in enumerate([None, *asked.beside] if "fulltune" in asked.loops else []):
+        given = [*asked.set, *([] if setting is None else [setting])]
+        ours = Ours(folder / f"run-{number}", recipe(model, all_rows, asked.precision, asked.batch, given))
+        made["fulltune" if setting is None else setting] = ours
     for name in asked.loops:
-        if name.startswith("fulltune"):
-            given = [*asked.set, "train.compile=true"] if name == "fulltune-compiled" else asked.set
-            made[name] = Ours(folder / name, recipe(model, all_rows, asked.precision, asked.batch, given))
+        if name == "fulltune":
             continue
         if name == "plain-grouped":
             seen = sorted(seen, key=lambda example: -len(example["input_ids"]))

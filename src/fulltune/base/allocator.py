@@ -40,8 +40,8 @@ def keeping() -> Iterator[None]:
     """In here freed memory is kept for the next block, and given back at the end.
 
     By default glibc gives each large block back to the system when it is freed, which then has to provide the next one
-    anew, page by page: 79,000 of them in one update of 28 million weights, in place of 500. What a user set by glibc's
-    variables is left alone, and without glibc nothing changes.
+    anew, page by page: 79,000 of them in one update of 28 million weights, in place of few or none. What a user set by
+    glibc's variables is left alone, and without glibc nothing changes.
     """
     said = any(name in os.environ for name in _VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     with _tuned(_now[-1] if said else _KEEPING):

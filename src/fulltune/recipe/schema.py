@@ -88,7 +88,7 @@ class TrainSection(Section):
     """
     compile: bool = False
     """Whether the blocks of the model are compiled (`torch.compile`) before the first update, once for all lengths:
-    updates take less time, the start takes a minute more. Losses agree within the rounding of the number format.
+    updates take less time, the start takes up to a minute more. Losses agree within the rounding of the number format.
     """
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data and dropout."""
