@@ -20,6 +20,7 @@ from fulltune.training.journal import read
 from tests import tiny
 from tests.conftest import ROOT
 from tests.distributed.ranks import NEEDS_DEEPSPEED, run_together
+from tests.unit.model.test_compiled import NEEDS_COMPILER
 
 WORKER = "tests.distributed.worker"
 NATIVE, DEEPSPEED = "fulltune.engine.native:NativeEngine", "fulltune.engine.zero:ZeroEngine"
@@ -123,6 +124,7 @@ def test_several_processes_train_as_one_does(tmp_path: Path, recipe: Path, refer
     trained_as_by_one(tmp_path / "run", reference)
 
 
+@NEEDS_COMPILER
 @pytest.mark.slow
 def test_compiled_blocks_are_gathered_as_others(tmp_path: Path, recipe: Path, reference: Path) -> None:
     limits = ["engine.timeout=200"]  # they do not compile equally fast

@@ -4,8 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+
+from fulltune.base import allocator
+from fulltune.engine.contract import World
+from fulltune.engines import By, reusing
 
 LOOK = """
 import sys
@@ -82,3 +87,26 @@ def test_large_blocks_go_back_to_the_system_at_once() -> None:
 
     assert held("returning") <= 2
     assert held("as ever") >= 24, "else this looks at nothing"
+
+
+@GLIBC
+@pytest.mark.parametrize(
+    ("device", "engine", "largest", "keeps"),
+    [
+        ("cpu", "single", 0, True),
+        ("cpu", "ddp", allocator.LARGEST, True),
+        ("cpu", "single", allocator.LARGEST + 1, False),
+        ("cpu", "fsdp2", 0, False),
+        ("cpu", "zero1", 0, False),
+        ("cuda:0", "single", 0, False),
+    ],
+)
+def test_it_is_kept_for_passes_of_small_tensors_by_a_model_that_is_whole_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, device: str, engine: Any, largest: int, keeps: bool
+) -> None:
+    for name in (*allocator._VARIABLES, "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    before = allocator._now[-1]
+    with reusing(World(rank=0, size=1, device=device), By(engine), largest):
+        assert (allocator._now[-1] == allocator._KEEPING) is keeps
+    assert allocator._now[-1] == before

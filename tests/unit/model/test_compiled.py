@@ -1,6 +1,8 @@
 """Compiled blocks: the same losses from fewer kernels, and no length is compiled anew."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from fulltune.model.compiled import compile_blocks
 from fulltune.recipe.load import load_recipe
 from fulltune.training.journal import read
 from tests import tiny
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler: install g++"
+)
 
 
 def test_without_a_compiler_it_is_said_before_anything_is_trained(
@@ -33,6 +39,7 @@ def test_what_it_does_not_go_with_is_refused(asked: dict[str, Any]) -> None:
         load_recipe(values, {})
 
 
+@NEEDS_COMPILER
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo asks every tensor
