@@ -95,10 +95,8 @@ def largest_pass(recipe: Recipe, plan: Plan, data: Prepared, model: ModelFacts, 
         several = len(micros) > processes
         for micro in micros:
             lengths = [int(store.lengths[members[i]]) for i in micro]
-            packed = plan.layout == "packed"
-            width = budget.width(sum(lengths) if packed else max(lengths, default=1))
-            rows = 1 if packed else max(1, len(micro))
+            rows, width = budget.shape(lengths)
             taught = sum(int((store[members[i]].labels != IGNORE).sum()) for i in micro)
-            made = Pass(rows=rows, width=max(1, width), taught=taught, several=several, longest=longest)
+            made = Pass(rows=rows, width=width, taught=taught, several=several, longest=longest)
             passes.append((made.tokens, made))
     return max(passes, key=lambda one: (one[0], one[1].several))[1]

@@ -1,5 +1,6 @@
 """The feed: examples of a store -> the batches of an update."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,12 +24,11 @@ def collate(store: Store, members: Sequence[int], budget: Budget, refer: Refer |
     examples = [store[i] for i in members]
     lengths = [len(example.ids) for example in examples]
     packed = budget.layout == "packed"
-    rows = 1 if packed else max(1, len(lengths))
-    width = max(1, sum(lengths)) if packed else budget.width(max(lengths, default=1))
-    ids = np.zeros((rows, width), np.int64)
-    labels = np.full((rows, width), IGNORE, np.int64)
-    weights = np.zeros((rows, width), np.float32)
-    positions = np.zeros((rows, width), np.int64)
+    shape = budget.shape(lengths)
+    ids = np.zeros(shape, np.int64)
+    labels = np.full(shape, IGNORE, np.int64)
+    weights = np.zeros(shape, np.float32)
+    positions = np.zeros(shape, np.int64)
     at = 0
     for number, example in enumerate(examples):
         row, start = (0, at) if packed else (number, 0)
@@ -112,14 +112,23 @@ class Feed:
         lengths = self._lengths(members)
         return [micro for rank in range(self._size) for micro in lay(lengths, budget, rank=rank, size=self._size)]
 
-    def heaviest(self, budget: Budget) -> tuple[list[int], list[int]]:
+    def heaviest(self, budget: Budget) -> list[list[int]]:
         """What asks for the most memory: an update of the longest examples, and the fullest micro-batch there can be.
 
-        They differ: of 4,096 tokens, a row of 2,100 leaves half of them empty, and four rows of 1,000 nearly none.
+        They differ: of 4,096 tokens, a row of 2,100 leaves half of them empty, and four rows of 1,000 nearly none. The
+        second is left out where the widest micro-batch of the first is as full.
         """
-        longest = np.argsort(-self._store.lengths, kind="stable")[: self._most]
-        count = self._portion.count(self._store.lengths[longest].tolist())
-        return longest[:count].tolist(), fullest(self._store.lengths, budget, self._portion.most).tolist()
+        order = np.argsort(-self._store.lengths, kind="stable")[: self._most]
+        count = self._portion.count(self._store.lengths[order].tolist())
+        longest, most = order[:count].tolist(), fullest(self._store.lengths, budget, self._portion.most).tolist()
+        shapes = [budget.shape(self._lengths([longest[i] for i in micro])) for micro in self.cut(longest, budget)]
+        widest = max(shapes, key=lambda shape: (shape[1], shape[0]))
+        return [longest] if math.prod(widest) >= math.prod(budget.shape(self._lengths(most))) else [longest, most]
+
+    @property
+    def shortest(self) -> list[int]:
+        """The example that asks for the least, alone."""
+        return [int(self._store.lengths.argmin())]
 
     def _lengths(self, members: Sequence[int]) -> list[int]:
         return [int(self._store.lengths[i]) for i in members]

@@ -44,6 +44,12 @@ class Budget:
         rounded = -(-tokens // _STEP) * _STEP
         return rounded if self.context is None else max(tokens, min(rounded, self.context))
 
+    def shape(self, lengths: Sequence[int]) -> tuple[int, int]:
+        """Rows and width of the micro-batch of examples of these lengths; one row of one token if there are none."""
+        if self.layout == "packed":
+            return 1, max(1, sum(lengths))
+        return max(1, len(lengths)), self.width(max(lengths, default=1))
+
     def halved(self, times: int) -> "Budget":
         """The budget after memory ran out so many times; one example always fits."""
         return replace(self, examples=max(1, self.examples >> times), tokens=max(1, self.tokens >> times))

@@ -92,7 +92,7 @@ def _told(own: Tensor, engine: Engine, objective: Objective) -> Outcome:
 def trial(
     batches: Sequence[Batch], *, engine: Engine, objective: Objective, stopped: Callable[[], bool] = _never
 ) -> Shortage | None:
-    """Every pass that `step` would make, for its memory alone: nothing moves."""
+    """The passes that `step` would make of these, for their memory alone: nothing moves."""
     counts, *_ = _counts(batches, engine, objective)
     if not any(counts.values()):
         return None

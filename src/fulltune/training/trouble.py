@@ -51,6 +51,11 @@ def agreed(own: Shortage | None, engine: Engine, stopped: Callable[[], bool]) ->
 def release() -> None:
     """Give back what the allocator keeps of an attempt that failed; the graph of a backward pass may be a circle."""
     gc.collect()
+    empty()
+
+
+def empty() -> None:
+    """Give back what the allocator keeps, where there is one that does not share it with other processes."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

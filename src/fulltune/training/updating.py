@@ -20,7 +20,7 @@ from fulltune.objectives import Objective
 from fulltune.training.journal import Journal
 from fulltune.training.spikes import Spikes, score
 from fulltune.training.step import Outcome, reseed, step, trial
-from fulltune.training.trouble import Shortage, agreed, attempted, release, unrepeatable
+from fulltune.training.trouble import Shortage, agreed, attempted, empty, release, unrepeatable
 
 _NAMED = 20
 """Rows that an error names."""
@@ -107,11 +107,12 @@ class Updating:
 
         The progress that comes back knows how small micro-batches must be. MachineError if none are small enough.
         """
+        heaviest = self.feed.heaviest(self.budget)
         with unrepeatable("with weights, gradients and optimizer state alone"), self.engine.rehearsing():
-            for members in self.feed.heaviest(self.budget):
-                while (lack := self._tried(members, progress)) is not None:
+            for members in heaviest:
+                while (lack := self._tried(members, heaviest[0], progress)) is not None:
                     progress = self._halved(progress, lack, members)
-        release()
+        empty()
         return progress
 
     def _made(self, members: Sequence[int], rates: Sequence[float], progress: Progress) -> tuple[Outcome, Progress]:
@@ -139,12 +140,21 @@ class Updating:
                 refused=lambda loss: self.spikes.refused(loss, progress.losses),
             )
 
-    def _tried(self, members: Sequence[int], progress: Progress) -> Shortage | None:
-        batches = self._batches(members, progress)
+    def _tried(self, members: Sequence[int], longest: Sequence[int], progress: Progress) -> Shortage | None:
+        """The largest micro-batch of these examples, since others need no more.
+
+        Where an update can have several, behind a small one: then gradients lie there already.
+        """
+        batches, before = self._batches(members, progress), self._batches(self.feed.shortest, progress)
         if isinstance(batches, Shortage):
             return batches
+        if isinstance(before, Shortage):
+            return before
+        largest = max(batches, key=lambda batch: (batch.ids.shape[1], batch.ids.numel()))
+        several = len(self.feed.cut(longest, self.budget.halved(progress.halvings))) > self.engine.world.size
+        tried = [*before, largest] if several else [largest]
         with self.mixing(progress.position):
-            return trial(batches, engine=self.engine, objective=self.objective, stopped=self.stopped)
+            return trial(tried, engine=self.engine, objective=self.objective, stopped=self.stopped)
 
     def _batches(self, members: Sequence[int], progress: Progress) -> list[Batch] | Shortage:
         """The micro-batches of these examples, and the seed that their passes begin with each time."""

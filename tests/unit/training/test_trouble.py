@@ -265,13 +265,32 @@ def test_memory_that_runs_out_in_the_trial_halves_before_the_first_update(tmp_pa
 
 def test_the_trial_tries_the_longest_examples_and_the_fullest_micro_batch(tmp_path: Path) -> None:
     updates = Updates(tmp_path, micro=4)
-    seen: list[tuple[int, ...]] = []
-    updates.ground.objective.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].examples))
-    updates.update.rehearse(Progress())
+    seen = _seen_in_the_trial(updates)
     lengths = updates.ground.store.lengths
-    tried = sorted((int(lengths[i]) for micro in seen for i in micro), reverse=True)
-    assert {*sorted(lengths.tolist(), reverse=True)[:BATCH]} <= set(tried)
+    assert int(lengths.max()) in {int(lengths[i]) for micro in seen for i in micro}
     most = max(len(micro) * updates.update.budget.width(max(int(lengths[i]) for i in micro)) for micro in seen)
     for update in range(64):
         for batch in updates.feed.batches(updates.members(update), updates.update.budget):
             assert batch.ids.numel() <= most
+
+
+def test_the_trial_has_gradients_beside_what_it_tries_where_updates_do(tmp_path: Path) -> None:
+    """An update of several micro-batches has those of the ones before it."""
+    several, one = Updates(tmp_path / "a", micro=BATCH // 2), Updates(tmp_path / "b", micro=BATCH)
+    for updates, beside in ((several, True), (one, False)):
+        found: list[bool] = []
+        weight = next(updates.ground.model.parameters())
+        updates.ground.objective.register_forward_pre_hook(
+            lambda *_, weight=weight, found=found: found.append(weight.grad is not None)
+        )
+        seen = _seen_in_the_trial(updates)
+        small = updates.feed.shortest
+        tried = [beside for micro, beside in zip(seen, found, strict=True) if list(micro) != small]
+        assert tried and tried == [beside] * len(tried)
+
+
+def _seen_in_the_trial(updates: Updates) -> list[tuple[int, ...]]:
+    seen: list[tuple[int, ...]] = []
+    updates.ground.objective.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].examples))
+    updates.update.rehearse(Progress())
+    return seen
