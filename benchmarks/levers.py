@@ -23,8 +23,17 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
     "one example": (_NONE, "train.micro_examples=1"),
     "selective": ("memory.checkpointing=selective",),
     "full": ("memory.checkpointing=full",),
+    "in backward": (_NONE, "optim.in_backward=two_passes"),
+    "in backward, one pass": (
+        _NONE,
+        "optim.in_backward=one_pass",
+        "optim.clip=null",
+        "train.on_nonfinite=stop",
+    ),
 }
 """What is set of the recipe; the first is what all are compared with."""
+WHOLE = ("in backward", "in backward, one pass")
+"""Asked for by name alone: they make an update one micro-batch, so only beside batches that are one anyhow."""
 EXACT = ("selective", "full")
 """Whose losses must be those of the first to the last bit."""
 
@@ -62,7 +71,13 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     about = __doc__.partition("\n")[0] if __doc__ else None
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--model", choices=list(models.SHAPES), default="M")
-    made.add_argument("--levers", nargs="+", choices=list(LEVERS)[1:], default=list(LEVERS)[1:], help="beside none")
+    made.add_argument(
+        "--levers",
+        nargs="+",
+        choices=list(LEVERS)[1:],
+        default=[name for name in LEVERS if name not in ("none", *WHOLE)],
+        help="beside none",
+    )
     made.add_argument("--data", choices=list(tokenised.SOURCES), default="gsm8k")
     made.add_argument("--precision", choices=["float32", "bf16-mixed", "bf16-sr"], default="float32")
     made.add_argument("--batch", type=options.positive, default=8, help="examples of one update")

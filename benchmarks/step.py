@@ -37,7 +37,7 @@ from fulltune.training.journal import Journal
 
 LOOPS = ("fulltune", "plain", "plain-grouped")
 _RATE, _CLIP = 2e-4, 1.0
-_SAID = {"true": True, "false": False}
+_SAID = {"true": True, "false": False, "null": None}
 _SHOWN = 30
 """Lines of a profile."""
 

@@ -14,6 +14,7 @@ from fulltune.base.errors import RecipeError
 from fulltune.base.groups import GroupPlan
 from fulltune.base.records import EngineName, Plan
 from fulltune.engine.contract import Engine, MakeOptimizer, Pull, World
+from fulltune.engine.in_backward import InBackward
 from fulltune.engine.launch import Meeting
 from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
@@ -68,8 +69,11 @@ def engine_for(
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)
     layout = _layout(recipe.engine, plan, model, meeting, by)
-    clip = recipe.optim.clip
-    return NativeEngine(model, objective, make_optimizer, layout, clip=clip, precision=plan.dtypes, pulls=pulls)
+    named: Any = {"clip": recipe.optim.clip, "precision": plan.dtypes, "pulls": pulls}
+    if recipe.optim.in_backward != "off":
+        named["two_passes"] = recipe.optim.in_backward == "two_passes"
+        return InBackward(model, objective, make_optimizer, layout, **named)
+    return NativeEngine(model, objective, make_optimizer, layout, **named)
 
 
 def reusing(world: World, by: By, largest: int) -> AbstractContextManager[None]:

@@ -27,7 +27,8 @@ class PrecisionPlan:
     reduction: NumberFormat
     """In which gradients of several micro-batches are added up, and losses and norms."""
     bytes: dict[str, int | float]
-    """Per parameter, by `weights`, `gradients` and `moments`; no moments where only the user's own optimizer knows.
+    """Per parameter, by `weights`, `gradients` and `moments`; no moments where only the user's own optimizer knows;
+    gradients 0 where each is freed as soon as its weight was moved.
     Besides, `pulls`: what these remember, where there are any.
     """
     beside: float = 0.0
@@ -51,6 +52,8 @@ class PrecisionPlan:
         if self.bytes["gradients"] > BYTES[self.gradients]:
             total = f"added up in {self.reduction}, {_cost(self.bytes['gradients'])}"
             shown["gradients"] = f"{self.gradients} of a micro-batch, {total}"
+        if not self.bytes["gradients"]:
+            shown["gradients"] = f"{self.gradients}, of one weight at a time"
         if self.weights != "float32":
             shown["weights"] += ", rounded stochastically"
         if "pulls" in self.bytes:

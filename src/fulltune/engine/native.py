@@ -127,7 +127,7 @@ class NativeEngine:
         """An update at rate 0 by gradients of 0, since 0 times a gradient that is not finite is NaN."""
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-        self._weights.rest()
+            self._weights.rest(group["params"])
         self._weights.step(0.0, math.inf, ())
         self.clear()
 

@@ -37,8 +37,8 @@ class Weights(Protocol):
     def spare(self, parameters: Iterable[nn.Parameter]) -> None:
         """Drop the gradients of these parameters of the optimizer, so that they stay as they are, their moments too."""
 
-    def rest(self) -> None:
-        """Gradients of zero for every weight that is trained."""
+    def rest(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients of zero for these parameters of the optimizer."""
 
     def pull(self, pulls: Sequence[Pull]) -> None:
         """Let pulls add to the gradients."""
@@ -95,10 +95,9 @@ class FullWeights:
         for parameter in parameters:
             parameter.grad = None
 
-    def rest(self) -> None:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+    def rest(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
     def pull(self, pulls: Sequence[Pull]) -> None:
         for pull in pulls:
@@ -158,6 +157,8 @@ class RoundedWeights:
         self._sums: dict[Tensor, Tensor] = {}
         """By weight: gradients of micro-batches, added up in float32."""
         self._several = False
+        self._draws: torch.Generator | None = None
+        """Of this update: one, also where weights are moved one by one in a backward pass."""
 
     def begin(self, *, last: bool) -> None:
         self._several = self._several or not last
@@ -196,10 +197,9 @@ class RoundedWeights:
         for shard in parameters:
             self._drop(self._weights[shard])
 
-    def rest(self) -> None:
-        for group in self.optimizer.param_groups:
-            for shard in group["params"]:
-                self._weights[shard].grad = torch.zeros_like(self._weights[shard])
+    def rest(self, parameters: Iterable[nn.Parameter]) -> None:
+        for shard in parameters:
+            self._weights[shard].grad = torch.zeros_like(self._weights[shard])
 
     def _drop(self, weight: nn.Parameter) -> None:
         weight.grad = None
@@ -219,7 +219,7 @@ class RoundedWeights:
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     def step(self, norm: float, limit: float, pulls: Sequence[Pull]) -> None:
-        generator = self._generator()
+        generator = self._draws = self._draws or self._generator()
         factor = limit / (norm + 1e-6) if norm > limit else 1.0  # as torch's own clipping
         rates = {shard: group["lr"] for group in self.optimizer.param_groups for shard in group["params"]}
         for shard, gradient in list(self._moved()):
@@ -242,7 +242,7 @@ class RoundedWeights:
             self._weights[shard].data.copy_(stochastic(copy, generator))  # exact where nothing was changed
 
     def clear(self) -> None:
-        self._several = False
+        self._several, self._draws = False, None
         for weight in self._weights.values():
             self._drop(weight)
 

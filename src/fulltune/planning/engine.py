@@ -10,6 +10,7 @@ from fulltune.base.formats import BYTES, PrecisionPlan
 from fulltune.base.memory import GIB, Forecast, between, gib
 from fulltune.base.records import Checkpointing, EngineName, Layout, Machine, ModelFacts
 from fulltune.planning.deepspeed import configuration
+from fulltune.planning.in_backward import require_one_process
 from fulltune.planning.memory import forecast
 from fulltune.planning.precision import rounds, takes_parts
 from fulltune.planning.pulls import require_whole
@@ -76,7 +77,8 @@ class Case:
     @property
     def divisible(self) -> bool:
         """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
-        return self.dtypes.weights == "float32" and takes_parts(self.recipe.optim.name)
+        known = takes_parts(self.recipe.optim.name) and self.recipe.optim.in_backward == "off"
+        return self.dtypes.weights == "float32" and known
 
     @property
     def free(self) -> bool:
@@ -84,7 +86,12 @@ class Case:
         return self.recipe.train.micro_examples is None and self.recipe.train.micro_tokens is None
 
     def cuts(self) -> "list[Case]":
-        """With micro-batches of half the size, of a quarter, and so on to the longest example alone."""
+        """With micro-batches of half the size, of a quarter, and so on to the longest example alone.
+
+        None where weights move in the backward pass: an update is one micro-batch there.
+        """
+        if self.recipe.optim.in_backward != "off":
+            return []
         load, packed = self.load, self.layout == "packed"
         size, least = (load.width, load.longest) if packed else (load.rows, 1)
         # Gradients of several micro-batches are added up in float32.
@@ -127,6 +134,7 @@ def choose_engine(case: Case) -> Chosen:
     recipe, processes = case.recipe, case.crowd.size
     _require_groups(case)
     _require_elsewhere(case)
+    require_one_process(recipe, processes)
     chosen = _chosen(case)
     if chosen.name == "single" and processes > 1:
         raise RecipeError(

@@ -14,6 +14,7 @@ from fulltune.data.lay import Budget
 from fulltune.data.mixing import Mixture, mixture
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.planning.comparing import require_comparing
+from fulltune.planning.in_backward import all_tokens, require_in_backward, require_one_micro
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.planning.pulls import require_pulls
 from fulltune.planning.scores import require_scores
@@ -45,6 +46,7 @@ def require_names(recipe: Recipe) -> None:
         partial(SCHEDULES.find, recipe.optim.schedule, where="optim.schedule"),
         partial(require_precision, recipe),
         partial(require_pulls, recipe),
+        partial(require_in_backward, recipe),
         partial(require_comparing, recipe),
     ]
     for where, source in _sources(recipe.data):
@@ -93,8 +95,12 @@ def make_plan(
     # With `batch_tokens` an update has at most that many examples, of one token each.
     micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
     micro_tokens = train.micro_tokens or max(MICRO_TOKENS[machine.kind], longest)
-    whole = train.batch_tokens is None and layout == "padded"
-    whole = whole and Budget(micro_examples, micro_tokens, layout, model.context).fits(train.batch_examples, longest)
+    budget = Budget(micro_examples, micro_tokens, layout, model.context)
+    if recipe.optim.in_backward != "off":
+        micro_tokens = train.micro_tokens or max(micro_tokens, all_tokens(train, budget, longest))
+        budget = replace(budget, tokens=micro_tokens)
+        require_one_micro(train, budget, longest)
+    whole = train.batch_tokens is None and layout == "padded" and budget.fits(train.batch_examples, longest)
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
@@ -119,6 +125,8 @@ def make_plan(
 def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
     """A plan for what changed, with the choices of the plan before it that nobody asked to change."""
     changed = {change.field for change in changes}
+    if "optim.in_backward" in changed:  # how large a micro-batch is follows from it
+        changed |= {"train.micro_examples", "train.micro_tokens", "train.precision"}
     kept = replace(
         made,
         layout=made.layout if "train.layout" in changed else before.layout,

@@ -244,6 +244,8 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     """What libraries and allocators take, and what is held for a moment."""
     held, passing = sum(part.high for part in state), sum(part.high for part in passes)
     moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
+    if not way.dtypes.bytes["gradients"]:  # of one weight at a time, and what its update is made of
+        moment += 3 * 4 * model.shape.tensor
     if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
         coded = 28 * min(model.shape.tensor, CODED_AT_ONCE) if way.dtypes.moments == "int8" else 0
         moment = max(0, coded + 30 * model.shape.tensor - sum(part.low for part in passes))

@@ -98,6 +98,8 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     wide = several or any(pull.on_gradients for pull in pulls)  # these add to gradients in float32
     sizes: dict[str, int | float]
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
+    if optim.in_backward != "off":
+        sizes["gradients"] = 0
     beside, spares_matrices = 0.0, False
     if optim.name in _KEPT:
         kept = _KEPT[optim.name]

@@ -19,6 +19,7 @@ HONOURED = (
     "train.spike_window",
     "train.spike_score",
     "memory",
+    "optim.in_backward",
     "engine",
     "evaluate",
     "checkpoint",

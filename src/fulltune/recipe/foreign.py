@@ -96,6 +96,7 @@ FOREIGN: Mapping[str, str] = {
     "adam_beta2": "optim.options: {betas: [0.9, 0.999]}",
     "adam_epsilon": "optim.options: {eps: 1e-8}",
     "optim_args": "optim.options",
+    "optimizer_in_bwd": "optim.in_backward",
     # memory
     "gradient_checkpointing": "memory.checkpointing: full",
     "activation_checkpointing": "memory.checkpointing: full",

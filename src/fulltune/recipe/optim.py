@@ -72,6 +72,11 @@ class OptimSection(Section):
     """Decoupled weight decay of matrices; biases, norms and embeddings are never decayed."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; a longer gradient is shortened to it. `null`: no limit."""
+    in_backward: Literal["off", "two_passes", "one_pass"] = "off"
+    """Optimizer in backward: each weight moves as soon as its gradient is there, which is freed, so gradients take no
+    memory (docs/memory.md). One process, an update of one micro-batch. `two_passes`: clipped exactly, and nothing moves
+    where a gradient is not finite; twice the arithmetic. `one_pass`: no `clip`, and `train.on_nonfinite` is no `skip`.
+    """
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     """Number format of what the optimizer keeps for each weight; `bfloat16` and `int8` need `train.precision: bf16-sr`.
     `int8`: a code of 8 bits, with a scale for every 256 of them (`docs/precision.md`).
