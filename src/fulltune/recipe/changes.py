@@ -2,9 +2,12 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fulltune.base.errors import CheckpointError, RecipeError
+from fulltune.recipe.schema import Recipe
+from fulltune.recipe.write import as_values
 
 HONOURED = (
     "train.epochs",
@@ -48,13 +51,24 @@ class Change:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, settings: bool = True) -> tuple[Change, ...]:
-    """Leaves of two nested mappings that differ, by their dotted names."""
+    """Leaves of two nested mappings that differ, by their dotted names.
+
+    `settings`: they are recipes. A field that the older one lacks, since its version did not know it, had the default.
+    """
     old, new = dict(leaves(before)), dict(leaves(now))
+    if settings:
+        old = {key: value for key, value in _defaults().items() if key in new} | old
     return tuple(
         Change(key, old.get(key), new.get(key), settings)
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     )
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """What a recipe says that names a model and data, and no more."""
+    return dict(leaves(as_values(Recipe.model_validate({"model": {"path": "-"}, "data": {"train": "-"}}))))
 
 
 def require_accepted(changes: Sequence[Change], accepted: Collection[str], *, folder: str) -> None:
