@@ -70,20 +70,23 @@ def main() -> None:
     """Train some cycles over the same updates, then say what it took."""
     told = Lever(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     from benchmarks import step
+    from fulltune.losses import fitting
+    from fulltune.ready import facts_of
 
     model = Path(told.model)
     with tempfile.TemporaryDirectory(dir=Path(told.out).parent) as folder:
         asked: dict[str, Any] = step.recipe(model, Path(told.rows), told.precision, told.batch, told.settings)
-        step.Ours.plan(Path(folder) / "run", asked)  # all modules that planning takes are there then
+        recipe, _, plan = step.Ours.plan(Path(folder) / "run", asked)  # all modules that planning takes are there then
         forget()
         before = resident("VmRSS")
-        loop = step.Ours(Path(folder) / "run", asked)
-        forget()
         losses, took = [], []
-        for _ in range(1 + told.cycles):
-            parts = [step.timed(loop, number) for number in range(told.updates)]
-            losses += [loss for loss, _ in parts]
-            took.append(step.total([part for _, part in parts]))
+        with fitting(plan, facts_of(recipe.model)):  # memory is used again as a run of this recipe does it
+            loop = step.Ours(Path(folder) / "run", asked)
+            forget()
+            for _ in range(1 + told.cycles):
+                parts = [step.timed(loop, number) for number in range(told.updates)]
+                losses += [loss for loss, _ in parts]
+                took.append(step.total([part for _, part in parts]))
         made = Moved(
             peak=resident("VmHWM") - before,
             seconds=[one.wall for one in took[1:]],

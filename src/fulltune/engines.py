@@ -30,6 +30,7 @@ from fulltune.model.waiting import let_wait
 from fulltune.objectives import Objective
 from fulltune.optim.groups import Parting, Rule, begins, groups
 from fulltune.optim.optimizers import make
+from fulltune.optim.pulls import ScheduleFreeAverage
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.way import DIVIDED
 from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
@@ -64,7 +65,7 @@ def engine_for(
         let_wait(model)
     if recipe.train.compile:
         compile_blocks(blocks(model), meeting.world.device)
-    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
+    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model), pulls)
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)
@@ -76,14 +77,16 @@ def engine_for(
     return NativeEngine(model, objective, make_optimizer, layout, **named)
 
 
-def reusing(world: World, by: By, largest: int) -> AbstractContextManager[None]:
+def reusing(world: World, by: By, largest: int, *, frugal: bool = False) -> AbstractContextManager[None]:
     """In here freed memory is kept for the next pass, where the model lies on the host, and whole.
+
+    Not if `frugal`: gradients that are freed one by one would leave holes that nothing fits into (docs/memory.md).
 
     `largest`: bytes of a pass's largest activations. Beyond what glibc keeps anyhow such blocks would leave holes into
     which the next ones do not fit: a model of one layer and micro-batches of 17,000 tokens took 1,500 MiB in place of
     900. So would weights that are gathered and dropped. What a GPU computes with is not the host's.
     """
-    keeps = world.device == "cpu" and not DIVIDED[by.name] and largest <= LARGEST
+    keeps = not frugal and world.device == "cpu" and not DIVIDED[by.name] and largest <= LARGEST
     return keeping() if keeps else nullcontext()
 
 
@@ -108,8 +111,10 @@ def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeti
             raise AssertionError(f"{by.name} has no layout")
 
 
-def _optimizer(section: OptimSection, by: Parting) -> MakeOptimizer:
-    """A maker, since an engine must shape the parameters first."""
+def _optimizer(section: OptimSection, by: Parting, pulls: Sequence[Pull]) -> MakeOptimizer:
+    """A maker, since an engine must shape the parameters first. `pulls`: one of them may be the optimizer's own."""
+    averages = [pull for pull in pulls if isinstance(pull, ScheduleFreeAverage)]
+    own = {"average": averages[0]} if averages else {}
 
     def build(named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         return make(
@@ -117,7 +122,7 @@ def _optimizer(section: OptimSection, by: Parting) -> MakeOptimizer:
             groups(named, by),
             lr=section.lr,
             weight_decay=section.weight_decay,
-            options=section.options,
+            options={**section.options, **own},
         )
 
     return build

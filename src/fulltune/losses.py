@@ -74,5 +74,6 @@ def fitting(
         mend="lower train.micro_tokens (the losses stay the same), or memory.checkpointing=full",
     )
     widest = 0 if trained is None else plan.micro_tokens * trained.shape.widest * BYTES[plan.dtypes.compute]
-    with told, nullcontext() if trained is None else reusing(world or alone().world, by, widest):
+    frugal = not plan.dtypes.bytes["gradients"]
+    with told, nullcontext() if trained is None else reusing(world or alone().world, by, widest, frugal=frugal):
         yield

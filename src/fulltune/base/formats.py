@@ -33,6 +33,8 @@ class PrecisionPlan:
     """
     beside: float = 0.0
     """Bytes per parameter that moments may take besides: how many depends on the shapes of the weights."""
+    projected: float = 0.0
+    """Bytes of the numbers to which moments project a side of matrices inside of blocks; 0 if they do not."""
     spares_matrices: bool = False
     """Whether they take that for sure, but for matrices inside of blocks."""
 

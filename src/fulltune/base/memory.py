@@ -36,6 +36,10 @@ class Shape:
     """Whether the head can be taken apart from the rest, so that logits are made in pieces."""
     matrices: int = 0
     """Of the parameters, those in matrices inside of blocks."""
+    longer: int = 0
+    """Their longer sides, added up."""
+    shorter: int = 0
+    """Their shorter sides, added up."""
 
 
 @dataclass(frozen=True, slots=True)

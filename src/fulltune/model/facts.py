@@ -55,6 +55,7 @@ def shape(model: nn.Module, config: Any) -> Shape:
     chosen = _chosen_experts(config)
     sides = [[side for p in block.parameters() for side in _inner_sides(p, hidden, chosen)] for block in repeated]
     heads = _number(config, _HEADS)
+    projected = [model.get_parameter(name).shape for name in matrices(model)]
     groups = _number(config, ("num_key_value_heads",)) or heads
     head_size = _number(config, ("head_dim",)) or hidden // max(1, heads)
     return Shape(
@@ -67,7 +68,9 @@ def shape(model: nn.Module, config: Any) -> Shape:
         heads=heads,
         repeated=2 * max(0, heads - groups) * head_size,
         cut=head(model) is not None,
-        matrices=sum(model.get_parameter(name).numel() for name in matrices(model)),
+        matrices=sum(rows * columns for rows, columns in projected),
+        longer=sum(map(max, projected)),
+        shorter=sum(map(min, projected)),
     )
 
 

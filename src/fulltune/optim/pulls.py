@@ -172,6 +172,27 @@ class EMA(Pull):
         return self._kept("average", name) if self._result else None
 
 
+class ScheduleFreeAverage(Pull):
+    """The average that schedule-free AdamW makes, and that its model is (`optim/schedule_free.py`): it moves nothing.
+
+    That optimizer brings it; a recipe does not ask for it.
+    """
+
+    remembers = ("average",)
+
+    def begin(self, name: str, shard: "Tensor") -> None:
+        self._keep("average", name, shard.clone())
+
+    def of(self, name: str, shard: "Tensor") -> "Tensor":
+        """The average of a weight, to be moved; it begins at the weight itself."""
+        if f"{name}{SEPARATOR}average" not in self.kept:
+            self.begin(name, shard)
+        return self._kept("average", name)
+
+    def instead(self, name: str) -> "Tensor | None":
+        return self._kept("average", name)
+
+
 class Mixout(Pull):
     """Mixout: in each update every number of a matrix is, with this probability, the one that the run began with.
 

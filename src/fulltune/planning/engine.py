@@ -12,7 +12,7 @@ from fulltune.base.records import Checkpointing, EngineName, Layout, Machine, Mo
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.in_backward import require_one_process
 from fulltune.planning.memory import forecast
-from fulltune.planning.precision import rounds, takes_parts
+from fulltune.planning.precision import moves_one, takes_parts
 from fulltune.planning.pulls import require_whole
 from fulltune.planning.way import Pass, Way
 from fulltune.recipe.schema import ZERO, Recipe
@@ -152,8 +152,8 @@ def choose_engine(case: Case) -> Chosen:
     if chosen.name not in ("single", "ddp") and not case.divisible:
         optimizer = recipe.optim.name
         why = (
-            f"{optimizer} needs whole matrices"
-            if rounds(optimizer)
+            f"{optimizer} needs whole weights"
+            if moves_one(optimizer)
             else f"whether {optimizer} may see parts is not known"
         )
         raise RecipeError(

@@ -2,7 +2,7 @@
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.data.lay import Budget
-from fulltune.planning.precision import rounds
+from fulltune.planning.precision import moves_one
 from fulltune.planning.pulls import pulls_of
 from fulltune.recipe.schema import Recipe, TrainSection
 
@@ -17,7 +17,7 @@ def require_in_backward(recipe: Recipe) -> None:
     faults = []
     if recipe.engine.name not in ("auto", "single") or (recipe.engine.processes or 1) > 1:
         faults.append(_several())
-    if not rounds(optim.name):
+    if not moves_one(optim.name):
         said = f"weights are moved one by one, which is not known to be right for {optim.name}"
         faults.append(Fault(said, _WHERE, "optim.in_backward=off, or optim.name=adamw"))
     if train.precision == "fp16-mixed":

@@ -117,6 +117,9 @@ def _moments(way: Way, model: ModelFacts) -> Part:
         low = _held(way, model, "moments")
         high = low + int(others * dtypes.beside)
         low = high if dtypes.spares_matrices else low
+        # Two moments of each number of the longer sides, and a projection; of narrow matrices it is less.
+        projected = dtypes.projected * (2 * model.shape.longer + model.shape.shorter)
+        high += int(min(projected, 1.5 * dtypes.beside * model.shape.matrices))
     else:
         low, high = 0, model.parameters * _UNKNOWN_MOMENTS
     parts = way.divided("moments")

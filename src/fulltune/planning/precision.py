@@ -29,19 +29,29 @@ class _Kept:
     """Numbers for each weight that it may keep besides, by the shapes of the weights."""
     spares_matrices: bool = False
     """Whether it keeps these for sure, but for matrices inside of blocks."""
+    rank: int = 0
+    """Unless its options say another: to how many numbers it projects a side of matrices inside of blocks."""
     parts: bool = True
     """Whether it treats each number by itself, so that it may be given parts of a weight."""
+    rounded: bool = True
+    """Whether weights that it moves may be rounded stochastically."""
 
 
 _KEPT: Mapping[str, _Kept] = {
     # A row and a column instead of a matrix: of 80 rows and columns or more, less than a fortieth of it.
     "adafactor": _Kept(values=lambda _: 0, beside=1 / 40, parts=False),
     "adamw": _Kept(values=lambda options: 3 if options.get("amsgrad") else 2),
+    "apollo": _Kept(values=lambda _: 0, beside=2, spares_matrices=True, rank=256, parts=False),
+    "apollo_mini": _Kept(values=lambda _: 0, beside=2, spares_matrices=True, rank=1, parts=False),
+    # It keeps a projection, which rounding would bend.
+    "galore": _Kept(values=lambda _: 0, beside=2, spares_matrices=True, rank=128, parts=False, rounded=False),
     "lion": _Kept(values=lambda _: 1),
     "muon": _Kept(values=lambda _: 1, beside=1, spares_matrices=True, parts=False),
+    # Its average is counted among pulls; it lies so near to the weights that rounding those would tell.
+    "schedule_free_adamw": _Kept(values=lambda _: 1, parts=False, rounded=False),
     "sgd": _Kept(values=lambda options: 1 if options.get("momentum") else 0),
 }
-"""By optimizer. These treat each weight tensor by itself, as bf16-sr must."""
+"""By optimizer. These treat each weight tensor by itself, as bf16-sr must, and moving them in the backward pass."""
 
 
 def require_precision(recipe: Recipe) -> None:
@@ -56,7 +66,8 @@ def require_precision(recipe: Recipe) -> None:
         )
     if rounded and not rounds(recipe.optim.name):
         raise RecipeError(
-            f"bf16-sr moves one weight tensor at a time, which is known to be right for {', '.join(_KEPT)}",
+            "bf16-sr moves one weight tensor at a time and rounds it, which is known to be right for "
+            + ", ".join(filter(rounds, _KEPT)),
             where="optim.name",
             mend="optim.name=adamw, or train.precision=bf16-mixed",
         )
@@ -70,6 +81,11 @@ def require_precision(recipe: Recipe) -> None:
 
 def rounds(optimizer: str) -> bool:
     """Whether weights that this optimizer moves may be rounded stochastically."""
+    return optimizer in _KEPT and _KEPT[optimizer].rounded
+
+
+def moves_one(optimizer: str) -> bool:
+    """Whether this optimizer is known to treat every weight tensor by itself."""
     return optimizer in _KEPT
 
 
@@ -100,11 +116,13 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
     sizes = {"weights": BYTES[weights], "gradients": BYTES["float32" if wide else weights]}
     if optim.in_backward != "off":
         sizes["gradients"] = 0
-    beside, spares_matrices = 0.0, False
+    beside, spares_matrices, projected = 0.0, False, 0.0
     if optim.name in _KEPT:
         kept = _KEPT[optim.name]
         sizes["moments"] = kept.values(optim.options) * MOMENT_BYTES[optim.moments]
         beside, spares_matrices = kept.beside * MOMENT_BYTES[optim.moments], kept.spares_matrices
+        asked = optim.options.get("rank", kept.rank)
+        projected = (asked if kept.rank and isinstance(asked, int) else kept.rank) * MOMENT_BYTES[optim.moments]
     if pulls:
         sizes["pulls"] = BYTES["float32"] * sum(len(pull.remembers) + pull.holds for pull in pulls)
     return PrecisionPlan(
@@ -116,6 +134,7 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         bytes=sizes,
         beside=beside,
         spares_matrices=spares_matrices,
+        projected=projected,
     )
 
 

@@ -2,18 +2,30 @@
 
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.records import EngineName
-from fulltune.optim.pulls import Asked, Pull, make
+from fulltune.optim.pulls import Asked, Pull, ScheduleFreeAverage, make
 from fulltune.recipe.schema import ZERO, OptimSection, Recipe
+
+SCHEDULE_FREE = "schedule_free_adamw"
+"""The optimizer whose model is an average of the weights that it trains."""
 
 
 def pulls_of(section: OptimSection) -> dict[str, Pull]:
-    """By name, with nothing remembered yet. RecipeError if one is not known, or does not take its options."""
+    """By name, with nothing remembered yet: those of the recipe, and what its optimizer brings.
+
+    RecipeError if one is not known, or does not take its options.
+    """
+    own: dict[str, Pull] = {SCHEDULE_FREE: ScheduleFreeAverage()} if section.name == SCHEDULE_FREE else {}
+    return own | _asked(section)
+
+
+def _asked(section: OptimSection) -> dict[str, Pull]:
+    """In the recipe's order."""
     return make([Asked(asked.use, asked.options) for asked in section.pulls])
 
 
 def require_whole(section: OptimSection, engine: EngineName) -> None:
     """RecipeError if this engine divides weights that a pull needs whole."""
-    for number, (name, pull) in enumerate(pulls_of(section).items()):
+    for number, (name, pull) in enumerate(_asked(section).items()):
         if pull.mixes and engine not in ("single", "ddp"):
             raise RecipeError(
                 f"{name} draws for whole weights, and {engine} divides them: each part would be drawn by itself",
@@ -25,13 +37,19 @@ def require_whole(section: OptimSection, engine: EngineName) -> None:
 def require_pulls(recipe: Recipe) -> None:
     """RecipeError for all that pulls cannot do in this run."""
     faults: list[Fault] = []
-    for number, (name, pull) in enumerate(pulls_of(recipe.optim).items()):
+    if recipe.optim.name == SCHEDULE_FREE and recipe.optim.schedule != "constant":
+        said = f"{SCHEDULE_FREE} takes a rate that stays where it is behind the warm-up: its average stands for a fall"
+        faults.append(Fault(said, "optim.schedule", "optim.schedule=constant"))
+    for number, (name, pull) in enumerate(_asked(recipe.optim).items()):
         where, file = f"optim.pulls.{number}", recipe.optim.pulls[number].file
         if why := pull.fault(recipe.optim.lr):
             faults.append(Fault(f"{name}: {why}", where, "lower it, or optim.lr"))
         if pull.on_gradients and recipe.engine.name in ZERO:
             said = f"{name} adds to gradients, which DeepSpeed keeps to itself until it has clipped them"
             faults.append(Fault(said, where, "engine.name=fsdp2; or l2_sp, which acts behind the update"))
+        if recipe.optim.name == SCHEDULE_FREE and type(pull).after is not Pull.after:
+            said = f"{name} acts on the weights behind an update, and {SCHEDULE_FREE} makes another model of them"
+            faults.append(Fault(said, where, "l2_sp_penalty or ewc, which act on gradients; or optim.name=adamw"))
         if not pull.needs_fisher and file is not None:
             faults.append(Fault(f"{name} takes no file", f"{where}.file", "leave it out"))
         estimates = pull.needs_fisher and (file is None or pull.online > 0)

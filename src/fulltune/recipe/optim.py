@@ -55,8 +55,8 @@ class OptimSection(Section):
     """How the weights move."""
 
     name: str = "adamw"
-    """An entry of OPTIMIZERS (`adafactor`, `adamw`, `lion`, `muon`, `sgd`), or package.module:name. See
-    `docs/optimizers.md`.
+    """An entry of OPTIMIZERS (`adafactor`, `adamw`, `apollo`, `apollo_mini`, `galore`, `lion`, `muon`,
+    `schedule_free_adamw`, `sgd`), or package.module:name. See `docs/optimizers.md`.
     """
     lr: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate. Full fine-tuning wants 1e-6 to 5e-5 for billions of parameters, more for small models: so of

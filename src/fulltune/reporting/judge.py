@@ -212,11 +212,13 @@ def cautions(story: Story) -> list[tuple[str, str]]:
     measured = {name for name in names if name.endswith(".loss")}
     if measured and not any(measured & report.intervals.keys() for report in story.evaluations):
         made.append(("Losses are over all tokens of a split and have no intervals.", ""))
-    if any(used["use"] == "ema" and used["options"].get("result", True) for used in story.pulls):
+    averages = ["ema" for used in story.pulls if used["use"] == "ema" and used["options"].get("result", True)]
+    averages += [name for name in ("schedule_free_adamw",) if (story.recipe.get("optim") or {}).get("name") == name]
+    for average in averages:
         said = (
-            "Held-out and retention losses are of the average of the weights (ema), as the result is; training loss is"
+            f"Held-out and retention losses are of the average of the weights ({average}), as the result is; training"
         )
-        made.append((f"{said} of the weights that move, so the gap between them says less.", ""))
+        made.append((f"{said} loss is of the weights that move, so the gap between them says less.", ""))
     for kind, one, many in (
         ("warning", "update drew a warning", "updates drew a warning"),
         ("rollback", "time the run went back to a checkpoint", "times the run went back to a checkpoint"),

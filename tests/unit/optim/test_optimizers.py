@@ -230,12 +230,16 @@ def learn(ground: Ground, updates: range) -> list[float]:
 def state(engine: NativeEngine) -> dict[str, Tensor]:
     found = {name: parameter.detach().clone() for parameter, name in engine._names.items()}
     for parameter, name in engine._names.items():
-        found |= {f"{name}/{key}": value.clone() for key, value in engine._optimizer.state.get(parameter, {}).items()}
+        kept = engine._optimizer.state.get(parameter, {})
+        found |= {f"{name}/{key}": torch.as_tensor(value).clone() for key, value in kept.items()}
     return found
 
 
-@pytest.mark.parametrize("mode", ["float32 float32", "bf16-sr float32", "bf16-sr bfloat16"])
-@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+MODES = ("float32 float32", "bf16-sr float32", "bf16-sr bfloat16")
+GOING_ON = [(name, mode) for name in ("lion", "adafactor", "muon", "apollo", "apollo_mini") for mode in MODES]
+
+
+@pytest.mark.parametrize(("name", "mode"), [*GOING_ON, ("galore", "float32 float32")])
 def test_what_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path: Path, name: str, mode: str) -> None:
     precision, moments = mode.split()
 
@@ -256,7 +260,7 @@ def test_what_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path: Path, 
     assert all(torch.equal(value, found[key]) for key, value in wanted.items())
 
 
-@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon", "apollo", "galore"])
 def test_a_rehearsal_moves_nothing(tmp_path: Path, name: str) -> None:
     """A step at rate 0 by gradients of 0, before there is a moment; nothing of it may stay."""
     ground = Ground(tmp_path, tiny.model("llama-tied"), count=4, optimizer=name)

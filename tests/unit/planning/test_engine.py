@@ -106,8 +106,10 @@ def test_what_the_recipe_says_is_done(name: str, processes: int) -> None:
         (2, {"train": {"precision": "bf16-sr"}}, "bf16-sr"),
         (4, {"engine": {"name": "fsdp2", "replicas": 3}}, "cannot form 3 groups"),
         (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "mine:Own"}}, "may see parts is not known"),
-        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "adafactor"}}, "adafactor needs whole matrices"),
-        (1, {"engine": {"name": "zero1"}, "optim": {"name": "adafactor"}}, "adafactor needs whole matrices"),
+        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "adafactor"}}, "adafactor needs whole weights"),
+        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "galore"}}, "galore needs whole weights"),
+        (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "apollo_mini"}}, "apollo_mini needs whole weights"),
+        (1, {"engine": {"name": "zero1"}, "optim": {"name": "adafactor"}}, "adafactor needs whole weights"),
     ],
 )
 def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str, Any], said: str) -> None:

@@ -172,7 +172,9 @@ def test_what_does_not_go_with_a_precision_is_refused_before_any_row_is_read() -
         with pytest.raises(RecipeError, match="rounded stochastically") as caught:
             asked(train={"precision": precision}, optim={"moments": "bfloat16"})
         assert caught.value.faults[0].where == "optim.moments"
-    with pytest.raises(RecipeError, match="known to be right for adafactor, adamw, lion, muon, sgd"):
+    with pytest.raises(
+        RecipeError, match="known to be right for adafactor, adamw, apollo, apollo_mini, lion, muon, sgd"
+    ):
         asked(train={"precision": "bf16-sr"}, optim={"name": "mine:Own"})
     with pytest.raises(RecipeError, match="rounded stochastically"):
         asked(optim={"moments": "int8"})
