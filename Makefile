@@ -6,7 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-scaling forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-attention bench-scaling forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -88,6 +88,9 @@ bench-levers: setup  ## what each lever for memory leaves of the peak of a run, 
 
 bench-step: setup  ## time of an update in one process, beside a plain loop over the transformers model
 	$(BIN)/python -m benchmarks.step $(ARGS)
+
+bench-attention: setup  ## attention by itself, beside torch's own kernel
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-scaling: setup  ## what a token costs as examples and vocabularies grow
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
