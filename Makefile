@@ -7,6 +7,7 @@ ZERO := .venv-zero
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 .PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-scaling bench-begin bench-size forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-attention bench-scaling forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart
@@ -94,6 +95,8 @@ bench-begin: setup  ## seconds to the first update, beside imports and weights a
 
 bench-size: setup  ## time of an update by the number of rows
 	$(BIN)/python -m benchmarks.size $(ARGS)
+bench-attention: setup  ## attention by itself, beside torch's own kernel
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-scaling: setup  ## what a token costs as examples and vocabularies grow
 	$(BIN)/python -m benchmarks.scaling $(ARGS)

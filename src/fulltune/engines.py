@@ -23,6 +23,7 @@ from fulltune.engine.room import keep_within
 from fulltune.engine.sharded import Sharded
 from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
+from fulltune.model.attention import attend_in_blocks
 from fulltune.model.compiled import compile_blocks
 from fulltune.model.facts import blocks, checkpoint_blocks, layers, matrices, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
@@ -66,6 +67,9 @@ def engine_for(
     if recipe.train.compile:
         compile_blocks(blocks(model), meeting.world.device)
     make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model), pulls)
+    if recipe.model.attention == "auto":
+        attend_in_blocks(model)
+    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)

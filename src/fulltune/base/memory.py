@@ -6,6 +6,8 @@ GIB = 2**30
 
 CHUNK_BYTES = 1 << 28
 """Float32 logits that an objective holds at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
+ATTENDED = 1024
+"""Tokens of a row up to which the weights of attention may be kept (model/attention.py): they grow as its square."""
 CODED_AT_ONCE = 1 << 22
 """Moments that are brought into 8 bits at once: so it takes no more besides, however large the weight."""
 

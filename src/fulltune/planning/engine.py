@@ -49,6 +49,7 @@ class Case:
             layout=self.layout,
             checkpointing=self.checkpointing,
             eager=self.recipe.model.attention == "eager",
+            blockwise=self.recipe.model.attention == "auto" and not self.recipe.train.compile,
             reshard=section.reshard,
             replicas=section.replicas,
             offload=offload,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fulltune.base.formats import BYTES
-from fulltune.base.memory import CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
+from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
 from fulltune.base.records import ModelFacts
 from fulltune.planning.deepspeed import SMALLEST_BUCKET
 from fulltune.planning.way import Pass, Way
@@ -181,6 +181,9 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     elif way.layout == "packed":  # a mask, and what kernels make of it
         low += pairs
         high += pairs * (1 + 4 + (blocks + 1) * way.compute)
+    if way.blockwise and way.kind == "cpu" and way.compute == way.stream == 4:  # 64: the diagonal's blocks
+        longest = load.longest if way.layout == "packed" else load.width
+        high += blocks * load.tokens * shape.heads * 4 * (min(longest, ATTENDED) + 64) // 2
     return Part("activations", low, high)
 
 

@@ -50,6 +50,8 @@ class Way:
     checkpointing: Checkpointing = "none"
     eager: bool = False
     """Whether attention writes its weights out, a number for each pair of tokens."""
+    blockwise: bool = False
+    """Whether attention may keep its weights below the diagonal, of rows that are not too long (model/attention.py)."""
     reshard: bool = True
     replicas: int = 1
     offload: bool = False

@@ -150,6 +150,15 @@ def test_attention_that_writes_its_weights_out() -> None:
     assert (low - plain[0], high - plain[1]) == (4 * pairs, 12 * pairs)
 
 
+def test_attention_in_blocks_may_keep_its_weights_below_the_diagonal() -> None:
+    """Two rows of 16 tokens, two heads, two blocks, in float32 on a CPU; a row's last block counts to its end."""
+    for load, width in ((LOAD, 16), (Pass(rows=1, width=4096, taught=20, several=False), 1024)):
+        (low, high), plain = (parts(way(blockwise=asked), load)["activations"] for asked in (True, False))
+        assert (low, high - plain[1]) == (plain[0], 2 * load.tokens * 2 * 4 * (width + 64) // 2)
+    for other in (way(blockwise=True, kind="cuda"), way("bf16-mixed", blockwise=True)):
+        assert parts(other) == parts(replace(other, blockwise=False)), "kernels hold none"
+
+
 def test_a_packed_row_has_a_mask_and_keys_for_every_head() -> None:
     row, plain = Pass(rows=1, width=32, taught=20, several=False), parts(way())["activations"]
     low, high = parts(way(layout="packed"), row)["activations"]

@@ -1,0 +1,194 @@
+"""Attention in blocks of rows: the numbers of torch's own kernel, and whose attention it leaves alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fulltune.base.memory import ATTENDED
+from fulltune.model.attention import attend_in_blocks, causal
+from fulltune.model.facts import checkpoint_blocks
+from tests import tiny
+from tests.contract.ground import Ground
+from tests.unit.model.test_kept import Counted
+
+KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "size", "length"),
+    [(6, 2, 64, 100), (3, 3, 16, 70), (8, 1, 8, 33), (4, 2, 8, 2), (2, 1, 8, 300), (4, 4, 8, 64)],
+)
+def test_attention_and_its_gradients_are_as_exact_as_the_kernels(
+    heads: int, groups: int, size: int, length: int
+) -> None:
+    torch.manual_seed(length)
+    given = [torch.randn(2, length, many, size).transpose(1, 2).requires_grad_() for many in (heads, groups, groups)]
+    slope = torch.randn(2, length, heads, size)
+
+    def found(act: Any, *tensors: Tensor) -> list[Tensor]:
+        seen = act(*tensors)
+        return [seen.detach(), *torch.autograd.grad(seen, given, slope.to(seen.dtype))]
+
+    def kernel(*tensors: Tensor) -> Tensor:
+        return scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True, scale=0.3).transpose(1, 2)
+
+    exact = found(kernel, *(tensor.double() for tensor in given))
+    ours, theirs = found(lambda *tensors: causal(*tensors, 0.3), *given), found(kernel, *given)
+    for true, here, there in zip(exact, ours, theirs, strict=True):
+        largest = float(true.abs().max())
+        assert float((here - true).abs().max()) < 2e-6 * largest
+        assert float((here - there).abs().max()) < 5e-6 * largest
+    default = causal(*given, None)
+    assert torch.equal(default, causal(*given, size**-0.5)), "the scale that is meant where none is said"
+
+
+def documents(*lengths: int) -> Tensor:
+    """The mask [1, 1, tokens, tokens] of examples in one row: a token sees those of its own up to itself."""
+    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return (number[:, None] == number).tril()[None, None]
+
+
+def attended(mask: Tensor | None, *, heads: int = 6, groups: int = 2, rows: int = 1, length: int = 150) -> list[Tensor]:
+    """Attention of a llama's layer through the table of transformers, and its gradients; the last says whose it was."""
+    model = tiny.model("llama")
+    attend_in_blocks(model)
+    torch.manual_seed(0)
+    given = [torch.randn(rows, many, length, 16, requires_grad=True) for many in (heads, groups, groups)]
+    attention = model.model.layers[0].self_attn
+    attention.num_key_value_groups = heads // groups
+    found = ALL_ATTENTION_FUNCTIONS["sdpa"](attention, *given, mask, scaling=0.25)[0]
+    slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.tensor(float(found.grad_fn.name() == "_CausalBackward"))
+    return [found.detach(), *torch.autograd.grad(found, given, slope), ours]
+
+
+def test_packed_examples_are_attended_as_if_alone() -> None:
+    lengths = (40, 1, 70, 39)
+    *found, ours = attended(documents(*lengths))
+    assert ours
+    masked = documents(*lengths).float().log()  # not what it takes over
+    *expected, others = attended(masked)
+    assert not others
+    for here, there in zip(found, expected, strict=True):
+        assert torch.allclose(here, there, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(1, 1, 150, 150, dtype=torch.bool),  # sees what comes after it
+        documents(150) & ~torch.eye(150, dtype=torch.bool),  # does not see itself, the first sees nothing
+        documents(150).expand(1, 6, -1, -1),  # one for each head
+    ],
+)
+def test_other_masks_are_left_to_transformers(mask: Tensor) -> None:
+    assert not attended(mask)[-1]
+
+
+def test_long_examples_are_left_to_transformers_and_long_rows_are_not() -> None:
+    """Weights of attention grow as the square of what a token sees."""
+    most = ATTENDED
+    few: dict[str, Any] = {"heads": 1, "groups": 1}
+    assert attended(None, length=most, **few)[-1]
+    assert not attended(None, length=most + 1, **few)[-1]
+    assert attended(documents(most // 2, most // 2, most // 2), length=3 * most // 2, **few)[-1]
+
+
+def made_here(model: Any, *, length: int = 24, **inputs: Any) -> int:
+    """In how many layers a forward pass of two rows attends in blocks."""
+    ids = torch.randint(300, (2, length), generator=torch.Generator().manual_seed(0))
+    left = [model.train()(input_ids=ids, use_cache=False, **inputs).logits.grad_fn]
+    seen = set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return sum(node.name() == "_CausalBackward" for node in seen)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "granite", "mixtral"])
+def test_training_in_float32_attends_in_blocks_and_nothing_else_does(kind: str) -> None:
+    model = tiny.model(kind)
+    assert made_here(model) == 0, "it was not asked"
+    attend_in_blocks(model)
+    assert made_here(model) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made_here(model) == 0, "another number format"
+    if kind != "gpt2":  # which does not tell packed examples apart
+        positions = torch.cat([torch.arange(12), torch.arange(12)]).expand(2, -1)
+        assert made_here(model, position_ids=positions) == 0, "a mask for several rows"
+    with torch.no_grad(), Counted() as seen:
+        model(input_ids=torch.zeros(2, 24, dtype=torch.long), use_cache=False)
+    assert seen.counts[KERNEL] == 2, "nothing is trained"
+    assert made_here(tiny.model(kind)) == 0, "another model"
+
+
+def test_what_is_not_plainly_causal_is_left_to_transformers() -> None:
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("llama", {"attention_dropout": 0.1}),
+        ("gemma3", {}),  # a window
+        ("gemma2", {}),  # a soft cap
+    ]
+    for kind, change in changes:
+        model = tiny.model(kind, **change)
+        attend_in_blocks(model)
+        assert made_here(model) == 0, kind
+    model = tiny.model("llama")
+    attend_in_blocks(model)
+    for module in model.modules():
+        if "is_causal" in vars(module):
+            module.is_causal = False
+    assert made_here(model) == 0, "tokens see what comes after them"
+
+
+def test_what_is_not_known_is_left_to_transformers() -> None:
+    """Of what models tell their attention some has no meaning for it, and some may come to have one."""
+    model = tiny.model("llama")
+    attention = model.model.layers[0].self_attn
+    query, key = (torch.randn(1, heads, 8, 8, requires_grad=True) for heads in (4, 2))
+    attend_in_blocks(model)
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def here(**said: Any) -> bool:
+        return str(attend(attention, query, key, key, None, **said)[0].grad_fn.name()) == "_CausalBackward"
+
+    assert here(scaling=0.3, sliding_window=None, use_cache=False, output_attentions=False)
+    assert not here(sliding_window=8)
+    assert not here(is_causal=False)
+    assert not here(invented=1.0)
+
+
+def gradients(folder: Path, *, blocks: bool, way: str = "none") -> tuple[float, dict[str, Tensor]]:
+    """Of an update of three micro-batches, and its loss."""
+    model = tiny.model("qwen3")
+    if way != "none":
+        checkpoint_blocks(model, keep_products=way == "selective")
+    if blocks:
+        attend_in_blocks(model)
+    ground = Ground(folder, model, count=12)
+    loss = 0.0
+    batches = ground.batches()
+    for batch in batches:
+        with ground.engine.micro(last=batch is batches[-1]):
+            share = ground.engine.forward(batch)["next_token"]
+            ground.engine.backward(share)
+            loss += float(share.detach())
+    return loss, {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def test_an_update_learns_the_same_and_blocks_that_are_made_again_give_the_same_bits(tmp_path: Path) -> None:
+    loss, plain = gradients(tmp_path / "sdpa", blocks=False)
+    ours, found = gradients(tmp_path / "none", blocks=True)
+    assert ours == pytest.approx(loss, rel=1e-6)
+    for name, gradient in plain.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max())), name
+    for way in ("full", "selective"):
+        again, made = gradients(tmp_path / way, blocks=True, way=way)
+        assert again == ours
+        assert all(torch.equal(made[name], gradient) for name, gradient in found.items()), way
