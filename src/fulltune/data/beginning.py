@@ -1,6 +1,7 @@
 """The token at the beginning of a sequence (BOS): as often as the template writes it, which is once or never."""
 
-from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
 from fulltune.data.example import RowFault
 from fulltune.data.template import Tokenizer
@@ -24,11 +25,11 @@ class Beginning:
             what = f"the chat template begins the conversation with {self._text} twice"
             raise RowFault("double_bos", what, "let the template write bos_token once")
 
-    def require_as_written(self, text: str, ids: Sequence[int]) -> None:
+    def require_as_written(self, text: str, ids: NDArray[np.int32]) -> None:
         """RowFault unless there are as many BOS among the ids as in the text."""
         if self._id is None:
             return
-        written, made = text.count(self._text), ids.count(self._id)
+        written, made = text.count(self._text), int(np.count_nonzero(ids == self._id))
         if written != made:
             what = f"the chat template writes {self._text} {written} times, and the tokenizer makes {made} of it"
             raise RowFault("bos", what, "use the tokenizer that the chat template was written for")

@@ -9,6 +9,8 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Tokenizer
 
@@ -60,6 +62,7 @@ class Borders:
             before, stop = tokens.exactly(*border.before), tokens.exactly(*border.stop)
             if before is None or stop is None or call.exactly(0, end - start, number) != 0:
                 return None
-            first = before + len(call.ids)
-            found.append((first if tokens.ids[before:first] == call.ids else NOT_SERVED, stop + 1))
+            first = before + len(call.numbers)
+            same = np.array_equal(tokens.numbers[before:first], call.numbers)
+            found.append((first if same else NOT_SERVED, stop + 1))
         return found

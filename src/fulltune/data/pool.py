@@ -5,8 +5,9 @@ import gc
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ _AHEAD = 2
 """Tasks that wait beside those in work; each holds its rows in memory."""
 _LOOKS = 0.5
 """Seconds after which a process that waits for others looks whether a signal came."""
+_SELDOM = (200_000, 50, 100)
+"""Rows hold no cycles, and to look for them among a hundred thousand texts takes 7% of the time."""
 _PARENT_DIES = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -40,11 +43,8 @@ def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], W
     waiting = iter(tasks)
     first = list(itertools.islice(waiting, _FEW))
     if elsewhere is None or processes == 1 or len(first) < _FEW:
-        work: Work | None = None
-        for task in itertools.chain(first, waiting):
-            stop.check()
-            work = work or here()
-            work(task)
+        with _seldom_collected():
+            _alone(itertools.chain(first, waiting), here)
         return
     begin = (elsewhere, os.getpid())
     executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=begin, env=_ENVIRONMENT)
@@ -59,6 +59,25 @@ def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], W
         ) from fault
     finally:
         executor.shutdown(wait=True, kill_workers=True)
+
+
+def _alone(tasks: Iterable[Any], here: Callable[[], Work]) -> None:
+    work: Work | None = None
+    for task in tasks:
+        stop.check()
+        work = work or here()
+        work(task)
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Within the block cycles are looked for as seldom as in a worker."""
+    before = gc.get_threshold()
+    gc.set_threshold(*_SELDOM)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 _ENVIRONMENT = {
@@ -78,8 +97,7 @@ def _begin(make: Callable[[], Work], parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     os.environ.update(_ENVIRONMENT)
-    # Rows hold no cycles, and to look for them among a hundred thousand texts takes 7% of the time.
-    gc.set_threshold(200_000, 50, 100)
+    gc.set_threshold(*_SELDOM)
     _worker = make()
 
 

@@ -84,6 +84,15 @@ class _Laid:
         return [self.text, *heads]
 
 
+@dataclass(slots=True)
+class _Marked:
+    """A conversation as tokens, and what the tokens [first, end) of each taught turn weigh."""
+
+    ids: NDArray[np.int32]
+    spans: list[tuple[int, int, float]]
+    notes: frozenset[str]
+
+
 class Renderer:
     """Turns examples into tokens, many at a time. It remembers which stop tokens it taught and what it noticed."""
 
@@ -119,15 +128,16 @@ class Renderer:
         laid = [self._attempt(self._lay, content) for content in contents]
         texts = list(dict.fromkeys(text for item in laid if isinstance(item, _Laid) for text in item.texts))
         made = dict(zip(texts, self._speller.encode_all(texts), strict=True))
-        outcomes: list[Encoded | RowFault | TooLong] = []
-        for content, item in zip(contents, laid, strict=True):
-            if isinstance(item, _Laid):
-                outcomes.append(self._attempt(lambda item=item: self._fit(self._encode_chat(item, made))))
-            elif item is None:
-                outcomes.append(self._attempt(self._document, content))
-            else:
-                outcomes.append(item)
-        return outcomes
+        outcomes = [
+            self._attempt(self._encode_chat, item, made)
+            if isinstance(item, _Laid)
+            else self._attempt(self._document, content)
+            if item is None
+            else item
+            for content, item in zip(contents, laid, strict=True)
+        ]
+        shifted = iter(_shifted([one for one in outcomes if isinstance(one, _Marked)], self._supervise == "all"))
+        return [self._attempt(self._fit, next(shifted)) if isinstance(one, _Marked) else one for one in outcomes]
 
     @property
     def spelled_note(self) -> str:
@@ -213,7 +223,7 @@ class Renderer:
         show, head = self._speller.show, found.text[:start]
         return _Span(len(show(head)), len(show(found.text[:end])), weight, head)
 
-    def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> Encoded:
+    def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> _Marked:
         tokens = self._speller.encode(laid.text) if laid.spells else made[laid.text]
         places = None if laid.borders is None else self._borders.places(laid.borders, tokens, made)
         if places is None:
@@ -222,13 +232,11 @@ class Renderer:
             tokens = self._speller.encode_split(laid.text, [span.start for span in laid.spans])
             starts = np.array([start for start, _ in tokens.offsets])
             places = [tuple(np.searchsorted(starts, (span.start, span.end)).tolist()) for span in laid.spans]
-        self._begins.require_as_written(laid.text, tokens.ids)
-        # Of each token as something to be produced.
-        weights = np.full(len(tokens.ids), float(self._supervise == "all"), np.float32)
-        for span, (first, end) in zip(laid.spans, places, strict=True):
-            self._remember(tokens.ids[end - 1])
-            weights[first:end] = span.weight
-        return _shift(np.array(tokens.ids, np.int32), weights, laid.notes)
+        self._begins.require_as_written(laid.text, tokens.numbers)
+        for _, end in places:
+            self._remember(int(tokens.numbers[end - 1]))
+        spans = [(*place, span.weight) for place, span in zip(places, laid.spans, strict=True)]
+        return _Marked(tokens.numbers, spans, laid.notes)
 
     def _by_heads(self, laid: _Laid, tokens: Tokens, made: dict[str, Tokens]) -> list[tuple[int, int]]:
         """The tokens [first, end) of each span, its head encoded whole."""
@@ -285,6 +293,28 @@ def _shift(ids: NDArray[np.int32], weights: NDArray[np.float32], notes: frozense
     shifted = np.zeros(len(ids), np.float32)
     shifted[:-1] = weights[1:]
     return Encoded(ids, labels, shifted, notes)
+
+
+def _shifted(marked: Sequence[_Marked], everything: bool) -> list[Encoded]:
+    """As `_shift`, of many at once; `everything`: also tokens outside of spans are taught."""
+    if not marked:
+        return []
+    ids = np.concatenate([one.ids for one in marked])
+    ends = np.cumsum([len(one.ids) for one in marked]).tolist()
+    starts = [0, *ends]
+    # Of each token as something to be produced; behind the last one nothing is.
+    produced = np.full(len(ids) + 1, float(everything), np.float32)
+    for start, one in zip(starts, marked, strict=False):
+        for first, end, weight in one.spans:
+            produced[start + first : start + end] = weight
+    weights = produced[1:]
+    weights[np.array(ends) - 1] = 0
+    labels = np.full(len(ids), IGNORE, np.int32)
+    np.copyto(labels[:-1], ids[1:], where=weights[:-1] > 0)
+    return [
+        Encoded(ids[start:end], labels[start:end], weights[start:end], one.notes)
+        for start, end, one in zip(starts, ends, marked, strict=False)
+    ]
 
 
 def _cut(encoded: Encoded, length: int) -> Encoded:

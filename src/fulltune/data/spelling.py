@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -27,8 +29,14 @@ _ANCHORS = ("\n", ".", "a")
 class Tokens:
     """Ids and, for each, the characters [start, end) of the text that it stands for."""
 
-    ids: list[int]
+    numbers: NDArray[np.int32]
+    """The ids."""
     _places: list[tuple[int, int]] | Encoding | Looked
+
+    @property
+    def ids(self) -> list[int]:
+        """The same as a list."""
+        return self.numbers.tolist()
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -45,7 +53,7 @@ class Tokens:
         if isinstance(self._places, Looked):
             return self._places.exactly(start, end, number)
         index = self._places.char_to_token(start)
-        if index is None or self.ids[index] != number or self._places.token_to_chars(index) != (start, end):
+        if index is None or self.numbers[index] != number or self._places.token_to_chars(index) != (start, end):
             return None
         return int(index)
 
@@ -141,9 +149,9 @@ class Speller:
             looked = [None if self._words is None else self._words.encode(text) for text in texts]
             rest = [text for text, found in zip(texts, looked, strict=True) if found is None]
             encodings = iter(backend.encode_batch(rest, add_special_tokens=False))
-            return [Tokens(found.ids, found) if found is not None else _encoded(next(encodings)) for found in looked]
+            return [_encoded(next(encodings)) if found is None else Tokens(found.numbers, found) for found in looked]
         made = self._tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [Tokens(*pair) for pair in zip(made["input_ids"], made["offset_mapping"], strict=True)]
+        return [_tokens(*pair) for pair in zip(made["input_ids"], made["offset_mapping"], strict=True)]
 
     def encode(self, text: str) -> Tokens:
         """One rendered text, which may hold stand-ins; offsets count in the text as shown."""
@@ -185,7 +193,7 @@ class Speller:
                 ids.append(self._special[control])
                 offsets.append((at, at + len(control)))
                 at += len(control)
-        return Tokens(ids, offsets)
+        return _tokens(ids, offsets)
 
     def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
         """Plain text and the control token behind it, in turn."""
@@ -213,7 +221,7 @@ class Speller:
             ids += part.ids
             offsets += [(at + start, at + end) for start, end in part.offsets]
             at += len(piece)
-        return Tokens(ids, offsets)
+        return _tokens(ids, offsets)
 
     def _continue(self, piece: str) -> Tokens:
         """A text's tokens without those that a tokenizer puts at the start of every text (such as a lone `▁`)."""
@@ -221,7 +229,7 @@ class Speller:
             alone, both = self.encode_all([anchor, anchor + piece])
             count, width = len(alone.ids), len(anchor)
             if both.ids[:count] == alone.ids and all(start >= width for start, _ in both.offsets[count:]):
-                return Tokens(both.ids[count:], [(a - width, b - width) for a, b in both.offsets[count:]])
+                return Tokens(both.numbers[count:], [(a - width, b - width) for a, b in both.offsets[count:]])
         what = "the tokenizer merges the end of the prompt with the answer, and cannot be kept from it"
         raise RowFault("boundary", what, "end the prompt in the chat template with a line break or a control token")
 
@@ -232,4 +240,8 @@ def _has_private(text: str) -> bool:
 
 
 def _encoded(encoding: Encoding) -> Tokens:
-    return Tokens(encoding.ids, encoding)
+    return _tokens(encoding.ids, encoding)
+
+
+def _tokens(ids: Sequence[int], places: list[tuple[int, int]] | Encoding) -> Tokens:
+    return Tokens(np.array(ids, np.int32), places)

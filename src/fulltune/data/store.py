@@ -31,6 +31,8 @@ INDEX = np.dtype(
     ]
 )
 """What a split holds of each example: where its tokens lie, and where its row stood."""
+_WAITING = 1 << 18
+"""Tokens that are written at once: 3 MiB."""
 _OPEN = 128
 """Shards whose files are mapped at a time; each takes three of the process's open files."""
 _QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -43,22 +45,35 @@ class ShardWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in TOKENS}
-        self.tokens = 0
+        self._waiting: list[Encoded] = []
+        self.tokens = self._written = 0
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        for file in self._files.values():
-            file.close()
+        try:
+            if kind is None:
+                self._write()
+        finally:
+            for file in self._files.values():
+                file.close()
 
     def append(self, encoded: Encoded) -> int:
         """Where the example's tokens start."""
         start = self.tokens
-        for name, values in (("ids", encoded.ids), ("labels", encoded.labels), ("weights", encoded.weights)):
-            self._files[name].write(np.ascontiguousarray(values, TOKENS[name]).data)
+        self._waiting.append(encoded)
         self.tokens += len(encoded.ids)
+        if self.tokens - self._written >= _WAITING:
+            self._write()
         return start
+
+    def _write(self) -> None:
+        waiting = self._waiting
+        columns = {"ids": [e.ids for e in waiting], "labels": [e.labels for e in waiting]}
+        for name, values in (columns | {"weights": [e.weights for e in waiting]}).items() if waiting else ():
+            self._files[name].write(np.concatenate(values, dtype=TOKENS[name]).data)
+        self._waiting, self._written = [], self.tokens
 
 
 class SplitWriter:

@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -26,6 +28,7 @@ _PROPERTIES = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "L
 _ODD = re.compile(r"[^\t\n\r -~]")
 _BYTES = {byte: 256 + byte for byte in range(33)}
 """How the byte-level alphabet writes white space; what is printable stands for itself."""
+_SIZE = np.dtype(np.int32).itemsize
 _MOST = 1 << 18
 """Words that are remembered, some hundred bytes each."""
 _SAMPLES = (
@@ -39,7 +42,7 @@ _SAMPLES = (
 class Looked:
     """The tokens of a text; `marks`: where an added token begins -> its index, and the character behind it."""
 
-    ids: list[int]
+    numbers: NDArray[np.int32]
     marks: dict[int, tuple[int, int]]
     text: str
     backend: Tokenizer
@@ -52,7 +55,7 @@ class Looked:
     def exactly(self, start: int, end: int, number: int) -> int | None:
         """Which token is this added one and stands for exactly these characters; None if there is none."""
         index, stop = self.marks.get(start, (-1, -1))
-        return index if stop == end and self.ids[index] == number else None
+        return index if stop == end and self.numbers[index] == number else None
 
 
 @dataclass(slots=True)
@@ -62,33 +65,39 @@ class Words:
     backend: Tokenizer
     cut: re.Pattern[str]
     added: re.Pattern[str] | None
-    ids: dict[str, int]
-    """Of the added tokens."""
-    known: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ids: dict[str, bytes]
+    """Of the added tokens, each an int32."""
+    known: dict[str, bytes] = field(default_factory=dict)
+    """The tokens of words, an int32 each: bytes are put together sooner than lists of numbers."""
 
     def encode(self, text: str) -> Looked | None:
         """None if the library must be asked."""
         if _ODD.search(text):
             return None
-        ids: list[int] = []
+        pieces: list[bytes] = []
         marks: dict[int, tuple[int, int]] = {}
-        at, known = 0, self.known
+        at = count = 0
         for plain, token in self._chunks(text):
             words = self.cut.findall(plain)
             if sum(map(len, words)) != len(plain):
                 return None  # the expression leaves something out
-            found = list(map(known.get, words))
-            if None in found:
-                found = [made or self._learn(word) for made, word in zip(found, words, strict=True)]
-                if None in found:
-                    return None
-            ids += chain.from_iterable(filter(None, found))
-            at += len(plain)
+            if (found := self._found(words)) is None:
+                return None
+            pieces.append(found)
+            at, count = at + len(plain), count + len(found) // _SIZE
             if token:
-                marks[at] = len(ids), at + len(token)
-                ids.append(self.ids[token])
-                at += len(token)
-        return Looked(ids, marks, text, self.backend)
+                marks[at] = count, at + len(token)
+                pieces.append(self.ids[token])
+                at, count = at + len(token), count + 1
+        return Looked(np.frombuffer(b"".join(pieces), np.int32), marks, text, self.backend)
+
+    def _found(self, words: Sequence[str]) -> bytes | None:
+        """The tokens of words; None if one is not spelled by its tokens."""
+        try:
+            return b"".join(map(self.known.__getitem__, words))
+        except KeyError:
+            learned = [self.known.get(word) or self._learn(word) for word in words]
+            return None if None in learned else b"".join(filter(None, learned))
 
     def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
         """Text without added tokens, and the one behind it, in turn."""
@@ -98,14 +107,14 @@ class Words:
         pieces = self.added.split(text)
         yield from zip(pieces[::2], [*pieces[1::2], ""], strict=True)
 
-    def _learn(self, word: str) -> tuple[int, ...] | None:
+    def _learn(self, word: str) -> bytes | None:
         """The tokens of a word, by the library's own merges; None if they do not spell it."""
         made = self.backend.model.tokenize(word.translate(_BYTES))
         if sum(len(token.value) for token in made) != len(word):
             return None
         if len(self.known) >= _MOST:
             self.known.clear()
-        found = tuple(token.id for token in made)
+        found = _int32(*(token.id for token in made))
         self.known[word] = found
         return found
 
@@ -123,15 +132,19 @@ def words_of(backend: Tokenizer) -> Words | None:
         backend,
         pattern,
         re.compile(f"({'|'.join(map(re.escape, names))})") if names else None,
-        {token["content"]: token["id"] for token in added},
+        {token["content"]: _int32(token["id"]) for token in added},
     )
     texts = [*_SAMPLES, *(f"{name} a {name}\n{name}b" for name in names[:50])]
     return made if all(_agrees(made, text) for text in texts) else None
 
 
+def _int32(*ids: int) -> bytes:
+    return np.array(ids, np.int32).tobytes()
+
+
 def _agrees(words: Words, text: str) -> bool:
     looked = words.encode(text)
-    return looked is None or looked.ids == words.backend.encode(text, add_special_tokens=False).ids
+    return looked is None or looked.numbers.tolist() == words.backend.encode(text, add_special_tokens=False).ids
 
 
 def _keeps_ascii(normalizer: dict[str, Any] | None) -> bool:

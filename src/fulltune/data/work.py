@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fulltune.base import stop
 from fulltune.base.files import fingerprint
@@ -16,7 +17,7 @@ from fulltune.base.records import IGNORE
 from fulltune.data import parts
 from fulltune.data.augment import Augmenting, augmented
 from fulltune.data.cut import joined, pieces
-from fulltune.data.doctor.lengths import kept
+from fulltune.data.doctor.lengths import counted
 from fulltune.data.doctor.near_parts import NearWriter
 from fulltune.data.doctor.shingles import plain_text
 from fulltune.data.doctor.survey import Survey
@@ -175,7 +176,8 @@ class _Table:
     def __init__(self, task: Task, shard: ShardWriter, near: NearWriter | None) -> None:
         self._task, self._shard, self._near = task, shard, near
         self._rows: list[tuple[Any, ...]] = []
-        self._examples: list[tuple[Any, ...]] = []
+        self._examples: list[NDArray[Any]] = []
+        self._waiting: list[tuple[int, int, Encoded, bool]] = []
         self._survey = Survey()
         self.said = Said()
 
@@ -199,7 +201,8 @@ class _Table:
     def write(self, folder: Path) -> None:
         """All of it, beside the tokens."""
         self.said.survey, self.said.tokens = self._survey.state(), self._shard.tokens
-        parts.write(folder, np.array(self._rows, ROW), np.array(self._examples, EXAMPLE), self.said)
+        self._measure()
+        parts.write(folder, np.array(self._rows, ROW), np.concatenate(self._examples), self.said)
 
     def _remark(self, number: int, item: _Item, renderer: Renderer) -> None:
         """What is worth knowing of a row that can be taught, or read."""
@@ -223,10 +226,23 @@ class _Table:
             self.said.labels.append((number, (taken.stratum,)))
 
     def _append(self, number: int, made: Encoded, *, augmented: bool) -> None:
-        places = np.flatnonzero(made.labels != IGNORE)
-        start = self._shard.append(made)
-        left = kept(len(made.ids), places)
-        self._examples.append((number, start, len(made.ids), len(places), left, augmented, made.cut))
+        self._waiting.append((number, self._shard.append(made), made, augmented))
+        if len(self._waiting) == _TOGETHER:
+            self._measure()
+
+    def _measure(self) -> None:
+        """The lines of examples that came since the last call."""
+        made = [example for _, _, example, _ in self._waiting]
+        lines = np.empty(len(made), EXAMPLE)
+        lines["row"] = [row for row, _, _, _ in self._waiting]
+        lines["start"] = [start for _, start, _, _ in self._waiting]
+        lines["augmented"] = [augmented for _, _, _, augmented in self._waiting]
+        lines["cut"] = [example.cut for example in made]
+        lines["length"] = lengths = np.array([len(example.ids) for example in made], np.int64)
+        labels = np.concatenate([np.empty(0, np.int32), *(example.labels for example in made)])
+        lines["taught"], lines["kept"] = counted(lengths, labels != IGNORE)
+        self._examples.append(lines)
+        self._waiting = []
 
     def _row(self, item: _Item) -> tuple[Any, ...]:
         ids = keys = (0, 0)

@@ -79,7 +79,7 @@ def test_the_tokens_are_the_librarys(name: str, text: str) -> None:
     words, made = looked_up(KNOWN[name]), KNOWN[name].encode(text, add_special_tokens=False)
     found = words.encode(text)
     assert found is not None
-    assert found.ids == made.ids
+    assert found.numbers.tolist() == made.ids
     assert found.offsets == made.offsets
     for index, (start, end) in enumerate(made.offsets):
         if made.tokens[index] in ADDED:
@@ -91,7 +91,7 @@ def test_the_tokens_are_the_librarys(name: str, text: str) -> None:
 @given(text=st.text(min_size=1).filter(lambda text: not text.isascii() or any(char < " " for char in text)))
 def test_other_characters_are_left_to_the_library(text: str) -> None:
     found = looked_up(KNOWN["gpt2"]).encode(text)
-    assert found is None or found.ids == KNOWN["gpt2"].encode(text, add_special_tokens=False).ids
+    assert found is None or found.numbers.tolist() == KNOWN["gpt2"].encode(text, add_special_tokens=False).ids
     if not text.isascii():
         assert found is None
 

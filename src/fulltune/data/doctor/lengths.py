@@ -41,16 +41,17 @@ class LengthFacts:
     """One for each limit of the ladder below the longest row, and the first that cuts nothing."""
 
 
-def kept(length: int, positions: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Supervised tokens that each limit of the ladder leaves of an example of so many tokens.
+def counted(lengths: NDArray[np.int64], taught: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Supervised tokens of examples (int32 [examples]), and those that each limit leaves (int32 [examples, limits]).
 
-    `positions`: the ascending places whose label is taught (`labels != IGNORE`).
+    `taught`: whether a label is (`labels != IGNORE`), bool [tokens], one example behind the other.
     """
-    if length <= LADDER[0]:
-        return np.full(len(LADDER), len(positions), np.int32)
+    before = np.concatenate([[0], np.cumsum(taught)]).astype(np.int32)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
     # Cut to N tokens, places up to N - 2 keep their label; an example of N tokens keeps all.
-    limits = np.where(length > _LIMITS, _LIMITS - 1, length)
-    return np.searchsorted(positions, limits).astype(np.int32)
+    places = np.where(lengths[:, None] > _LIMITS, _LIMITS - 1, lengths[:, None]) + starts[:, None]
+    return before[ends] - before[starts], before[places] - before[starts][:, None]
 
 
 class LengthTotals:
@@ -63,7 +64,7 @@ class LengthTotals:
         self._untaught = np.zeros(len(LADDER), np.int64)
 
     def add_chunk(self, lengths: NDArray[np.integer], taught: NDArray[np.integer], left: NDArray[np.integer]) -> None:
-        """Of each example: its tokens, those of them that are supervised, and (a row) what `kept` returned."""
+        """Of each example: its tokens, those of them that are supervised, and what `counted` told."""
         values, counts = np.unique(lengths, return_counts=True)
         self._counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         self._supervised += int(taught.sum(dtype=np.int64))

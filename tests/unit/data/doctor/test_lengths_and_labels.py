@@ -7,7 +7,7 @@ import pytest
 
 from fulltune.base.records import IGNORE
 from fulltune.data.doctor.labels import label_facts, label_shares
-from fulltune.data.doctor.lengths import LADDER, LengthFacts, LengthTotals, kept, quantile, quantiles
+from fulltune.data.doctor.lengths import LADDER, LengthFacts, LengthTotals, counted, quantile, quantiles
 from fulltune.data.labels import Label, label_faults
 from fulltune.data.render import Encoded, _cut
 
@@ -17,8 +17,9 @@ def totals(examples: list[Encoded], chunk: int = 1000) -> LengthFacts:
     for at in range(0, len(examples), chunk):
         part = examples[at : at + chunk]
         lengths = np.array([len(e.ids) for e in part], np.int32)
-        left = np.array([kept(len(e.ids), np.flatnonzero(e.labels != IGNORE)) for e in part], np.int32)
-        made.add_chunk(lengths, np.array([e.supervised for e in part], np.int32), left)
+        taught, left = counted(lengths, np.concatenate([e.labels for e in part]) != IGNORE)
+        assert taught.tolist() == [e.supervised for e in part]
+        made.add_chunk(lengths, taught, left)
     return made.facts
 
 

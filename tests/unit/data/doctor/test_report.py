@@ -12,7 +12,7 @@ from fulltune.base.errors import DataError
 from fulltune.data.doctor.damage import DAMAGE
 from fulltune.data.doctor.found import Found
 from fulltune.data.doctor.labels import label_facts
-from fulltune.data.doctor.lengths import LengthTotals, kept
+from fulltune.data.doctor.lengths import LengthTotals, counted
 from fulltune.data.doctor.near import NearFacts, NearWriter, Pair, near_duplicates, near_leaks
 from fulltune.data.doctor.overlap import Overlap
 from fulltune.data.doctor.private import PRIVATE
@@ -44,7 +44,9 @@ def checkup(tmp_path_factory: pytest.TempPathFactory) -> Checkup:
     for number, row in enumerate(rows, 1):
         survey.add(Chat((Message("user", row), Message("assistant", "yes"))), f"rows.jsonl:{number}")
         overlap.add(row, f"rows.jsonl:{number}")
-        lengths.add_chunk(np.array([300]), np.array([99]), kept(300, np.arange(200, 299))[None])
+        places = np.arange(300)
+        length = np.array([300])
+        lengths.add_chunk(length, *counted(length, (places >= 200) & (places < 299)))
     near, leaks = near_facts(tmp_path_factory.mktemp("near"), rows, [LONG.upper()])
     return Checkup(
         survey=survey.facts,
