@@ -6,8 +6,7 @@ ZERO := .venv-zero
 # A worker for each core, with one thread; a module's tests stay together, since they share what it makes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-scaling bench-begin bench-size forgetting
-.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-attention bench-scaling forgetting
+.PHONY: quickstart test slow faults zero soak setup check fix docs embedded bench bench-prepare bench-memory bench-saving bench-precision bench-sharing bench-starting bench-forecast bench-levers bench-step bench-attention bench-scaling bench-begin bench-size forgetting
 
 quickstart: setup  ## install, fine-tune the embedded tiny model, show before and after
 	$(BIN)/fulltune quickstart

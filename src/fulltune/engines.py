@@ -66,10 +66,9 @@ def engine_for(
         let_wait(model)
     if recipe.train.compile:
         compile_blocks(blocks(model), meeting.world.device)
-    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model), pulls)
     if recipe.model.attention == "auto":
         attend_in_blocks(model)
-    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model))
+    make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model), pulls)
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)

@@ -36,7 +36,8 @@ class Tokens:
     @property
     def ids(self) -> list[int]:
         """The same as a list."""
-        return self.numbers.tolist()
+        plain: list[int] = self.numbers.tolist()
+        return plain
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
