@@ -79,6 +79,9 @@ class Row:
     checkpointing: str = "none"
     attention: str = "auto"
     reshard: bool = True
+    optimizer: str = "adamw"
+    in_backward: str = "off"
+    tile: int | None = None
 
     @property
     def processes(self) -> int:
@@ -91,6 +94,9 @@ class Row:
         said += [_CHECKPOINTED[self.checkpointing]] if self.checkpointing != "none" else []
         said += [f"{self.attention} attention"] if self.attention != "auto" else []
         said += ["weights kept"] if not self.reshard else []
+        said += [self.optimizer] if self.optimizer != "adamw" else []
+        said += [f"in backward, {self.in_backward}"] if self.in_backward != "off" else []
+        said += [f"MLPs by {self.tile} tokens"] if self.tile else []
         return ", ".join(said)
 
     def trial(self) -> Trial:
@@ -108,7 +114,9 @@ class Row:
             engine=self.engine,  # type: ignore[arg-type]
             sections={
                 "model": {"path": "/none", "attention": self.attention},
-                "memory": {"checkpointing": self.checkpointing},
+                "memory": {"checkpointing": self.checkpointing, "mlp_tile": self.tile},
+                "optim": {"name": self.optimizer, "in_backward": self.in_backward}
+                | ({"clip": None} if self.in_backward == "one_pass" else {}),
                 "engine": engine,
             },
         )
@@ -140,6 +148,12 @@ def _alone() -> Iterator[Row]:
         yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision, checkpointing="selective")
         yield Row(shape="llama-28m", rows=1, tokens=32, precision=precision, layout="packed", checkpointing="full")
     yield Row(shape="llama-28m", rows=1, tokens=32, precision="bf16-sr", micros=2)
+    for way, precision in (("two_passes", "float32"), ("one_pass", "float32"), ("two_passes", "bf16-sr")):
+        yield Row(shape="llama-135m", rows=1, tokens=64, in_backward=way, precision=precision)
+    yield Row(shape="llama-28m", rows=1, tokens=2048, tile=256)
+    yield Row(shape="llama-28m", rows=1, tokens=2048, tile=256, checkpointing="full")
+    for optimizer in ("schedule_free_adamw", "galore", "apollo_mini"):
+        yield Row(shape="llama-42m", rows=1, tokens=64, optimizer=optimizer)
 
 
 def _several() -> Iterator[Row]:

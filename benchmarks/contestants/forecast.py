@@ -157,7 +157,11 @@ def _largest(trial: Trial) -> int:
 
 def main(trial: Trial, folder: Path) -> None:
     """Write `rank-N.json` into the folder."""
-    with joined(600, grouped=trial.engine != "single") as here, reusing(here.world, By(trial.engine), _largest(trial)):
+    frugal = trial.asked().optim.in_backward != "off"
+    with (
+        joined(600, grouped=trial.engine != "single") as here,
+        reusing(here.world, By(trial.engine), _largest(trial), frugal=frugal),
+    ):
         peak = held(trial, here)
         (folder / f"rank-{here.world.rank}.json").write_text(json.dumps(peak))
 

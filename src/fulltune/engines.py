@@ -27,6 +27,7 @@ from fulltune.model.attention import attend_in_blocks
 from fulltune.model.compiled import compile_blocks
 from fulltune.model.facts import blocks, checkpoint_blocks, layers, matrices, set_dropout, undecayed
 from fulltune.model.probe import leaves_unused
+from fulltune.model.tiled import tile_mlps
 from fulltune.model.waiting import let_wait
 from fulltune.objectives import Objective
 from fulltune.optim.groups import Parting, Rule, begins, groups
@@ -62,6 +63,8 @@ def engine_for(
     checkpointing = plan.checkpointing or recipe.memory.checkpointing
     if checkpointing in ("selective", "full"):
         checkpoint_blocks(model, keep_products=checkpointing == "selective")
+    if recipe.memory.mlp_tile is not None:
+        tile_mlps(model, recipe.memory.mlp_tile)
     if recipe.memory.offload == "activations":
         let_wait(model)
     if recipe.train.compile:

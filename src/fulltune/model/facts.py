@@ -48,6 +48,19 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
+def mlps(model: nn.Module) -> list[nn.Module]:
+    """The MLP of each block, that which has `mlp` as its name; none if a block has none, or experts."""
+    found = [getattr(block, "mlp", None) for block in blocks(model)]
+    plain = [module for module in found if isinstance(module, nn.Module) and not _has_experts(module)]
+    return plain if len(plain) == len(found) else []
+
+
+def _has_experts(module: nn.Module) -> bool:
+    return any(isinstance(one, nn.ModuleList) for one in module.modules()) or any(
+        weight.ndim > 2 for weight in module.parameters()
+    )
+
+
 def shape(model: nn.Module, config: Any) -> Shape:
     """Counted on the modules, so that any architecture has one; works on the meta device."""
     repeated, hidden = blocks(model), cast(Any, model).get_input_embeddings().weight.shape[1]
@@ -71,6 +84,7 @@ def shape(model: nn.Module, config: Any) -> Shape:
         matrices=sum(rows * columns for rows, columns in projected),
         longer=sum(map(max, projected)),
         shorter=sum(map(min, projected)),
+        mlps=sum(side for one in mlps(model) for p in one.parameters() for side in _inner_sides(p, hidden, chosen)),
     )
 
 

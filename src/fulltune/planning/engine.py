@@ -53,6 +53,7 @@ class Case:
             reshard=section.reshard,
             replicas=section.replicas,
             offload=offload,
+            tile=self.recipe.memory.mlp_tile,
             waits=self.recipe.memory.offload == "activations",
         )
         return forecast(way, self.model, self.load)
@@ -144,6 +145,12 @@ def choose_engine(case: Case) -> Chosen:
             mend="engine.name=auto, or one process",
         )
     require_whole(recipe.optim, chosen.name)
+    if recipe.memory.mlp_tile is not None and chosen.name not in ("single", "ddp"):
+        raise RecipeError(
+            f"{chosen.name} gathers weights for a whole block, and tiles ask for an MLP's again and again",
+            where="memory.mlp_tile",
+            mend="engine.name=ddp, or one process; or leave memory.mlp_tile out",
+        )
     if case.dtypes.weights != "float32" and chosen.name != "single":
         raise RecipeError(
             f"bf16-sr rounds the weights of one process; of {processes} processes each would round by itself",

@@ -150,7 +150,7 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
     if cuts := case.cuts():
         cut = next((cut for cut in cuts if _fits(cut, available)), cuts[-1])
         yield _named(cut), cut
-    if deeper := [case.changed("memory", checkpointing=way) for way in deeper_than(case.checkpointing, case.model)]:
+    if deeper := [case.changed("memory", checkpointing=way) for way in deeper_than(case.checkpointing, case)]:
         again = next((one for one in deeper if _fits(one, available)), deeper[-1])
         yield f"memory.checkpointing={again.checkpointing}", again
     if crowd.size == 1 and recipe.engine.name in ("auto", "single") and rounds(recipe.optim.name):

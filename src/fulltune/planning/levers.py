@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from fulltune.base.memory import Forecast, between, gib
-from fulltune.base.records import Checkpointing, ModelFacts
+from fulltune.base.records import Checkpointing
 from fulltune.planning.engine import Case, choose_engine
 
 WAYS: tuple[Checkpointing, ...] = ("none", "selective", "full")
@@ -16,9 +16,10 @@ up to a third more arithmetic. On a CPU it was measured (docs/performance.md), o
 """
 
 
-def deeper_than(way: Checkpointing, model: ModelFacts) -> tuple[Checkpointing, ...]:
-    """The ways that keep less, if the model can make blocks again."""
-    return WAYS[WAYS.index(way) + 1 :] if model.checkpoints else ()
+def deeper_than(way: Checkpointing, case: Case) -> tuple[Checkpointing, ...]:
+    """The ways that keep less, if the model can make blocks again; what tiles make is kept by none of them."""
+    deeper = WAYS[WAYS.index(way) + 1 :] if case.model.checkpoints else ()
+    return tuple(one for one in deeper if case.recipe.memory.mlp_tile is None or one != "selective")
 
 
 def fitted(case: Case) -> Case:
@@ -67,7 +68,7 @@ def _candidates(case: Case, held: Callable[[Case], Forecast]) -> Iterator[Case]:
 def _ways(case: Case, held: Callable[[Case], Forecast]) -> list[Checkpointing]:
     """That the plan may choose among, each of which holds less than the one before."""
     ways = [case.checkpointing]
-    for way in deeper_than("none", case.model) if case.recipe.memory.checkpointing == "auto" else ():
+    for way in deeper_than("none", case) if case.recipe.memory.checkpointing == "auto" else ():
         before, now = (held(case.changed("memory", checkpointing=one)) for one in (ways[-1], way))
         ways += [way] if now.high < before.high else []
     return ways

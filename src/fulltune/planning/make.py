@@ -87,6 +87,7 @@ def make_plan(
     updates = train.steps if examples is None else count_updates(train, examples)
     assert updates is not None
     _require_context(recipe, model)
+    _require_tiles(recipe, model)
     require_scores(recipe, data, suites or {})
     layout: Layout = "padded" if train.layout == "auto" else train.layout
     precision = resolve(recipe, machine)
@@ -163,6 +164,15 @@ def _require_context(recipe: Recipe, model: ModelFacts) -> None:
             f"data.max_length is {recipe.data.max_length}, but {model.architecture} has positions for {model.context}",
             where="data.max_length",
             mend=f"data.max_length={model.context}, and data.over_length for what is longer",
+        )
+
+
+def _require_tiles(recipe: Recipe, model: ModelFacts) -> None:
+    if recipe.memory.mlp_tile is not None and not model.shape.mlps:
+        raise RecipeError(
+            f"{model.architecture} has no MLP in each block that acts on each token alone",
+            where="memory.mlp_tile",
+            mend="leave memory.mlp_tile out; memory.checkpointing=full and smaller micro-batches save memory too",
         )
 
 

@@ -165,7 +165,10 @@ def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
 
 def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     """What the forward pass leaves for the backward pass (Korthikanti et al. 2022, arXiv 2205.05198, by element)."""
-    shape, tokens = model.shape, load.tokens
+    tokens, tile = load.tokens, 0
+    if way.tile is not None and tokens > way.tile:
+        model, tile = _tiled(way, model)
+    shape = model.shape
     low, high = (int(tokens * each) for each in _of_blocks(way, model, shape.inner, model.layers))
     if way.checkpointed:
         kept = tokens * way.stream * model.hidden * model.layers
@@ -184,7 +187,15 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     if way.blockwise and way.kind == "cpu" and way.compute == way.stream == 4:  # 64: the diagonal's blocks
         longest = load.longest if way.layout == "packed" else load.width
         high += blocks * load.tokens * shape.heads * 4 * (min(longest, ATTENDED) + 64) // 2
-    return Part("activations", low, high)
+    return Part("activations", low + int(_CERTAIN * tile), high + 2 * tile)
+
+
+def _tiled(way: Way, model: ModelFacts) -> tuple[ModelFacts, int]:
+    """The model without its MLPs, and the bytes of a tile in one of them; its gradients are as many once more."""
+    shape, tokens = model.shape, way.tile or 0
+    each = shape.mlps // max(1, model.layers)
+    rest = replace(shape, inner=shape.inner - shape.mlps, inner_block=shape.inner_block - each, widest=0)
+    return replace(model, shape=rest), tokens * way.compute * (each + shape.widest)
 
 
 def _waiting(way: Way, model: ModelFacts, load: Pass, kept: Part) -> tuple[list[Part], Part]:

@@ -55,6 +55,8 @@ class Way:
     reshard: bool = True
     replicas: int = 1
     offload: bool = False
+    tile: int | None = None
+    """Tokens that an MLP computes at once; None: all."""
     waits: bool = False
     """Whether what blocks keep for the backward pass waits on the host."""
 

@@ -1,10 +1,10 @@
 """What is traded for memory, as a recipe says it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fulltune.recipe.kinds import Section
+from fulltune.recipe.kinds import Count, Section
 
 
 class MemorySection(Section):
@@ -15,6 +15,10 @@ class MemorySection(Section):
     all of it but matrix products and attention, whose results are kept. `auto`: the first of `none`, `selective` and
     `full` that fits by the forecast; smaller micro-batches come first while they fill the device (docs/memory.md).
     """
+    mlp_tile: Count | None = None
+    """Tokens that the MLP of a block computes at once, such as 1024: what it makes of them is made again in the
+    backward pass, tile by tile, so that in long sequences it takes memory for one tile only. By default all at once.
+    """
     offload: Literal["none", "activations"] = "none"
     """Of a GPU: `activations` lets what blocks keep for the backward pass wait on the host, and brings it back block by
     block; of blocks that are made again, their inputs. On a CPU it would change nothing, and is refused.
@@ -24,3 +28,16 @@ class MemorySection(Section):
     memory. By default what there is. Engine, micro-batches and checkpointing are chosen by it, what cannot fit is
     refused, and on a GPU no more is taken.
     """
+
+    @model_validator(mode="after")
+    def _tiles_are_made_again(self) -> Self:
+        if self.mlp_tile is not None and self.checkpointing == "selective":
+            raise ValueError(
+                "memory.checkpointing: selective keeps what matrix products give, and memory.mlp_tile makes those of "
+                "MLPs again; take full, none or auto"
+            )
+        if self.mlp_tile is not None and self.offload != "none":
+            raise ValueError(
+                "memory.mlp_tile and memory.offload: tiles of MLPs keep nothing that could wait on the host"
+            )
+        return self

@@ -282,6 +282,8 @@ class Recipe(Section):
             raise ValueError("`train.compile`: DeepSpeed reaches into blocks; leave it out, or take another engine")
         if self.train.compile and self.memory.offload != "none":
             raise ValueError("`train.compile`: what compiled blocks keep cannot wait on the host (memory.offload)")
+        if self.train.compile and self.memory.mlp_tile is not None:
+            raise ValueError("`train.compile`: a compiled block is one piece, and memory.mlp_tile takes its MLP apart")
         return self
 
     @property

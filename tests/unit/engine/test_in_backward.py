@@ -16,6 +16,7 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.engine.weights import RoundedWeights
 from fulltune.model.facts import checkpoint_blocks
+from fulltune.model.tiled import tile_mlps
 from fulltune.optim.pulls import EWC
 from fulltune.training.fisher import estimate
 from fulltune.training.step import step
@@ -96,6 +97,15 @@ def test_the_second_pass_draws_as_the_first_and_blocks_are_made_again_in_both(
         model = tiny.model("gpt2", resid_pdrop=0.5 if dropped else 0.0, embd_pdrop=0.3 if dropped else 0.0)
         checkpoint_blocks(model, keep_products=selective)
         grounds.append(made(tmp_path, way, model, clip=0.05))
+    assert learned(grounds[0]) == learned(grounds[1]) and same(*grounds)
+
+
+def test_the_gradient_of_an_mlp_is_whole_behind_its_last_tile(tmp_path: Path) -> None:
+    grounds = []
+    for way in ("off", "one_pass"):
+        model = tiny.model("llama-tied")
+        tile_mlps(model, 16)
+        grounds.append(made(tmp_path, way, model))
     assert learned(grounds[0]) == learned(grounds[1]) and same(*grounds)
 
 
