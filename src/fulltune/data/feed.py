@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +77,15 @@ class Portion:
         return max(1, self.tokens // shortest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Batches of examples under a budget."""
+
+    members: list[int]
+    budget: Budget
+    batches: list[Batch]
+
+
 class Feed:
     """The micro-batches of the update that begins at a position of the data; the same whenever it is asked."""
 
@@ -94,6 +105,7 @@ class Feed:
         self._end, self._rank, self._size = end, rank, size
         self._most = portion.most(int(store.lengths.min()))
         self._refer = refer
+        self._coming: Future[_Made] | None = None
 
     def take(self, position: int) -> list[int]:
         """The examples of the update that begins here, in order; empty at the end. The next begins `len` further."""
@@ -103,7 +115,29 @@ class Feed:
         return [int(i) for i in members[:count]]
 
     def batches(self, members: Sequence[int], budget: Budget) -> Iterator[Batch]:
-        """This rank's micro-batches of these examples, made one by one."""
+        """This rank's micro-batches of these examples: those that were made ahead, or else made one by one."""
+        coming, self._coming = self._coming, None
+        # What could not be made ahead is tried once more, where its error belongs and a pass holds no memory.
+        made = None if coming is None or coming.exception() is not None else coming.result()
+        if made is not None and (made.members, made.budget) == (list(members), budget):
+            return iter(made.batches)
+        return self._one_by_one(members, budget)
+
+    @contextmanager
+    def ahead(self, position: int, budget: Budget) -> Iterator[None]:
+        """In here a thread makes the batches of the update at this position, which `batches` gives if they are asked.
+
+        It ends with this. While a GPU computes, the host has time for it; on a CPU it is two ten thousandths of it.
+        """
+        with ThreadPoolExecutor(1, "next-batches") as pool:
+            self._coming = pool.submit(self._next, position, budget)
+            yield
+
+    def _next(self, position: int, budget: Budget) -> _Made:
+        members = self.take(position)
+        return _Made(members, budget, list(self._one_by_one(members, budget)) if members else [])
+
+    def _one_by_one(self, members: Sequence[int], budget: Budget) -> Iterator[Batch]:
         for micro in lay(self._lengths(members), budget, rank=self._rank, size=self._size):
             yield collate(self._store, [members[i] for i in micro], budget, self._refer)
 

@@ -84,9 +84,9 @@ def step(
 
 def _told(own: Tensor, engine: Engine, objective: Objective) -> Outcome:
     """The loss over all ranks, and what penalties add to it. An update waits for the device here, and for the norm."""
-    loss, penalty = own.T.contiguous()  # each summed as it would be alone
-    added = float(engine.sum(penalty.sum())) if objective.penalties else 0.0
-    return Outcome(loss=float(engine.sum(loss.sum())), penalty=added)
+    sums = torch.stack([column.sum() for column in own.T.contiguous()])  # each summed as it would be alone
+    loss, penalty = engine.sum(sums).tolist()
+    return Outcome(loss=loss, penalty=penalty if objective.penalties else 0.0)
 
 
 def trial(

@@ -130,7 +130,8 @@ class Updating:
         batches = self._batches(members, progress)
         if isinstance(batches, Shortage):
             return batches
-        with self.mixing(progress.position):
+        after, budget = progress.position + len(members), self.budget.halved(progress.halvings)
+        with self.mixing(progress.position), self.feed.ahead(after, budget):
             return step(
                 batches,
                 rates,
