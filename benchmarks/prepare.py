@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, environment, options, report
+from benchmarks import compare, environment, material, options, report
 from benchmarks.contestants.task import Answer
 from benchmarks.fresh import Contestant, Failed, Peak, run
 from benchmarks.machine import Occasion, occasion
@@ -45,13 +45,23 @@ class Runs:
         """As `seconds`, from the loaded data set on. fulltune has no such moment: reading is part of all it does."""
         return [answer.seconds["prepare"] for answer in self.timed]
 
+    @property
+    def cpu(self) -> list[float]:
+        """CPU seconds of each timed round, as `seconds`."""
+        return [answer.cpu_seconds for answer in self.timed]
+
+    @property
+    def cpu_from_start(self) -> list[float]:
+        """The same from the start of the process on, imports too."""
+        return [answer.cpu_from_start for answer in self.timed]
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, show, write. Exit code 1 if a contestant could not be run, 130 if interrupted."""
     words = sys.argv[1:] if words is None else words
-    asked = _asked(words)
     when = occasion("benchmarks.prepare", words)
     try:
+        asked = _asked(words)
         against = contestants(asked)
         with options.bench(asked, [asked.rows]) as bench:
             runs = rounds(bench, against)
@@ -72,12 +82,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _asked(words: Sequence[str]) -> argparse.Namespace:
     parser = options.parser(__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rows", type=options.positive, default=20_000)
+    parser.add_argument("--rows", type=_rows, default=20_000, help="how many, or `all` that the source has")
     parser.add_argument("--repeats", type=options.positive, default=3, help="timed rounds")
     parser.add_argument("--memory-repeats", type=int, default=1, help="watched rounds, before the timed ones")
     parser.add_argument("--against", nargs="*", choices=OTHERS, default=["trl", "datasets"])
     parser.add_argument("--trl-python", type=Path, help="Python that has TRL; else benchmarks/.env-trl is made")
-    return parser.parse_args(words)
+    asked = parser.parse_args(words)
+    if asked.rows is None:
+        asked.rows = len(material.corpus(asked.source, asked.seed))
+    return asked
+
+
+def _rows(text: str) -> int | None:
+    return None if text == "all" else options.positive(text)
 
 
 def contestants(asked: argparse.Namespace) -> list[Contestant]:
@@ -124,7 +141,12 @@ def agreements(bench: options.Bench, runs: dict[str, Runs]) -> dict[str, compare
 
 def page(asked: argparse.Namespace, when: Occasion, runs: dict[str, Runs], agreed: dict[str, compare.Agreement]) -> str:
     """The result as Markdown."""
-    parts = ["# Data preparation, side by side", report.facts(dict(_facts(asked, when, runs))), _times(runs)]
+    parts = [
+        "# Data preparation, side by side",
+        report.facts(dict(_facts(asked, when, runs))),
+        _times(runs),
+        _cpu(runs),
+    ]
     if asked.memory_repeats:
         parts.append(_memory(runs))
     parts.append("\n".join(f"- {line}" for line in _agreed(runs, agreed)))
@@ -162,6 +184,19 @@ def _times(runs: dict[str, Runs]) -> str:
     return report.table(head, lines)
 
 
+def _cpu(runs: dict[str, Runs]) -> str:
+    """CPU seconds of all processes: medians, and fulltune's as a part of each other's, round by round."""
+    ours, lines = runs[OURS], []
+    for name, made in runs.items():
+        alone, whole = spread(made.cpu), spread(made.cpu_from_start)
+        parts = ratios(ours.cpu, made.cpu), ratios(ours.cpu_from_start, made.cpu_from_start)
+        shares = ["1" if name == OURS else f"{part.median:.2f} ({part.low:.2f} to {part.high:.2f})" for part in parts]
+        cells = [f"{alone.median:.2f}", f"{alone.low:.2f} to {alone.high:.2f}", shares[0]]
+        lines.append([name, *cells, f"{whole.median:.2f}", f"{whole.low:.2f} to {whole.high:.2f}", shares[1]])
+    head = ["contestant", "CPU s", "range", "fulltune / it", "with start", "range", "fulltune / it"]
+    return report.table(head, lines)
+
+
 def _memory(runs: dict[str, Runs]) -> str:
     """Medians over the watched rounds."""
     lines = []
@@ -195,6 +230,10 @@ def results(runs: dict[str, Runs], agreed: dict[str, compare.Agreement]) -> dict
                 "seconds": spread(made.seconds),
                 "seconds_without_load": spread(made.seconds_without_load),
                 "times_fulltune": ratios(made.seconds, runs[OURS].seconds),
+                "cpu": spread(made.cpu),
+                "cpu_from_start": spread(made.cpu_from_start),
+                "fulltune_cpu": ratios(runs[OURS].cpu, made.cpu),
+                "fulltune_cpu_from_start": ratios(runs[OURS].cpu_from_start, made.cpu_from_start),
                 "timed": made.timed,
                 "watched": [{"answer": answer, "peak": peak} for answer, peak in made.watched],
             }

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,13 +61,15 @@ class Clock:
     """Phases with their beginning and end, by the clock that all processes of a machine share."""
 
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)
+    cpu: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """CPU seconds since the process was started, at the beginning and the end of each phase."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Times the block."""
-        begun = time.monotonic()
+        begun, used = time.monotonic(), cpu()
         yield
-        self.phases[name] = (begun, time.monotonic())
+        self.phases[name], self.cpu[name] = (begun, time.monotonic()), (used, cpu())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,8 @@ class Answer:
     """What a contestant says of itself."""
 
     phases: Mapping[str, tuple[float, float]]
+    cpu: Mapping[str, tuple[float, float]]
+    """As the clock told them."""
     main_peak: int
     """Bytes: the kernel's high-water mark of the process that was started."""
     rows: int
@@ -93,8 +98,10 @@ class Answer:
     def read(cls, path: Path) -> "Answer":
         """What a contestant wrote."""
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        phases = {name: (begun, ended) for name, (begun, ended) in plain.pop("phases").items()}
-        return cls(phases=phases, **plain)
+        phases, cpu = (
+            {name: (begun, ended) for name, (begun, ended) in plain.pop(key).items()} for key in ("phases", "cpu")
+        )
+        return cls(phases=phases, cpu=cpu, **plain)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -102,9 +109,25 @@ class Answer:
         return {name: ended - begun for name, (begun, ended) in self.phases.items()}
 
     @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all phases."""
+        return sum(ended - begun for begun, ended in self.cpu.values())
+
+    @property
+    def cpu_from_start(self) -> float:
+        """CPU seconds up to the end of the last phase, interpreter and imports too."""
+        return max(ended for _, ended in self.cpu.values())
+
+    @property
     def window(self) -> tuple[float, float]:
         """From the beginning of the first phase to the end of the last; imports lie before it."""
         return min(begun for begun, _ in self.phases.values()), max(ended for _, ended in self.phases.values())
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far, and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def main_peak() -> int:

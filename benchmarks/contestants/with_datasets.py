@@ -41,6 +41,7 @@ def main() -> None:
     count, tokens, supervised = columns.counts(ids, taught)
     Answer(
         phases=clock.phases,
+        cpu=clock.cpu,
         main_peak=peak,
         rows=count,
         tokens=tokens,

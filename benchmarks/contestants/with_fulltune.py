@@ -43,6 +43,7 @@ def main() -> None:
     kept = [split for split in facts.splits.values() if split.examples]
     Answer(
         phases=clock.phases,
+        cpu=clock.cpu,
         main_peak=peak,
         rows=facts.kept,
         tokens=sum(split.tokens for split in kept),

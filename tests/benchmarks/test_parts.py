@@ -208,9 +208,10 @@ def test_tasks_and_answers_travel_as_files(tmp_path: Path, monkeypatch: pytest.M
     with clock.phase("load"):
         pass
     with clock.phase("prepare"):
-        pass
+        sum(range(1_000_000))
     answer = Answer(
         phases=clock.phases,
+        cpu=clock.cpu,
         main_peak=main_peak(),
         rows=1,
         tokens=2,
@@ -224,6 +225,7 @@ def test_tasks_and_answers_travel_as_files(tmp_path: Path, monkeypatch: pytest.M
     assert answer.seconds.keys() == {"load", "prepare"}
     assert before <= answer.window[0] <= answer.window[1] <= time.monotonic()
     assert answer.main_peak > 10 * MIB
+    assert 0 < answer.cpu_seconds < answer.cpu_from_start
 
 
 def test_our_recipe_is_one(tmp_path: Path) -> None:

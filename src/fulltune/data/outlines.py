@@ -8,7 +8,7 @@ And of what is put together one in `_TRUST` is rendered all the same, and must b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -24,45 +24,65 @@ _PLAIN = ("role", "content")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A conversation's text, what tags enclose in it (None: there are no tags), and ends that are known.
-
-    `ends`: a turn's index -> where the prompt that calls for it ends, and where the turn does.
-    """
-
-    text: str
-    marks: Marks | None
-    ends: Mapping[int, tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """A place in a text: behind so many contents, and so many characters that are the template's own."""
 
     contents: int
     characters: int
 
 
-@dataclass(slots=True)
-class _Outline:
-    """What a template writes around contents."""
+@dataclass(slots=True, eq=False)
+class Outline:
+    """What a template writes around contents.
+
+    `ends`: a turn's index -> where the prompt that calls for it ends, and where the turn does.
+    """
 
     around: tuple[str, ...]
     contents: tuple[int, ...]
-    marks: Sequence[tuple[_Place, _Place]] | None
-    ends: Mapping[int, tuple[_Place, _Place]]
+    marks: Sequence[tuple[Place, Place]] | None
+    ends: Mapping[int, tuple[Place, Place]]
     guard: Guard
     used: int = 0
 
-    def shown(self, contents: Sequence[str]) -> Shown:
+    def shown(self, contents: Sequence[str]) -> "Shown":
         """With these contents."""
         pieces = [""] * (len(self.around) + len(self.contents))
         pieces[::2] = self.around
         pieces[1::2] = written = [contents[index] for index in self.contents]
-        before = [0, *accumulate(map(len, written))]
-        marks = None if self.marks is None else [_between(before, places) for places in self.marks]
-        ends = {index: _between(before, places) for index, places in self.ends.items()}
-        return Shown("".join(pieces), marks, ends)
+        return Shown("".join(pieces), None, self, [0, *accumulate(map(len, written))], rendered=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A conversation's text, and what is known of places in it."""
+
+    text: str
+    told: Marks | None
+    """What the template said that its tags enclose, if there is no outline."""
+    outline: Outline | None = None
+    before: Sequence[int] = ()
+    """How many characters the contents have up to each that the outline holds."""
+    rendered: bool = True
+    """Whether the template wrote this text, or it was put together alone."""
+
+    @property
+    def marks(self) -> Marks | None:
+        """What tags enclose in it; None: there are no tags."""
+        if self.outline is None or self.outline.marks is None:
+            return self.told
+        return [self.between(places) for places in self.outline.marks]
+
+    @property
+    def ends(self) -> Mapping[int, tuple[int, int]]:
+        """As far as they are known: a turn's index -> where the prompt that calls for it ends, and the turn does."""
+        known = {} if self.outline is None else self.outline.ends
+        return {index: self.between(places) for index, places in known.items()}
+
+    def between(self, places: tuple[Place, Place]) -> tuple[int, int]:
+        """Two places of the outline, in this text."""
+        start, end = places
+        return self.before[start.contents] + start.characters, self.before[end.contents] + end.characters
 
 
 class Outlines:
@@ -70,7 +90,7 @@ class Outlines:
 
     def __init__(self, template: Template) -> None:
         self._template = template
-        self._known: dict[Any, _Outline | None] = {}
+        self._known: dict[Any, Outline | None] = {}
 
     def of(self, turns: Sequence[Any], tools: Sequence[Any], wanted: Sequence[int]) -> Shown:
         """The conversation's text, and ends of the turns in `wanted`, which are the assistant's.
@@ -80,16 +100,17 @@ class Outlines:
         outline = None if tools or any(tuple(turn) != _PLAIN for turn in turns) else self._outline(turns, wanted)
         contents = [turn["content"] for turn in turns]
         if outline is None or not outline.guard.allows(contents):
-            return Shown(*self._template.marked(turns, tools), {})
+            return Shown(*self._template.marked(turns, tools))
         shown = outline.shown(contents)
         if outline.guard.varies or outline.used % _TRUST == 0 or len(shown.text) > CHARACTERS:
             rendered = self._template.marked(turns, tools)
             if rendered != (shown.text, shown.marks):
-                return Shown(*rendered, {})
+                return Shown(*rendered)
+            shown = replace(shown, rendered=True)
         outline.used += 1
         return shown
 
-    def _outline(self, turns: Sequence[Any], wanted: Sequence[int]) -> _Outline | None:
+    def _outline(self, turns: Sequence[Any], wanted: Sequence[int]) -> Outline | None:
         """None if there is none, and for the first conversation of such roles, since it may stay the only one."""
         roles = tuple(turn["role"] for turn in turns)
         key = roles, tuple(wanted)
@@ -102,7 +123,7 @@ class Outlines:
         found = self._known[key]
         return None if found is _UNASKED else found
 
-    def _learn(self, roles: Sequence[str], wanted: Sequence[int]) -> _Outline | None:
+    def _learn(self, roles: Sequence[str], wanted: Sequence[int]) -> Outline | None:
         try:
             with guarded() as guard:
                 turns = [{"role": role, "content": veil(number)} for number, role in enumerate(roles)]
@@ -113,23 +134,18 @@ class Outlines:
                     last = index == len(turns) - 1
                     upto = text if last else self._template.veiled(turns[: index + 1], prompt=False)[0]
                     if upto.startswith(head) and text.startswith(upto):
-                        ends[index] = _place(head), _place(upto)
+                        ends[index] = place(head), place(upto)
         except RowFault:
             return None
-        marked = None if marks is None else [(_place(text[:start]), _place(text[:end])) for start, end in marks]
-        return _Outline(*parted(text), marked, ends, guard)
+        marked = None if marks is None else [(place(text[:start]), place(text[:end])) for start, end in marks]
+        return Outline(*parted(text), marked, ends, guard)
 
 
-_UNASKED = _Outline((), (), None, {}, Guard())
+_UNASKED = Outline((), (), None, {}, Guard())
 """In place of an outline that was not asked for twice."""
 
 
-def _place(text: str) -> _Place:
+def place(text: str) -> Place:
+    """The end of a text that holds veils."""
     around, contents = parted(text)
-    return _Place(len(contents), sum(map(len, around)))
-
-
-def _between(before: Sequence[int], places: tuple[_Place, _Place]) -> tuple[int, int]:
-    """Two places in characters; `before`: how many the contents have up to each."""
-    start, end = places
-    return before[start.contents] + start.characters, before[end.contents] + end.characters
+    return Place(len(contents), sum(map(len, around)))

@@ -5,48 +5,29 @@ tokens. The ids are those that inference would make of the same conversation.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fulltune.base.records import IGNORE
 from fulltune.data.beginning import Beginning
 from fulltune.data.borders import NOT_SERVED, Border, Borders
 from fulltune.data.complete import Completeness
 from fulltune.data.control import NOTES, ControlTokens, require_one_end, without
+from fulltune.data.encoded import Encoded, Marked, cut_off, shift, shifted
 from fulltune.data.example import Chat, Content, Message, RowFault, Text
-from fulltune.data.outlines import Outlines
+from fulltune.data.forms import Form, Forms
+from fulltune.data.outlines import Outlines, Shown
 from fulltune.data.plain import encode
 from fulltune.data.spans import Found, Spans, closing
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.strict import strings
 from fulltune.data.template import Template, Tokenizer
 
+__all__ = ["Encoded", "Renderer", "TooLong"]
+
 Supervise = Literal["assistant", "last_turn", "completion", "all"]
 OverLength = Literal["error", "drop", "truncate", "split"]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example as numbers. `labels[i]` is the token to be predicted AT i, already shifted; IGNORE: not taught.
-
-    `ids`, `labels`: int32 [tokens]; `weights`: float32 [tokens], the factor of each label's loss.
-    """
-
-    ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    notes: frozenset[str] = frozenset()
-    """Codes of what is odd about it and taught all the same."""
-    cut: bool = False
-    """Whether its end was cut off."""
-
-    @property
-    def supervised(self) -> int:
-        """How many tokens are taught."""
-        return int((self.labels != IGNORE).sum())
 
 
 class TooLong(Exception):
@@ -84,15 +65,6 @@ class _Laid:
         return [self.text, *heads]
 
 
-@dataclass(slots=True)
-class _Marked:
-    """A conversation as tokens, and what the tokens [first, end) of each taught turn weigh."""
-
-    ids: NDArray[np.int32]
-    spans: list[tuple[int, int, float]]
-    notes: frozenset[str]
-
-
 class Renderer:
     """Turns examples into tokens, many at a time. It remembers which stop tokens it taught and what it noticed."""
 
@@ -121,6 +93,7 @@ class Renderer:
         self._borders = Borders(tokenizer, self._speller)
         self._begins = Beginning(tokenizer)
         self._complete = Completeness(template)
+        self._forms = Forms(self._speller, self._spans, self._borders, self._complete)
         self.stop_ids: set[int] = set()
 
     def render(self, contents: Sequence[Content]) -> list[Encoded | RowFault | TooLong]:
@@ -136,8 +109,8 @@ class Renderer:
             else item
             for content, item in zip(contents, laid, strict=True)
         ]
-        shifted = iter(_shifted([one for one in outcomes if isinstance(one, _Marked)], self._supervise == "all"))
-        return [self._attempt(self._fit, next(shifted)) if isinstance(one, _Marked) else one for one in outcomes]
+        encoded = iter(shifted([one for one in outcomes if isinstance(one, Marked)], self._supervise == "all"))
+        return [self._attempt(self._fit, next(encoded)) if isinstance(one, Marked) else one for one in outcomes]
 
     @property
     def spelled_note(self) -> str:
@@ -175,15 +148,33 @@ class Renderer:
         odd = [m.role for m in content.messages if m.role != "assistant" and m.weight != 1]
         if odd and self._supervise == "all":
             raise RowFault("type", f"a {odd[0]} turn has a weight", "only assistant turns can be weighted")
-        said: tuple[Any, Any] = [message.turn() for message in content.messages], content.tools
-        hidden = (
-            said
-            if self._speller.harmless(_texts(content))
-            else (self._speller.hide(said[0]), self._speller.hide(said[1]))
-        )
-        turns, tools = said if self._control == "keep" else hidden
+        turns, tools = [message.turn() for message in content.messages], content.tools
         wanted = self._taught(content)
+        harmless = self._speller.harmless(_texts(content))
+        if not harmless:
+            hidden = self._speller.hide(turns), self._speller.hide(tools)  # also to refuse private characters
+            turns, tools = hidden if self._control != "keep" else (turns, tools)
         shown = self._outlines.of(turns, tools, wanted)
+        form = self._forms.of(turns, wanted, shown) if harmless else None
+        if form is None or shown.rendered:
+            laid = self._lay_out(content, turns, tools, wanted, shown)
+            if form is not None and self._put_together(content, shown, form) != laid:
+                self._forms.distrust(shown)
+            return laid
+        return self._put_together(content, shown, form)
+
+    def _put_together(self, content: Chat, shown: Shown, form: Form) -> _Laid:
+        """As `_lay_out`, by what is known of all conversations of its form."""
+        places, borders = form.spans(shown), form.borders(shown)
+        spans = [
+            _Span(start, end, content.messages[index].weight, shown.text[:start])
+            for index, (start, end) in places.items()
+        ]
+        self._begins.require_one(shown.text)
+        return _Laid(shown.text, tuple(spans), self._begins.notes(shown.text), False, borders)
+
+    def _lay_out(self, content: Chat, turns: list[Any], tools: Any, wanted: list[int], shown: Shown) -> _Laid:
+        """As `_lay`, of any conversation."""
         self._complete.require(turns, tools, shown.text)
         found = self._spans.find(turns, tools, wanted, shown)
         if self._control == "keep":
@@ -223,7 +214,7 @@ class Renderer:
         show, head = self._speller.show, found.text[:start]
         return _Span(len(show(head)), len(show(found.text[:end])), weight, head)
 
-    def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> _Marked:
+    def _encode_chat(self, laid: _Laid, made: dict[str, Tokens]) -> Marked:
         tokens = self._speller.encode(laid.text) if laid.spells else made[laid.text]
         places = None if laid.borders is None else self._borders.places(laid.borders, tokens, made)
         if places is None:
@@ -236,7 +227,7 @@ class Renderer:
         for _, end in places:
             self._remember(int(tokens.numbers[end - 1]))
         spans = [(*place, span.weight) for place, span in zip(places, laid.spans, strict=True)]
-        return _Marked(tokens.numbers, spans, laid.notes)
+        return Marked(tokens.numbers, spans, laid.notes)
 
     def _by_heads(self, laid: _Laid, tokens: Tokens, made: dict[str, Tokens]) -> list[tuple[int, int]]:
         """The tokens [first, end) of each span, its head encoded whole."""
@@ -257,7 +248,7 @@ class Renderer:
 
     def _document(self, content: Content) -> Encoded:
         ids, produced = encode(self._cleared(content), self._tokenizer, self._speller, keep=self._control == "keep")
-        encoded = _shift(np.array(ids, np.int32), np.array(produced, np.float32))
+        encoded = shift(np.array(ids, np.int32), np.array(produced, np.float32))
         # What is too long goes on in the next example: documents do, as a conversation cannot.
         splits = self._over_length == "split" and isinstance(content, Text) and content.taught is None
         return encoded if splits and encoded.supervised else self._fit(encoded)
@@ -271,7 +262,7 @@ class Renderer:
                 what = f"the example has {length:,} tokens, data.max_length allows {self._max_length:,}"
                 what += "; only documents can be split" if self._over_length == "split" else ""
                 raise RowFault("too_long", what, "raise data.max_length, or say data.over_length=drop or truncate")
-            encoded = _cut(encoded, self._max_length)
+            encoded = cut_off(encoded, self._max_length)
         if encoded.supervised == 0:
             what = "no token of it would be taught"
             if length > self._max_length:
@@ -284,41 +275,3 @@ def _texts(chat: Chat) -> list[str]:
     """All that it says, names and arguments of tools too."""
     further = [*(message.extra for message in chat.messages if message.extra), *chat.tools]
     return [*(message.content for message in chat.messages), *(strings(further) if further else ())]
-
-
-def _shift(ids: NDArray[np.int32], weights: NDArray[np.float32], notes: frozenset[str] = frozenset()) -> Encoded:
-    """From "token i weighs w as something to be produced" to labels at the position that predicts it."""
-    labels = np.full(len(ids), IGNORE, np.int32)
-    labels[:-1] = np.where(weights[1:] > 0, ids[1:], IGNORE)
-    shifted = np.zeros(len(ids), np.float32)
-    shifted[:-1] = weights[1:]
-    return Encoded(ids, labels, shifted, notes)
-
-
-def _shifted(marked: Sequence[_Marked], everything: bool) -> list[Encoded]:
-    """As `_shift`, of many at once; `everything`: also tokens outside of spans are taught."""
-    if not marked:
-        return []
-    ids = np.concatenate([one.ids for one in marked])
-    ends = np.cumsum([len(one.ids) for one in marked]).tolist()
-    starts = [0, *ends]
-    # Of each token as something to be produced; behind the last one nothing is.
-    produced = np.full(len(ids) + 1, float(everything), np.float32)
-    for start, one in zip(starts, marked, strict=False):
-        for first, end, weight in one.spans:
-            produced[start + first : start + end] = weight
-    weights = produced[1:]
-    weights[np.array(ends) - 1] = 0
-    labels = np.full(len(ids), IGNORE, np.int32)
-    np.copyto(labels[:-1], ids[1:], where=weights[:-1] > 0)
-    return [
-        Encoded(ids[start:end], labels[start:end], weights[start:end], one.notes)
-        for start, end, one in zip(starts, ends, marked, strict=False)
-    ]
-
-
-def _cut(encoded: Encoded, length: int) -> Encoded:
-    """The first `length` tokens; the last of them predicts nothing, and no stop token is put in its place."""
-    labels, weights = encoded.labels[:length].copy(), encoded.weights[:length].copy()
-    labels[-1], weights[-1] = IGNORE, 0
-    return replace(encoded, ids=encoded.ids[:length], labels=labels, weights=weights, cut=True)

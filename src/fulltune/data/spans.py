@@ -67,11 +67,11 @@ class Spans:
 
         RowFault if one cannot be taught as it stands.
         """
-        text, marks = shown.text, shown.marks
+        text, marks, ends = shown.text, shown.marks, shown.ends
         spans: dict[int, tuple[int, int]] = {}
         notes: set[str] = set()
         for index in wanted:
-            head, upto = self._around(turns, tools, index, shown)
+            head, upto = self._around(turns, tools, index, shown.text, ends.get(index))
             if not upto.startswith(head):
                 raise self._unlike(index, head, upto)
             own = self._own(upto[len(head) :])
@@ -94,13 +94,14 @@ class Spans:
                 raise self._disagreement("what is no answer", [mark], "nothing there")
         return Found(text, spans, frozenset(notes))
 
-    def _around(self, turns: Sequence[Any], tools: Sequence[Any], index: int, shown: Shown) -> tuple[str, str]:
+    def _around(
+        self, turns: Sequence[Any], tools: Sequence[Any], index: int, text: str, ends: tuple[int, int] | None
+    ) -> tuple[str, str]:
         """The text of the prompt that calls for a turn, and of the conversation up to the turn's end."""
-        if index in shown.ends:
-            head, upto = shown.ends[index]
-            return shown.text[:head], shown.text[:upto]
+        if ends is not None:
+            return text[: ends[0]], text[: ends[1]]
         last = index == len(turns) - 1
-        whole = shown.text if last else self._template.render(turns[: index + 1], tools, prompt=False)
+        whole = text if last else self._template.render(turns[: index + 1], tools, prompt=False)
         return self._template.render(turns[:index], tools, prompt=True), whole
 
     def _own(self, added: str) -> str:

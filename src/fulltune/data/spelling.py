@@ -36,8 +36,8 @@ class Tokens:
     @property
     def ids(self) -> list[int]:
         """The same as a list."""
-        plain: list[int] = self.numbers.tolist()
-        return plain
+        made: list[int] = self.numbers.tolist()
+        return made
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -84,6 +84,11 @@ class Speller:
             and not tokenizer.split_special_tokens
         )
         self._words = words_of(tokenizer.backend_tokenizer) if self.direct else None
+
+    @property
+    def names(self) -> Collection[str]:
+        """The control tokens as texts."""
+        return self._special.keys()
 
     def spelled(self, value: Any) -> set[str]:
         """The control tokens whose spelling occurs in a text, or in a value's texts."""

@@ -236,6 +236,11 @@ def veil(number: int) -> Veiled:
     return Veiled(chr(_FIRST + number))
 
 
+def stood_in(number: int) -> str:
+    """The character that stands for a text, as a text of its own."""
+    return chr(_FIRST + number)
+
+
 def parted(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """What a template wrote around veils, and which they are: one text more than veils."""
     return tuple(_VEILS.split(text)), tuple(ord(found) - _FIRST for found in _VEILS.findall(text))

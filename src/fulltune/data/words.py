@@ -9,7 +9,7 @@ printable ASCII, tabs and line breaks; for everything else the library is asked.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -58,6 +58,29 @@ class Looked:
         return index if stop == end and self.numbers[index] == number else None
 
 
+class _Unspelled(Exception):
+    """A word's tokens do not spell it."""
+
+
+class Known(dict[str, bytes]):
+    """Words and their tokens, an int32 each: bytes are put together sooner than lists of numbers. It learns itself."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        super().__init__()
+        self._model = backend.model
+
+    def __missing__(self, word: str) -> bytes:
+        """By the library's own merges. _Unspelled if they do not spell it."""
+        made = self._model.tokenize(word.translate(_BYTES))
+        if sum(len(token.value) for token in made) != len(word):
+            raise _Unspelled
+        if len(self) >= _MOST:
+            self.clear()
+        found = _int32(*(token.id for token in made))
+        self[word] = found
+        return found
+
+
 @dataclass(slots=True)
 class Words:
     """Encodes texts with one tokenizer. Make it by `words_of`, which says whether that can be done."""
@@ -67,8 +90,7 @@ class Words:
     added: re.Pattern[str] | None
     ids: dict[str, bytes]
     """Of the added tokens, each an int32."""
-    known: dict[str, bytes] = field(default_factory=dict)
-    """The tokens of words, an int32 each: bytes are put together sooner than lists of numbers."""
+    known: "Known"
 
     def encode(self, text: str) -> Looked | None:
         """None if the library must be asked."""
@@ -81,7 +103,9 @@ class Words:
             words = self.cut.findall(plain)
             if sum(map(len, words)) != len(plain):
                 return None  # the expression leaves something out
-            if (found := self._found(words)) is None:
+            try:
+                found = b"".join(map(self.known.__getitem__, words))
+            except _Unspelled:
                 return None
             pieces.append(found)
             at, count = at + len(plain), count + len(found) // _SIZE
@@ -91,14 +115,6 @@ class Words:
                 at, count = at + len(token), count + 1
         return Looked(np.frombuffer(b"".join(pieces), np.int32), marks, text, self.backend)
 
-    def _found(self, words: Sequence[str]) -> bytes | None:
-        """The tokens of words; None if one is not spelled by its tokens."""
-        try:
-            return b"".join(map(self.known.__getitem__, words))
-        except KeyError:
-            learned = [self.known.get(word) or self._learn(word) for word in words]
-            return None if None in learned else b"".join(filter(None, learned))
-
     def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
         """Text without added tokens, and the one behind it, in turn."""
         if self.added is None:
@@ -106,17 +122,6 @@ class Words:
             return
         pieces = self.added.split(text)
         yield from zip(pieces[::2], [*pieces[1::2], ""], strict=True)
-
-    def _learn(self, word: str) -> bytes | None:
-        """The tokens of a word, by the library's own merges; None if they do not spell it."""
-        made = self.backend.model.tokenize(word.translate(_BYTES))
-        if sum(len(token.value) for token in made) != len(word):
-            return None
-        if len(self.known) >= _MOST:
-            self.known.clear()
-        found = _int32(*(token.id for token in made))
-        self.known[word] = found
-        return found
 
 
 def words_of(backend: Tokenizer) -> Words | None:
@@ -133,6 +138,7 @@ def words_of(backend: Tokenizer) -> Words | None:
         pattern,
         re.compile(f"({'|'.join(map(re.escape, names))})") if names else None,
         {token["content"]: _int32(token["id"]) for token in added},
+        Known(backend),
     )
     texts = [*_SAMPLES, *(f"{name} a {name}\n{name}b" for name in names[:50])]
     return made if all(_agrees(made, text) for text in texts) else None

@@ -177,7 +177,7 @@ class _Table:
         self._task, self._shard, self._near = task, shard, near
         self._rows: list[tuple[Any, ...]] = []
         self._examples: list[NDArray[Any]] = []
-        self._waiting: list[tuple[int, int, Encoded, bool]] = []
+        self._waiting: list[tuple[int, int, bool, Encoded]] = []
         self._survey = Survey()
         self.said = Said()
 
@@ -226,17 +226,16 @@ class _Table:
             self.said.labels.append((number, (taken.stratum,)))
 
     def _append(self, number: int, made: Encoded, *, augmented: bool) -> None:
-        self._waiting.append((number, self._shard.append(made), made, augmented))
+        self._waiting.append((number, self._shard.append(made), augmented, made))
         if len(self._waiting) == _TOGETHER:
             self._measure()
 
     def _measure(self) -> None:
         """The lines of examples that came since the last call."""
-        made = [example for _, _, example, _ in self._waiting]
+        made = [example for *_, example in self._waiting]
         lines = np.empty(len(made), EXAMPLE)
-        lines["row"] = [row for row, _, _, _ in self._waiting]
-        lines["start"] = [start for _, start, _, _ in self._waiting]
-        lines["augmented"] = [augmented for _, _, _, augmented in self._waiting]
+        for number, name in enumerate(("row", "start", "augmented")):
+            lines[name] = [told[number] for told in self._waiting]
         lines["cut"] = [example.cut for example in made]
         lines["length"] = lengths = np.array([len(example.ids) for example in made], np.int64)
         labels = np.concatenate([np.empty(0, np.int32), *(example.labels for example in made)])

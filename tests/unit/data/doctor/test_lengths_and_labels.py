@@ -8,8 +8,8 @@ import pytest
 from fulltune.base.records import IGNORE
 from fulltune.data.doctor.labels import label_facts, label_shares
 from fulltune.data.doctor.lengths import LADDER, LengthFacts, LengthTotals, counted, quantile, quantiles
+from fulltune.data.encoded import Encoded, cut_off
 from fulltune.data.labels import Label, label_faults
-from fulltune.data.render import Encoded, _cut
 
 
 def totals(examples: list[Encoded], chunk: int = 1000) -> LengthFacts:
@@ -41,7 +41,7 @@ def test_the_share_cut_is_what_preparation_would_cut() -> None:
     assert [cut.max_length for cut in facts.cuts] == list(LADDER[:8])  # nothing is cut at 32,768
     for cut in facts.cuts:
         longer = [example for example in examples if len(example.ids) > cut.max_length]
-        left = [_cut(example, cut.max_length).supervised for example in longer]
+        left = [cut_off(example, cut.max_length).supervised for example in longer]
         gone = sum(example.supervised for example in longer) - sum(left)
         assert (cut.rows, cut.supervised) == (len(longer), gone)
         assert cut.supervised_share == gone / total and cut.rows_share == len(longer) / len(examples)
