@@ -124,6 +124,19 @@ def test_several_processes_train_as_one_does(tmp_path: Path, recipe: Path, refer
     trained_as_by_one(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["schedule_free_adamw", "galore", "apollo"])
+def test_optimizers_that_need_whole_weights_train_by_two_as_by_one_and_so_do_tiles(
+    tmp_path: Path, recipe: Path, optimizer: str
+) -> None:
+    words = [f"optim.name={optimizer}", "optim.schedule=constant", "memory.mlp_tile=8"]
+    optim = {"name": optimizer, "schedule": "constant"}
+    fulltune.train(recipe, out=tmp_path / "one", optim=optim, memory={"mlp_tile": 8})
+    ended = train(recipe, tmp_path / "two", *words, "engine.name=ddp")
+    assert ended.codes == [0, 0], "\n".join(ended.said)
+    trained_as_by_one(tmp_path / "two", tmp_path / "one")
+
+
 @NEEDS_COMPILER
 @pytest.mark.slow
 def test_compiled_blocks_are_gathered_as_others(tmp_path: Path, recipe: Path, reference: Path) -> None:
