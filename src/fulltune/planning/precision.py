@@ -132,9 +132,9 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         compute=compute,
         reduction="float32",
         bytes=sizes,
-        beside=beside,
+        beside=float(beside),
         spares_matrices=spares_matrices,
-        projected=projected,
+        projected=float(projected),
     )
 
 
