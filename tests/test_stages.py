@@ -320,6 +320,7 @@ def test_export_has_the_number_format_of_the_recipe(tmp_path: Path, recipe: dict
         assert kind is (torch.float32 if asked else torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_a_kill_while_preparing_leaves_nothing_that_stops_or_misleads_the_next(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,6 +553,7 @@ def test_the_objective_and_schedule_may_come_from_outside(
     assert {line["lr"] for line in lines(tmp_path / "run", "step")} == {0.5e-3}
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_leaves_what_is_done(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

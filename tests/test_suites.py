@@ -71,6 +71,7 @@ def test_suites_change_nothing_that_is_learned(tmp_path: Path, recipe: Path) -> 
     assert not (tmp_path / "without/evaluations").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_added_to_a_run_that_is_done_is_asked_of_its_result(tmp_path: Path, recipe: Path) -> None:
     run = tmp_path / "run"
     whole = recipe.read_text()

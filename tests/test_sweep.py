@@ -75,6 +75,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Path, 
     return recipe, folder / "out", fulltune.sweep(recipe, budget=3, **asked)
 
 
+@pytest.mark.slow
 def test_trials_are_ranked_by_what_was_held_out(swept: tuple[Path, Path, Sweep]) -> None:
     _, folder, made = swept
     assert [(one.values["optim.lr"], one.state, one.rank) for one in made.trials] == [
@@ -93,6 +94,7 @@ def test_trials_are_ranked_by_what_was_held_out(swept: tuple[Path, Path, Sweep])
     assert "1 above it failed" in str(made.advice) or "too few" in str(made.advice)
 
 
+@pytest.mark.slow
 def test_test_data_are_never_read(swept: tuple[Path, Path, Sweep]) -> None:
     """Its tokens were overwritten by ones that no model has: whoever reads them fails."""
     _, folder, made = swept
@@ -106,6 +108,7 @@ def test_test_data_are_never_read(swept: tuple[Path, Path, Sweep]) -> None:
         fulltune.sweep(swept[0], over=["optim.lr=1e-4,1e-3"], budget=1, by="test.loss", out=folder.parent / "x")
 
 
+@pytest.mark.slow
 def test_the_best_recipe_is_the_one_that_ran_with_its_comments(swept: tuple[Path, Path, Sweep], tmp_path: Path) -> None:
     _, folder, made = swept
     assert made.best == str(folder / "best.yaml")
@@ -119,6 +122,7 @@ def test_the_best_recipe_is_the_one_that_ran_with_its_comments(swept: tuple[Path
     assert ran.optim.lr == 3e-3
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_another_is_refused(swept: tuple[Path, Path, Sweep]) -> None:
     recipe, folder, made = swept
     stamps = [path.stat().st_mtime_ns for path in sorted(folder.glob("trials/*/journal.jsonl"))]
@@ -132,6 +136,7 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(swept: tup
         fulltune.sweep(recipe, **asked, optim={"weight_decay": 0.1})
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(swept: tuple[Path, Path, Sweep], tmp_path: Path) -> None:
     recipe, folder, made = swept
     words = ["sweep", str(recipe), "--over", "optim.lr=1e-4,3e-3,1e30", "--budget", "3", "--out", str(folder)]

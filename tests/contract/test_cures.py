@@ -70,6 +70,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, plain: Path, optim: 
     assert digest(plain) != digest(tmp_path / "whole"), "the settings do something"
 
 
+@pytest.mark.slow
 def test_suites_are_put_to_the_average_too(tmp_path: Path) -> None:
     """While it trains and of the result: to the weights that are written, and none are changed by it."""
     rows = [{"q": row["prompt"], "a": row["completion"]} for row in tiny.rows(5)]
@@ -97,6 +98,7 @@ def test_suites_are_put_to_the_average_too(tmp_path: Path) -> None:
     assert "are of the average of the weights (ema)" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_room_is_asked_for_fisher_information_too(tmp_path: Path) -> None:
     asked = recipe(tmp_path, pulls=[{"use": "ewc", "options": {"strength": 5, "examples": 6}}])
     with mock.patch("fulltune.conduct.require_room") as room:

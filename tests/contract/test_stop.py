@@ -86,6 +86,7 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_bytes(
     assert kept <= {path.stat().st_ino for path in (tmp_path / "run/data/shards").glob("*/ids.bin")}, "none made twice"
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_no_process_behind(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = asked(tmp_path, llama, processes=2)
     with prepare(tmp_path, "twice") as left:

@@ -145,6 +145,7 @@ def test_landmine_A12_the_logged_loss_is_the_optimised_loss(tmp_path: Path, micr
     assert outcome.loss == pytest.approx(total / count, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_landmine_A13_and_I1_held_out_loss_hangs_on_nothing_but_weights_and_data(
     tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
@@ -203,6 +204,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     return dict(zip(EVALUATIONS, lines, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVALUATIONS)
 def test_landmine_I6_peak_memory_of_an_evaluation_does_not_grow_with_its_rows(
     peaks: dict[str, list[float]], kind: str

@@ -108,6 +108,7 @@ def test_landmine_B9_and_B10_one_beginning_of_sequence_never_two_never_none() ->
     assert served.count(1) == 0
 
 
+@pytest.mark.slow
 def test_landmine_B11_one_end_token_and_the_same_ids_under_any_hash_seed(tmp_path: Path) -> None:
     tokens = tiny.tokenizer(template=tiny.TEMPLATE.replace("'<|end|>'", "eos_token"))
     assert render(chat(QUESTION, ANSWER), tokens).ids.tolist().count(2) == 2, "one for each turn"

@@ -121,6 +121,7 @@ def test_landmine_M6_a_chat_template_opens_nothing(tmp_path: Path, llama: Path, 
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_landmine_K9_workers_start_beside_threads_that_run(
     tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_landmine_M2_the_journal_and_who_listens_get_no_secret(secret: Path, tmp
     assert heard[0]["api_key"] == "***"
 
 
+@pytest.mark.slow
 def test_landmine_M1_no_file_of_a_checkpoint_runs(tmp_path: Path, llama: Path, data: Path) -> None:
     """Each file in turn, and names that others pickle under, is a pickle that would leave a folder."""
     canary, folder = tmp_path / "ran", tmp_path / "run"
@@ -361,6 +362,7 @@ def test_checkpoints_that_lie_elsewhere_are_refused(tmp_path: Path, llama: Path,
 # --- network, terminal
 
 
+@pytest.mark.slow
 def test_nothing_is_connected_to_and_nothing_is_told(tmp_path: Path, llama: Path, data: Path) -> None:
     """A process of its own, since what it hears and what it imports first cannot be taken back."""
     (tmp_path / "recipe.yaml").write_text(json.dumps(tiny.recipe(llama, data, train={"steps": 2})))

@@ -243,6 +243,7 @@ def test_broken_templates_are_refused(tmp_path: Path, llama: Path, shared: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_three_lines_with_exit_3(tmp_path: Path, model: Path, shared: Path) -> None:
     from fulltune import cli
 

@@ -98,6 +98,7 @@ def test_accuracies_are_those_of_lm_eval_itself(shared: Path, tmp_path: Path) ->
             assert line["logprobs"] == pytest.approx([one[0] for one in sample["filtered_resps"]], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_tasks_of_other_kinds_on_the_command_line(tmp_path: Path) -> None:
     rows = [{"q": row["prompt"], "a": row["completion"]} for row in tiny.rows(6)]
@@ -131,6 +132,7 @@ def test_tasks_of_other_kinds_on_the_command_line(tmp_path: Path) -> None:
     assert "bits_per_byte" in done.stdout, "a score without an interval"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_a_task_in_a_run_changes_nothing_that_is_learned(tmp_path: Path, llama: Path, data: Path) -> None:
     """lm-eval seeds every generator that there is; updates are seeded for themselves."""

@@ -128,6 +128,7 @@ def test_calls_of_tools_fit_the_schemas_of_their_tools(shared: Path) -> None:
     assert 0.2 < right / seen < 0.9
 
 
+@pytest.mark.slow
 def test_answers_of_a_real_model_in_batches_are_those_of_one_by_one(shared: Path, stories: Examinee) -> None:
     assert (ways(stories.model).cache, ways(stories.model).together) == (True, "padded")
     starts = [" ".join(row["text"].split()[: 3 + n % 9]) for n, row in enumerate(rows(shared, "tinystories/val"))][:12]

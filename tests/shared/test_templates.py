@@ -146,6 +146,7 @@ def refusals(file: str, said: str, wanted: dict[str, str]) -> set[str]:
     return set() if said in PLAIN else ALLOWED | ({"template_unstable"} if (said, file) in SYSTEM_LAST else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_what_is_taught_is_the_answer_and_its_stop_token(shared: Path, name: str) -> None:
     golden = json.loads((shared / "templates" / "_golden.json").read_text())

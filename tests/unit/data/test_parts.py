@@ -140,6 +140,7 @@ def run_clean(tmp_path: Path) -> Path:
     return tmp_path / "clean"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "ROWS", 8)
     rows = tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(60))

@@ -63,6 +63,7 @@ def test_wrong_quotes_and_cells_too_many_take_no_other_row_with_them(tmp_path: P
     assert codes(findings) == [("2", "csv_quote")]
 
 
+@pytest.mark.slow
 def test_quotes_that_are_wrong_all_over_end_soon(tmp_path: Path) -> None:
     _, findings = read(tmp_path / "t.csv", b"h\n" + b'a",",b\n' * 400_000)
     assert [fault.code for fault in findings.unreadable] == ["csv_quote"]

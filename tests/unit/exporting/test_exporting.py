@@ -192,6 +192,7 @@ def test_tied_weights_are_written_once(tmp_path: Path) -> None:
     assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_the_same_model(tmp_path: Path) -> None:
     base, model = tiny.folder(tmp_path / "base"), tiny.model("llama", seed=3)
     folder, _ = exported(tmp_path, base, model)

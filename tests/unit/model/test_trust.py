@@ -190,6 +190,7 @@ def test_weights_in_pickles_are_refused_before_anything_is_done(tmp_path: Path, 
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.slow
 def test_the_command_of_the_refusal_converts_them(tmp_path: Path) -> None:
     folder = pickled(tiny.folder(tmp_path / "it's m"))
     with pytest.raises(DataError) as caught:

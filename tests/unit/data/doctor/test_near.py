@@ -319,6 +319,7 @@ def test_many_parts_do_not_use_up_the_files_that_may_be_open(tmp_path: Path) -> 
     assert near.affected == 150
 
 
+@pytest.mark.slow
 def test_memory_of_the_search_is_that_of_its_rows_and_not_of_their_texts_or_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
