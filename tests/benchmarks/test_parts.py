@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import compare, environment, fresh, machine, material, options, report, rows, summary, watch
+from benchmarks import compare, environment, fresh, machine, material, options, prepare, report, rows, summary, watch
 from benchmarks.contestants import columns, dump
 from benchmarks.contestants.task import Answer, Clock, Task, main_peak
 from benchmarks.contestants.with_fulltune import recipe
@@ -226,6 +226,13 @@ def test_tasks_and_answers_travel_as_files(tmp_path: Path, monkeypatch: pytest.M
     assert before <= answer.window[0] <= answer.window[1] <= time.monotonic()
     assert answer.main_peak > 10 * MIB
     assert 0 < answer.cpu_seconds < answer.cpu_from_start
+
+
+def test_all_rows_are_as_many_as_the_source_has(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"question": "a", "answer": "b"}\n' * 7)
+    assert prepare._asked(["--rows", "all", "--source", str(source)]).rows == 7
+    assert prepare._asked(["--rows", "12"]).rows == 12
 
 
 def test_our_recipe_is_one(tmp_path: Path) -> None:

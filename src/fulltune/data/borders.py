@@ -9,8 +9,6 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fulltune.data.spelling import Speller, Tokens
 from fulltune.data.template import Tokenizer
 
@@ -63,6 +61,6 @@ class Borders:
             if before is None or stop is None or call.exactly(0, end - start, number) != 0:
                 return None
             first = before + len(call.numbers)
-            same = np.array_equal(tokens.numbers[before:first], call.numbers)
+            same = tokens.numbers[before:first].tobytes() == call.numbers.tobytes()
             found.append((first if same else NOT_SERVED, stop + 1))
         return found

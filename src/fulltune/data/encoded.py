@@ -27,7 +27,7 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """How many tokens are taught."""
-        return int((self.labels != IGNORE).sum())
+        return int(np.count_nonzero(self.labels != IGNORE))
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
-"""Plain ASCII text -> token ids by looking up its words, whose tokens the library made when it first met them.
+"""Plain text -> token ids by looking up its words, whose tokens the library made when it first met them.
 
 A byte-level BPE tokenizer cuts a text into words by a regular expression and merges inside of each word alone, so a
 word has the same tokens wherever it stands. The library looks that up too, but copies and counts characters on its way,
 and takes four to five times as long. Only tokenizers of which all parts are known are read this way, and only texts of
-printable ASCII, tabs and line breaks; for everything else the library is asked.
+printable ASCII, tabs, line breaks and a few signs that are common in English; for everything else the library is asked.
 """
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,15 +26,19 @@ _NUMBER = re.compile(r"(?:\\d|\\p\{N\}|\[0-9\])(\+|\{1,[1-9]\})?")
 """Expressions for numbers and nothing else, with how many digits each may have."""
 _PROPERTIES = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
 """What of the Unicode properties is ASCII."""
-_ODD = re.compile(r"[^\t\n\r -~]")
-_BYTES = {byte: 256 + byte for byte in range(33)}
-"""How the byte-level alphabet writes white space; what is printable stands for itself."""
+_SIGNS = "‘’“”–—•€£¢°×÷−®©"
+"""No letters, numbers or white space, and left alone by all normalisers, so that they are cut like `~` is."""
+_ODD = re.compile(rf"[^\t\n\r -~{_SIGNS}]")
+_LIKE = str.maketrans(_SIGNS, "~" * len(_SIGNS))
+_BYTES = {byte: 256 + number for number, byte in enumerate([*range(33), *range(127, 161), 173])}
+"""How the byte-level alphabet writes bytes that are not printable in Latin-1; the others stand for themselves."""
 _SIZE = np.dtype(np.int32).itemsize
 _MOST = 1 << 18
 """Words that are remembered, some hundred bytes each."""
 _SAMPLES = (
     "Hello world! It's 12:30, isn't it?  Two  spaces,\ttabs\nand\n\n\r\nlines   \n  end ",
     "def f(x_1):\n    return {'a': [1, 22, 333, 4444], \"b\": x**2 // 3}  # why?? __init__ ...\n",
+    f"It’s “odd”, isn’t it? 5 €×3 – £4— a’b ’s  ’t\n’\n\n”\r\n{_SIGNS} x{' '.join(_SIGNS)} {'1'.join(_SIGNS)}",
     "WE'LL we'LL don'T ALLCAPS CamelCase snake_case 3.14e-10 $5,000 50% a/b\\c <tag> & ~`^|\n \n\t\t x",
 )
 
@@ -71,8 +76,9 @@ class Known(dict[str, bytes]):
 
     def __missing__(self, word: str) -> bytes:
         """By the library's own merges. _Unspelled if they do not spell it."""
-        made = self._model.tokenize(word.translate(_BYTES))
-        if sum(len(token.value) for token in made) != len(word):
+        spelled = word.encode().decode("latin-1").translate(_BYTES)
+        made = self._model.tokenize(spelled)
+        if sum(len(token.value) for token in made) != len(spelled):
             raise _Unspelled
         if len(self) >= _MOST:
             self.clear()
@@ -100,7 +106,7 @@ class Words:
         marks: dict[int, tuple[int, int]] = {}
         at = count = 0
         for plain, token in self._chunks(text):
-            words = self.cut.findall(plain)
+            words = self._words(plain)
             if sum(map(len, words)) != len(plain):
                 return None  # the expression leaves something out
             try:
@@ -114,6 +120,11 @@ class Words:
                 pieces.append(self.ids[token])
                 at, count = at + len(token), count + 1
         return Looked(np.frombuffer(b"".join(pieces), np.int32), marks, text, self.backend)
+
+    def _words(self, plain: str) -> list[str]:
+        if plain.isascii():
+            return self.cut.findall(plain)
+        return [plain[slice(*found.span())] for found in self.cut.finditer(plain.translate(_LIKE))]
 
     def _chunks(self, text: str) -> Iterator[tuple[str, str]]:
         """Text without added tokens, and the one behind it, in turn."""
@@ -145,7 +156,7 @@ def words_of(backend: Tokenizer) -> Words | None:
 
 
 def _int32(*ids: int) -> bytes:
-    return np.array(ids, np.int32).tobytes()
+    return array("i", ids).tobytes()
 
 
 def _agrees(words: Words, text: str) -> bool:

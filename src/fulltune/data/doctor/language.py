@@ -83,10 +83,10 @@ def language(text: str) -> str:
     if script in _ONE_LANGUAGE:
         return _ONE_LANGUAGE[script]
     known = _LANGUAGES.get(script, {})
-    scores = dict.fromkeys(_SMALL.get(script, ()), 0)
+    scores: dict[str, int] = {}
     for word, count in Counter(filter(known.__contains__, words)).items():
         for name in known[word]:
-            scores[name] += count
+            scores[name] = scores.get(name, 0) + count
     best = max(scores, key=lambda name: (scores[name], name), default=None)
     return best if best is not None and scores[best] >= _LEAST else script
 

@@ -51,8 +51,8 @@ def _shape_of(code: int) -> int:
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 _SHAPE = bytes(map(_shape_of, range(128))).ljust(256, b",")
 """Of each byte of UTF-8."""
-_PHONE_PARTS = (b" +0", b",+0", b"(+0", b"(00")
-"""Of the shape of a text with a phone number that begins with + or a bracket; no letter or digit stands before a +."""
+_PHONE_PARTS = (b" +0", b",+0", b"(+0")
+"""Of the shape of a text with a phone number that begins with +; no letter or digit stands before it."""
 _ZERO = re.compile(r"0(?<![\w.+/-]0)\d\d+(?:[ /-]\d{5}|\d{7})")
 """How one begins that begins with a 0."""
 _KEY_PARTS = ("sk-", "AKIA", "ASIA", "glpat-", "xox", "AIza", "_")
@@ -80,7 +80,8 @@ def _possible(text: str) -> Iterator[str]:
     if b"0" in shape:
         has = shape.__contains__
         long = has(b"000") and (has(b"000-0000") or has(b"000.0000") or _ZERO.search(text) is not None)
-        if long or any(map(has, _PHONE_PARTS)) or shape.startswith(b"+0"):
+        plus = has(b"+0") and (any(map(has, _PHONE_PARTS)) or shape.startswith(b"+0"))
+        if long or plus or has(b"(00"):
             yield "pii_phone"
         if has(b"AA00"):
             yield "pii_iban"
