@@ -1,5 +1,6 @@
 """Rows in parts: the same store however many processes made it, wherever it was killed, whatever was left out."""
 
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,15 @@ def kit() -> Kit:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_cycles_are_looked_for_as_before_once_the_rows_are_done() -> None:
+    before, seen = gc.get_threshold(), []
+    pool.do([1], lambda: lambda task: seen.append(gc.get_threshold()), None, 1)
+    assert seen[0] > before
+    with pytest.raises(ZeroDivisionError):
+        pool.do([0], lambda: lambda task: 1 // task, None, 1)  # type: ignore[arg-type, return-value]
+    assert gc.get_threshold() == before
 
 
 @pytest.fixture
