@@ -154,7 +154,7 @@ def test_where_one_is_lost_all_are_started_anew_as_often_as_the_recipe_says(
 ) -> None:
     """F16 with a launcher that restarts: the same trajectory. What has a cause is not tried twice."""
     monkeypatch.setattr(gathering, "_command", lambda *words: [sys.executable, "-m", WORKER, "train", *words])
-    monkeypatch.setenv("BEFALL", f"1,{NATIVE}.forward,22,{what}")
+    monkeypatch.setenv("BEFALL", f"1,{NATIVE}.forward,20,{what}")
     monkeypatch.setenv("BEFALL_ONCE", str(tmp_path / "it-was-once"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = tmp_path / "run"
@@ -312,7 +312,7 @@ def goes_on(recipe: Path, run: Path, engine: str, undisturbed: Path) -> None:
 def test_a_signal_to_one_stops_all(tmp_path: Path, recipe: Path, engine: str, undisturbed: Path, rank: int) -> None:
     """F4."""
     run = tmp_path / "run"
-    ended = train(recipe, run, f"engine.name={engine}", befall=f"{rank},{kind(engine)}.forward,22,TERM")
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"{rank},{kind(engine)}.forward,20,TERM")
     assert ended.codes == [75, 75], "\n".join(ended.said)
     saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     assert int(saved[-1][5:]) == len(losses(run)) > 0, "what was done is saved"
@@ -326,7 +326,7 @@ def test_one_that_ends_or_hangs_ends_all(
 ) -> None:
     """F15, F16."""
     run = tmp_path / "run"
-    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,22,{what}")
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,20,{what}")
     own = {"KILL": -9, "HANG": 1, "RAISE": 1}[what]
     assert ended.codes == [8, own], "\n".join(ended.said)
     assert "another process ended, or did not answer in time" in ended.said[0]
@@ -339,7 +339,7 @@ def test_one_that_ends_or_hangs_ends_all(
 def test_a_loss_that_is_none_on_one_is_skipped_by_all(tmp_path: Path, recipe: Path, engine: str) -> None:
     """F11: the rows of the rank that had it are named, whichever that is; nothing moves on any."""
     run = tmp_path / "run"
-    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,22,NAN")
+    ended = train(recipe, run, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,20,NAN")
     assert ended.codes == [0, 0], "\n".join(ended.said)
     [line] = read(run / "journal.jsonl", "warning")
     assert line["what"] == "update skipped: loss or gradient not finite"
@@ -380,7 +380,7 @@ def test_a_checkpoint_of_which_any_file_was_damaged_is_put_aside(
 ) -> None:
     """F5 to F8 of two: a bit of every file in turn; all ranks go on from the one before."""
     stopped = tmp_path / "stopped"
-    ended = train(recipe, stopped, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,22,TERM")
+    ended = train(recipe, stopped, f"engine.name={engine}", befall=f"1,{kind(engine)}.forward,20,TERM")
     assert ended.codes == [75, 75], "\n".join(ended.said)
     *_, newest = sorted((stopped / "checkpoints").glob("step-*"))
     names = sorted(path.name for path in newest.iterdir())
@@ -428,7 +428,7 @@ def test_where_memory_runs_out_on_one_all_take_smaller_micro_batches(
     """F14, in a pass after which gradients are not exchanged yet: the same updates."""
     run = tmp_path / "run"
     words = [f"engine.name={engine}", "train.micro_examples=2"]
-    ended = train(recipe, run, *words, befall=f"1,{kind(engine)}.forward,7,MEMORY")
+    ended = train(recipe, run, *words, befall=f"1,{kind(engine)}.forward,6,MEMORY")
     assert ended.codes == [0, 0], "\n".join(ended.said)
     [line] = read(run / "journal.jsonl", "warning")
     assert "out of memory" in line["what"] and line["micro_examples"] == 1
