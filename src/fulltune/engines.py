@@ -69,7 +69,7 @@ def engine_for(
         let_wait(model)
     if recipe.train.compile:
         compile_blocks(blocks(model), meeting.world.device)
-    if recipe.model.attention == "auto" and not recipe.train.compile:
+    if recipe.model.attention == "auto":
         attend_in_blocks(model)
     make_optimizer = _optimizer(recipe.optim, parting(recipe.optim, model), pulls)
     if by.name in ZERO:

@@ -43,7 +43,8 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **said: Any
 ) -> tuple[Tensor, None]:
     """As `sdpa_attention_forward`, which says what these are."""
-    ours = module in _ours and not torch.compiler.is_compiling()
+    # Asked first: a compiler that reads `_ours` comes by the weights through it, one block's for those of all.
+    ours = not torch.compiler.is_compiling() and module in _ours
     if ours and _suits(query, key, value) and _plain(module, **said):
         blocks = _blocks(query, key, attention_mask)
         if max((block.stop - block.first for block in blocks), default=math.inf) <= ATTENDED:

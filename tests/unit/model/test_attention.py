@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fulltune.base.memory import ATTENDED
 from fulltune.model.attention import attend_in_blocks, causal
-from fulltune.model.facts import checkpoint_blocks
+from fulltune.model.facts import blocks, checkpoint_blocks
 from tests import tiny
 from tests.contract.ground import Ground
 from tests.unit.model.test_kept import Counted
@@ -192,3 +192,20 @@ def test_an_update_learns_the_same_and_blocks_that_are_made_again_give_the_same_
         again, made = gradients(tmp_path / way, blocks=True, way=way)
         assert again == ours
         assert all(torch.equal(made[name], gradient) for name, gradient in found.items()), way
+
+
+def test_compiled_blocks_go_on_to_transformers_and_each_has_its_own_weights() -> None:
+    """What the compiler reads of a module that a set of modules led it to were the weights of the first block."""
+    model = tiny.model("llama").eval()
+    layers = blocks(model)
+    assert len(layers) > 1, "or the test could not fail"
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+    attend_in_blocks(model)
+    torch.compiler.reset()
+    for block in layers:
+        block.forward = torch.compile(block.forward, dynamic=True, backend="eager")
+    with torch.no_grad():
+        found = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, before, rtol=0, atol=1e-6)
