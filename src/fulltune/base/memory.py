@@ -40,10 +40,10 @@ class Shape:
     """Of the parameters, those in matrices inside of blocks."""
     longer: int = 0
     """Their longer sides, added up."""
-    mlps: int = 0
-    """Of `inner`, those in MLPs that see one token at a time; 0 if blocks have none, or experts in their place."""
     shorter: int = 0
     """Their shorter sides, added up."""
+    mlps: int = 0
+    """Of `inner`, those in MLPs that see one token at a time; 0 if blocks have none, or experts in their place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class Worker:
     def _rendered(self, items: Iterator[_Item]) -> Iterator[_Item]:
         for together in batched(items, _TOGETHER):
             stop.check()
-            fine = [item for item in together if _is_fine(item)]
+            fine = [item for item in together if item.state == FINE]
             wanted = [content for item in fine for content in (*item.texts, *item.copies)]
             outcomes = iter(self._renderer.render(wanted))
             for item in fine:
@@ -155,7 +155,7 @@ class Worker:
         """Documents of a file that follow each other, as one item up to the limit."""
         together: list[_Item] = []
         for item in items:
-            joins = _is_fine(item) and len(item.made) == 1 and not item.further and _is_document(item.texts[0])
+            joins = item.state == FINE and len(item.made) == 1 and not item.further and _is_document(item.texts[0])
             if together and not (joins and together[0].file == item.file and self._fits(together, item)):
                 yield _merged(together)
                 together = []
@@ -277,10 +277,6 @@ def _copies(taken: Taken, augments: Sequence[Augmenting], reader: RowReader) -> 
 
 def _is_document(content: Content) -> bool:
     return isinstance(content, Text) and content.taught is None
-
-
-def _is_fine(item: _Item) -> bool:
-    return item.state == FINE
 
 
 def _merged(together: Sequence[_Item]) -> _Item:

@@ -18,6 +18,8 @@ _SMALL, _WIDE = 0.10, 0.30
 """Gap between training and held-out loss, as a part of the latter, up to which it is small, and above which wide."""
 _FLAT = 0.02
 """A gap below so many nats per token is small whatever part of the loss it is."""
+_AVERAGES = "schedule_free_adamw"
+"""An optimizer whose model is an average of the weights that it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,8 @@ def cautions(story: Story) -> list[tuple[str, str]]:
     if measured and not any(measured & report.intervals.keys() for report in story.evaluations):
         made.append(("Losses are over all tokens of a split and have no intervals.", ""))
     averages = ["ema" for used in story.pulls if used["use"] == "ema" and used["options"].get("result", True)]
-    averages += [name for name in ("schedule_free_adamw",) if (story.recipe.get("optim") or {}).get("name") == name]
+    if (story.recipe.get("optim") or {}).get("name") == _AVERAGES:
+        averages.append(_AVERAGES)
     for average in averages:
         said = (
             f"Held-out and retention losses are of the average of the weights ({average}), as the result is; training"
