@@ -24,7 +24,7 @@ from fulltune.model.facts import blocks
 from fulltune.model.load import load_model
 from fulltune.objectives import NextToken
 from fulltune.recipe.schema import ModelSection
-from fulltune.starting import start
+from fulltune.starting import Start, start
 
 
 def ties(model: nn.Module) -> set[tuple[str, ...]]:
@@ -35,9 +35,11 @@ def ties(model: nn.Module) -> set[tuple[str, ...]]:
     return {tuple(group) for group in names.values() if len(group) > 1}
 
 
-def compared(section: ModelSection, meeting: Meeting, replicas: int) -> dict[str, Any]:
-    """The model as it starts in shards, in all that can be told apart from the one that was loaded whole."""
-    begun = start(section, meeting, "fsdp2", replicas=replicas, packed=True)
+def compared(begun: Start, section: ModelSection, meeting: Meeting, replicas: int) -> dict[str, Any]:
+    """The model as it starts in shards, in all that can be told apart from the one that was loaded whole.
+
+    What fails in here fails the process, with its trace: one that went on alone would leave the others waiting.
+    """
     model: Any = begun.model
     without = all(parameter.is_meta for parameter in model.parameters())
     layout = Sharded(meeting.world, meeting.crew, blocks(model), replicas=replicas, offload=replicas == 1)
@@ -76,10 +78,13 @@ def main(folder: Path, replicas: int) -> None:
     with joined(60) as meeting:
         for model in sorted(path for path in folder.iterdir() if path.is_dir()):
             told.clear()
+            section = ModelSection(path=str(model))
             try:
-                found[model.name] = compared(ModelSection(path=str(model)), meeting, replicas)
+                begun = start(section, meeting, "fsdp2", replicas=replicas, packed=True)
             except DataError as fault:
                 found[model.name] = {"fault": str(fault)}
+            else:
+                found[model.name] = compared(begun, section, meeting, replicas)
             found[model.name]["told"] = list(told)
         (folder / f"rank-{meeting.world.rank}.json").write_text(json.dumps(found))
 
