@@ -27,7 +27,8 @@ from fulltune import assemble
 from fulltune.base.errors import FulltuneError
 from fulltune.base.log import speak
 from fulltune.engine.native import NativeEngine
-from fulltune.model.load import load_model, section_of
+from fulltune.model.folder import section_of
+from fulltune.model.load import load_model
 from fulltune.training.journal import read
 
 PLAIN = "plain bf16"

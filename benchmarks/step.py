@@ -24,11 +24,13 @@ from benchmarks import models, options, report, tokenised
 from benchmarks.contestants.dump import IGNORE
 from benchmarks.machine import occasion
 from benchmarks.summary import ratios, spread
-from fulltune.assemble import Prepared, Site, Training, training
+from fulltune.assemble import Site, Training, training
 from fulltune.base.records import Plan, Progress
 from fulltune.engine.launch import alone
 from fulltune.engines import By, reusing
-from fulltune.ready import facts_of, planned, prepared
+from fulltune.material import Prepared
+from fulltune.preparing import prepared
+from fulltune.ready import facts_of, planned
 from fulltune.recipe.schema import Recipe
 from fulltune.runs import open_run
 from fulltune.starting import start

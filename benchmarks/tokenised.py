@@ -10,8 +10,8 @@ from pathlib import Path
 import fulltune
 from benchmarks.contestants.dump import IGNORE
 from benchmarks.fresh import ROOT
-from fulltune.assemble import stores
 from fulltune.data.order import Order
+from fulltune.material import stores
 from fulltune.runs import open_run
 
 SHARED = ROOT.parent / "shared" / "data"

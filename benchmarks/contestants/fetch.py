@@ -15,7 +15,7 @@ _SEED = 0
 def main() -> None:
     """Microseconds to open the store and for each fetch, as JSON; `out` of the task is the run folder."""
     task = Task.given()
-    from fulltune.assemble import stores
+    from fulltune.material import stores
     from fulltune.runs import open_run
 
     run = open_run(task.out, {})

@@ -28,15 +28,18 @@ def main() -> None:
     """Prepare, then say what it took."""
     task = Task.given()
     import fulltune
-    from fulltune import stages
-    from fulltune.model.load import load_tokenizer, section_of
+    from fulltune import lean
 
-    # transformers imports 860 modules when a tokenizer is first loaded; imports are not what is timed.
-    load_tokenizer(section_of(task.model))
     asked, remarks = recipe(task)
+    lean.begin(asked, {})  # as the command does
+    from fulltune import preparing
+    from fulltune.model.folder import load_tokenizer, section_of
+
+    # transformers imports hundreds of modules when a tokenizer is first loaded; imports are not what is timed.
+    load_tokenizer(section_of(task.model))
     clock = Clock()
     with clock.phase("prepare"):
-        facts = stages.prepare(asked, out=task.out)
+        facts = preparing.prepare(asked, out=task.out)
     peak = main_peak()
     if task.dump is not None:
         write_dump(task.out, task.dump)
@@ -56,7 +59,7 @@ def main() -> None:
 
 def write_dump(run: str, folder: str) -> None:
     """Every example of every split; labels there stand where the token before the taught one stands."""
-    from fulltune.assemble import stores
+    from fulltune.material import stores
     from fulltune.runs import open_run
 
     opened = open_run(run, {})

@@ -4,6 +4,7 @@ The stages are loaded when first used, so that importing the package costs nothi
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fulltune.base.version import __version__
@@ -54,9 +55,17 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "check": "fulltune.preparing",
+    "compare": "fulltune.account",
+    "inspect": "fulltune.preparing",
+    "prepare": "fulltune.preparing",
+    "report": "fulltune.account",
+}
+"""Where a stage is written that needs nothing of the others; to load all of them takes seconds."""
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'fulltune' has no attribute {name!r}")
-    from fulltune import stages
-
-    return vars(stages)[name]
+    return vars(import_module(_HOMES.get(name, "fulltune.stages")))[name]

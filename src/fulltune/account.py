@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fulltune.assemble import stores
 from fulltune.base.errors import FulltuneError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.inspection.rows import Reader
-from fulltune.model.load import load_tokenizer
+from fulltune.material import stores
+from fulltune.model.folder import load_tokenizer
 from fulltune.reporting.compare import Compared, compared
 from fulltune.reporting.compare_page import page as compare_page
 from fulltune.reporting.facts import Beside, Taught

@@ -143,9 +143,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
 ) -> None:
     """Write the report of a run: one page that needs no network."""
-    from fulltune import stages
+    from fulltune import lean
 
-    typer.echo(f"{stages.report(run, out=out)} is written")
+    lean.begin(run, {})
+    from fulltune import account
+
+    typer.echo(f"{account.report(run, out=out)} is written")
 
 
 def compare(
@@ -154,9 +157,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side: scores with the best marked, and where their recipes differ."""
-    from fulltune import stages
+    from fulltune import account
 
-    found = stages.compare(runs, page=page)
+    found = account.compare(runs, page=page)
     typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
     if page is not None:
         sys.stderr.write(f"{page} is written\n")

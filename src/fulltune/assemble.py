@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from fulltune.base import stop
-from fulltune.base.errors import DataError, RecipeError
 from fulltune.base.log import LOGGER
 from fulltune.base.records import DataFacts, EvalReport, Plan, Progress
 from fulltune.base.results import SuiteReport
@@ -18,7 +17,6 @@ from fulltune.data.feed import Feed, Portion, once
 from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
 from fulltune.data.names import by_source
-from fulltune.data.prepare import SPLITS
 from fulltune.data.store import Store
 from fulltune.data.template import Template
 from fulltune.engine.contract import Engine
@@ -27,8 +25,9 @@ from fulltune.engine.native import NativeEngine
 from fulltune.engines import By, engine_for, parting, width
 from fulltune.evaluation.heldout import measure
 from fulltune.exporting.targets import Target
+from fulltune.material import Prepared
 from fulltune.model.facts import head, keeps_logits
-from fulltune.model.load import base_folder
+from fulltune.model.folder import base_folder
 from fulltune.model.probe import Answers
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import begins, groups
@@ -56,34 +55,6 @@ _MEASURED = ("heldout", "retention")
 """Splits that are looked at while training; the test split is looked at before and after, and chooses nothing."""
 
 
-def template(section: ModelSection, tokenizer: Any) -> Template:
-    """The chat template that the recipe names, or the tokenizer's own."""
-    if section.chat_template is None:
-        return Template(tokenizer, None, f"the chat template of {section.path}")
-    path = Path(section.chat_template)
-    try:
-        # A byte order mark is no part of the text: it would stand before the first token of every example.
-        source = path.read_text(encoding="utf-8-sig")
-    except OSError as fault:
-        raise RecipeError(
-            f"the chat template cannot be read: {fault.strerror}", where=str(path), mend="check the path"
-        ) from fault
-    except UnicodeDecodeError as fault:
-        raise DataError("the chat template is not UTF-8", where=str(path), mend="save it as UTF-8") from fault
-    if "\0" in source:
-        raise DataError("the chat template has null characters", where=str(path), mend="save it as UTF-8, not UTF-16")
-    return Template(tokenizer, source, str(path))
-
-
-def stores(folder: Path, facts: DataFacts) -> dict[str, Store]:
-    """The prepared splits that hold anything."""
-    return {
-        split: Store(folder / split, [source.files for source in facts.sources[split]])
-        for split in SPLITS
-        if facts.splits[split].examples
-    }
-
-
 def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable[[TrainSection, int], int]:
     """How many updates so many examples make."""
     mixed = mixture(data, facts.splits["train"])
@@ -103,16 +74,6 @@ def count_updates(data: DataSection, facts: DataFacts, store: Store) -> Callable
 def portion(train: TrainSection) -> Portion:
     """What one update takes from the data."""
     return Portion(None if train.batch_tokens is not None else train.batch_examples, train.batch_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The data stage's work: its card, and the splits that hold anything."""
-
-    facts: DataFacts
-    stores: Mapping[str, Store]
-    depends: Mapping[str, Any]
-    """What the stores depend on, each with its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fulltune import account
-from fulltune.assemble import Prepared, measuring, objective_for
+from fulltune.assemble import measuring, objective_for
 from fulltune.base.blend import Blend, BlendPoint
 from fulltune.base.errors import RecipeError
 from fulltune.base.files import whole_folder, write_record
@@ -23,11 +23,14 @@ from fulltune.engine.launch import alone
 from fulltune.engine.native import unique_state
 from fulltune.engines import By, engine_for
 from fulltune.losses import fitting
-from fulltune.model.load import empty_model, load_model, load_tokenizer, outline_model, section_of, unfit
+from fulltune.material import Prepared
+from fulltune.model.folder import load_tokenizer, section_of
+from fulltune.model.load import empty_model, load_model, outline_model, unfit
 from fulltune.model.probe import ask
 from fulltune.model.stored import Stored, locate
 from fulltune.outcome import Outcome
-from fulltune.ready import facts_of, opened, require_tokenizer
+from fulltune.preparing import opened
+from fulltune.ready import facts_of, require_tokenizer
 from fulltune.recipe.schema import ModelSection
 from fulltune.references import comparing
 from fulltune.runs import RunFolder, open_run, result_of

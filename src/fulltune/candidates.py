@@ -18,7 +18,7 @@ from fulltune.evaluation.pairs import pairs
 from fulltune.evaluation.suites import Suite, writing_lines
 from fulltune.evaluation.wins import counted
 from fulltune.examining import AnySuite, Named, ask, comparison, suites_of
-from fulltune.model.load import section_of
+from fulltune.model.folder import section_of
 from fulltune.planning.make import MICRO_TOKENS
 from fulltune.recipe.ask import load_suites
 from fulltune.runs import RunFolder, is_run_folder, open_run

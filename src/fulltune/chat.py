@@ -11,7 +11,8 @@ from fulltune.base.visible import visible
 from fulltune.engine.launch import world
 from fulltune.evaluation.generate import generating, plain_config, ways
 from fulltune.model.facts import arithmetic, context
-from fulltune.model.load import load_model, load_tokenizer, section_of
+from fulltune.model.folder import load_tokenizer, section_of
+from fulltune.model.load import load_model
 
 _HELP = "an empty line or Ctrl-D ends, /new begins anew"
 

@@ -92,16 +92,20 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Turn raw rows into tokens on disk, and name every row that cannot be taught."""
-    from fulltune import stages
+    from fulltune import lean
+
+    given = fields(overrides)
+    lean.begin(recipe, given)
+    from fulltune import preparing
     from fulltune.data.doctor.report import retold
 
     if check_only:
-        checked = stages.check(recipe, out=out, **fields(overrides))
+        checked = preparing.check(recipe, out=out, **given)
         typer.echo(printing.as_json(checked.card) if as_json else checked.report)
         if checked.refusal is not None:
             raise checked.refusal
         return
-    facts = stages.prepare(recipe, out=out, fresh=fresh, **fields(overrides))
+    facts = preparing.prepare(recipe, out=out, fresh=fresh, **given)
     if not as_json:
         typer.echo(retold(facts.doctor) + "\n")
     _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
@@ -125,11 +129,15 @@ def inspect(
     """Show what the model will be taught: rows as training sees them, the taught tokens marked."""
     from rich.console import Console
 
-    from fulltune import stages
+    from fulltune import lean
+
+    given = fields(overrides)
+    lean.begin(recipe, given)
+    from fulltune import preparing
     from fulltune.inspection.terminal import put
 
     chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
-    rows = stages.inspect(recipe, **chosen, first=first, html=html, out=out, **fields(overrides))
+    rows = preparing.inspect(recipe, **chosen, first=first, html=html, out=out, **given)
     if as_json:
         typer.echo(printing.as_json([item.as_values() for item in rows], rows=True))
     elif html is not None:

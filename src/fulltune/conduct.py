@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.account import reported
-from fulltune.assemble import Prepared, Site, Training, training
+from fulltune.assemble import Site, Training, training
 from fulltune.base.errors import CheckpointError, DivergedError
 from fulltune.base.files import from_json, require_room, sweep, to_json, whole_folder, write_record
 from fulltune.base.log import LOGGER
@@ -19,7 +19,8 @@ from fulltune.engine.launch import Meeting, alone, deterministic
 from fulltune.engines import By
 from fulltune.examining import directions, examining_of
 from fulltune.losses import fitting
-from fulltune.model.load import load_tokenizer, require_rows
+from fulltune.material import Prepared
+from fulltune.model.folder import load_tokenizer, require_rows
 from fulltune.outcome import Outcome, merged, peak_bytes, scores_of, versions
 from fulltune.recipe.changes import Change, differences
 from fulltune.recipe.schema import ExportSection

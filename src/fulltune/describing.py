@@ -7,7 +7,7 @@ from typing import Any
 from fulltune.base.gate import GateVerdict
 from fulltune.base.records import DataFacts, EvalReport, Plan, SourceFacts
 from fulltune.exporting.card import Card, text
-from fulltune.model.load import base_folder
+from fulltune.model.folder import base_folder
 from fulltune.recipe.optim import PullSection
 from fulltune.recipe.schema import Recipe
 from fulltune.reporting.story import Evaluation, Story, read_story

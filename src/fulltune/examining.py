@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from fulltune.assemble import Prepared, template
 from fulltune.base import stop
 from fulltune.base.errors import Fault, RecipeError
 from fulltune.base.files import from_json, to_json
@@ -30,7 +29,9 @@ from fulltune.evaluation.metrics import DEFAULTS, metric
 from fulltune.evaluation.questions import Questions
 from fulltune.evaluation.speaking import Decoding
 from fulltune.evaluation.suites import SEED, Examined, Suite
-from fulltune.model.load import load_model, load_tokenizer, require_rows, stop_ids
+from fulltune.material import Prepared, template
+from fulltune.model.folder import load_tokenizer, require_rows, stop_ids
+from fulltune.model.load import load_model
 from fulltune.recipe.schema import ModelSection
 from fulltune.recipe.suites import MetricUse, SuiteSection
 from fulltune.runs import RunFolder

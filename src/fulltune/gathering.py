@@ -16,9 +16,9 @@ from fulltune.base.place import FOLLOWED, place
 from fulltune.engine.agent import Failure, Hosts, run_agent
 from fulltune.engine.deepspeed import require_library
 from fulltune.engine.launch import Meeting, alone, joined
-from fulltune.recipe.load import Asked, given
+from fulltune.recipe.load import Asked, given, recipe_of
 from fulltune.recipe.schema import ZERO, EngineSection
-from fulltune.runs import RunFolder, open_run, recipe_of
+from fulltune.runs import RunFolder, open_run
 from fulltune.training.journal import Sink, followed
 
 _KINDS = {kind.exit_code: kind for kind in FulltuneError.__subclasses__()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from fulltune.assemble import Prepared, measuring, objective_for
+from fulltune.assemble import measuring, objective_for
 from fulltune.base.errors import RecipeError
 from fulltune.base.formats import BYTES
 from fulltune.base.records import EvalReport, ModelFacts, Plan
@@ -13,7 +13,9 @@ from fulltune.engine.contract import World
 from fulltune.engine.launch import alone
 from fulltune.engine.room import explained
 from fulltune.engines import By, engine_for, reusing
-from fulltune.model.load import load_model, load_tokenizer, require_rows
+from fulltune.material import Prepared
+from fulltune.model.folder import load_tokenizer, require_rows
+from fulltune.model.load import load_model
 from fulltune.model.probe import ask
 from fulltune.recipe.schema import ModelSection, Recipe
 from fulltune.references import Compared, comparing

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from fulltune.assemble import Prepared, target, template
+from fulltune.assemble import target
 from fulltune.base import stop
 from fulltune.base.files import from_json, write_whole, writing
 from fulltune.base.gate import GateVerdict
@@ -30,7 +30,9 @@ from fulltune.evaluation.generate import greedy
 from fulltune.exporting.distance import weight_changes
 from fulltune.exporting.targets import Target, state_for, write
 from fulltune.exporting.verify import Written, probe_ids, verify
-from fulltune.model.load import base_folder, empty_model
+from fulltune.material import Prepared, template
+from fulltune.model.folder import base_folder
+from fulltune.model.load import empty_model
 from fulltune.model.trust import exported
 from fulltune.recipe.schema import ExportSection
 from fulltune.runs import RunFolder

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fulltune.assemble import Prepared, portion
+from fulltune.assemble import portion
 from fulltune.base.log import LOGGER
 from fulltune.base.place import place
 from fulltune.base.processors import available_bytes
@@ -12,6 +12,7 @@ from fulltune.data.lay import Budget
 from fulltune.data.mixing import mixture
 from fulltune.engine.launch import machine
 from fulltune.gathering import wanted
+from fulltune.material import Prepared
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
 from fulltune.planning.fit import require_fit
 from fulltune.planning.levers import fitted, told

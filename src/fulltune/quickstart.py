@@ -13,7 +13,8 @@ from fulltune.data.example import Message
 from fulltune.data.render import Renderer
 from fulltune.data.template import Template
 from fulltune.evaluation.generate import greedy
-from fulltune.model.load import load_model, load_tokenizer, section_of, stop_ids
+from fulltune.model.folder import load_tokenizer, section_of, stop_ids
+from fulltune.model.load import load_model
 from fulltune.stages import train
 from fulltune.training.journal import Sink
 

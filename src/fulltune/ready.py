@@ -2,90 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-from fulltune.assemble import Prepared, count_updates, stores, template
+from fulltune.assemble import count_updates
 from fulltune.base.errors import DataError
-from fulltune.base.files import begun_folder, fingerprint, sweep, whole_folder, write_record
+from fulltune.base.files import write_record
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, ModelFacts, Plan
-from fulltune.data.prepare import Kit, depends, tell
-from fulltune.data.prepare import prepare as prepare_data
+from fulltune.base.records import ModelFacts, Plan
 from fulltune.engine.launch import machine
 from fulltune.engines import grouped
-from fulltune.examining import directions, suites_of
+from fulltune.examining import directions
+from fulltune.material import Prepared
 from fulltune.model.facts import facts as model_facts
-from fulltune.model.load import (
-    empty_model,
-    load_config,
-    load_tokenizer,
-    stop_ids,
-    stored_dtype,
-    tokenizer_digest,
-)
-from fulltune.objectives import OBJECTIVES
-from fulltune.optim.optimizers import OPTIMIZERS
+from fulltune.model.folder import load_config, load_tokenizer, tokenizer_digest
+from fulltune.model.load import empty_model, stored_dtype
 from fulltune.outlook import case_of, require_room, sized
 from fulltune.planning.engine import Case, Chosen
-from fulltune.planning.make import keep_choices, make_plan, require_names
-from fulltune.recipe.changes import DATA, covers, differences, require_accepted
-from fulltune.recipe.schema import ModelSection, Recipe, TrainSection
+from fulltune.planning.make import keep_choices, make_plan
+from fulltune.recipe.changes import covers
+from fulltune.recipe.schema import ModelSection, TrainSection
 from fulltune.runs import RunFolder
-
-
-def prepared(run: RunFolder) -> Prepared:
-    """The data of a run, prepared now if it is not. CheckpointError if a run that has begun depended on other data."""
-    recipe = run.recipe
-    kit = checked(recipe)
-    needed = depends(recipe.data, tokenizer_digest(kit.tokenizer), kit.template, kit.stop_ids)
-    wanted = fingerprint(needed)
-    if run.recorded is not None:
-        changes = differences(run.recorded.identity["depends"], needed, settings=False)
-        require_accepted(changes, run.accepted | _implied(run), folder=str(run.path))
-    if run.data_card.exists() and run.data.exists():
-        facts = run.data_facts()
-        if facts.fingerprint == wanted:
-            return opened(run, facts, needed)
-    load = for_others(kit, recipe.model)
-    with locked(run.path):
-        sweep(run.path)
-        with begun_folder(run.path, wanted) as parts, whole_folder(run.data) as draft:
-            facts = prepare_data(recipe.data, kit, draft, wanted, parts=parts, load=load)
-            # A kill from here on leaves data without a card: prepared again, never with the card of other data.
-            run.begin()
-            run.data_card.unlink(missing_ok=True)
-        write_record(run.data_card, facts)
-    tell(facts)
-    # As every later command reads it: names of scores are made of paths, and secrets masked.
-    return opened(run, run.data_facts(), needed)
-
-
-def _implied(run: RunFolder) -> set[str]:
-    """What changes with fields that were accepted: another max_length gives other data."""
-    sections = {change.field.partition(".")[0] for change in run.changes if covers(run.accepted, change.field)}
-    return ({"data"} if "data" in sections else set()) | (set(DATA) if "model" in sections else set())
-
-
-def checked(recipe: Recipe) -> Kit:
-    """What makes tokens of rows, after everything that the recipe names was found."""
-    require_names(recipe)
-    OBJECTIVES.find(recipe.train.objective, where="train.objective")
-    OPTIMIZERS.find(recipe.optim.name, where="optim.name")
-    suites_of(recipe.evaluate.suites)
-    return kit_of(recipe.model)
-
-
-def for_others(kit: Kit, section: ModelSection) -> Callable[[], Kit]:
-    """How other processes come by the kit. Code that a model brings along is no module that they could import."""
-    return partial(kit_of, section) if section.trust_remote_code else kit.itself
-
-
-def kit_of(section: ModelSection) -> Kit:
-    """What makes tokens of rows for a model."""
-    tokenizer = load_tokenizer(section)
-    return Kit(tokenizer, template(section, tokenizer), tuple(sorted(stop_ids(section))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +107,6 @@ def _as_planned(made: Plan, before: Plan, asked: TrainSection) -> Plan:
 def facts_of(section: ModelSection) -> ModelFacts:
     """What there is to know of a model without its weights."""
     return model_facts(empty_model(section), load_config(section), stored_dtype(section))
-
-
-def opened(run: RunFolder, facts: DataFacts, needed: Mapping[str, Any]) -> Prepared:
-    """The prepared splits of a run; `needed`: what they depend on."""
-    return Prepared(facts, stores(run.data, facts), needed)
 
 
 def require_tokenizer(base: ModelSection, models: Mapping[str, ModelSection]) -> None:

@@ -19,7 +19,7 @@ from fulltune.base.records import DataFacts, Plan, RunRecord
 from fulltune.base.secrets import MASK, masked_tree
 from fulltune.earlier import Recorded, continued
 from fulltune.recipe.changes import Change, differences, leaves, require_accepted, require_known
-from fulltune.recipe.load import Asked, load_recipe
+from fulltune.recipe.load import Asked, load_recipe, recipe_of
 from fulltune.recipe.schema import Recipe
 from fulltune.recipe.write import as_values, as_yaml
 from fulltune.training.manifest import Manifest, read_manifest, step_name
@@ -134,12 +134,6 @@ class RunFolder:
                 "this run has no result yet", where=str(self.path), mend=f"fulltune train {shlex.quote(str(self.path))}"
             )
         return read_record(self.record, RunRecord)
-
-
-def recipe_of(asked: Asked, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe that is asked for, or that of a run folder."""
-    path = Path(asked) if isinstance(asked, str | os.PathLike) else None
-    return load_recipe(path / "recipe.yaml" if path is not None and is_run_folder(path) else asked, overrides)
 
 
 def result_of(folder: str | os.PathLike[str]) -> Path:

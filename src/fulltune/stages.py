@@ -2,9 +2,8 @@
 
 import os
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,46 +12,35 @@ from typing import Any, Literal
 from fulltune import account
 from fulltune.account import compare as compare
 from fulltune.account import report as report
-from fulltune.assemble import Prepared
-from fulltune.base.errors import DataError, RecipeError
+from fulltune.base.errors import RecipeError
 from fulltune.base.gate import GateVerdict
 from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
-from fulltune.base.records import DataFacts, EvalReport, ModelFacts, Plan, RunRecord
-from fulltune.base.stop import listening
+from fulltune.base.records import EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.blending import blend as blend
 from fulltune.blind import blind as blind
 from fulltune.blind import count_choices as count_choices
 from fulltune.candidates import examine as examine
 from fulltune.conduct import conduct, rehearse, write_checkpoint
-from fulltune.data.prepare import Preparation
 from fulltune.engines import By
 from fulltune.gathering import start, together, wanted
-from fulltune.inspection.page import require_place, write_page
-from fulltune.inspection.rows import Inspected, Reader, Wanted, pick, with_uncut
-from fulltune.inspection.uncut import uncut_lengths
 from fulltune.losses import score
-from fulltune.model.load import section_of
+from fulltune.material import Prepared
+from fulltune.model.folder import section_of
 from fulltune.outlook import require_state
-from fulltune.ready import checked, facts_of, for_others, kit_of, opened, planned, prepared, require_tokenizer
-from fulltune.recipe.load import Asked
+from fulltune.preparing import Out, opened, prepared, working
+from fulltune.preparing import check as check
+from fulltune.preparing import inspect as inspect
+from fulltune.preparing import prepare as prepare
+from fulltune.ready import facts_of, planned, require_tokenizer
+from fulltune.recipe.load import Asked, recipe_of
 from fulltune.recipe.schema import ExportSection
-from fulltune.runs import RunFolder, open_run, recipe_of
+from fulltune.runs import RunFolder, open_run
 from fulltune.shipping import require_judged, verdict
 from fulltune.training.journal import Sink
 from fulltune.trials import sweep as sweep
 
-Out = str | os.PathLike[str] | None
 DType = Literal["base", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What the data is like: the report for people, the same for programs, and what forbids to go on, if anything."""
-
-    report: str
-    card: dict[str, Any]
-    refusal: DataError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,83 +51,12 @@ class Evaluated:
     verdict: GateVerdict | None
 
 
-_IN_A_TERMINAL, _ON_A_PAGE = 3, 100
-"""Rows that are shown if none are named."""
-
-
-def prepare(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> DataFacts:
-    """Raw rows -> tokens on disk and their card (`data.json`). Done already if nothing that matters has changed.
-
-    >>> fulltune.prepare("recipe.yaml").splits["train"].supervised_tokens
-    """
-    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
-        return prepared(run).facts
-
-
-def check(recipe: Asked, *, out: Out = None, **overrides: Any) -> Checked:
-    """All that `prepare` looks at, without keeping anything: the doctor's report, and every fault.
-
-    >>> print(fulltune.check("recipe.yaml").report)
-    """
-    run = open_run(recipe, overrides, out=out)
-    kit = checked(run.recipe)
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Preparation(run.recipe.data, kit, Path(scratch), load=for_others(kit, run.recipe.model))
-        report = work.examine()
-        try:
-            work.settle(trains=False)
-        except DataError as fault:
-            return Checked(report, work.card, fault)
-        return Checked(report, work.card, None)
-
-
-def inspect(
-    recipe: Asked,
-    *,
-    split: str = "train",
-    row: int | None = None,
-    origin: str | None = None,
-    longest: bool = False,
-    random: int | None = None,
-    first: int | None = None,
-    html: Out = None,
-    out: Out = None,
-    **overrides: Any,
-) -> list[Inspected]:
-    """Rows of a prepared split as training sees them. Prepares the data first if need be.
-
-    One of `row` (a number from 0), `origin` (`file:line`), `longest`, `random` (so many, the same for the same
-    `train.seed`) or `first` (so many); by default the first three, on a page the first hundred. `html`: write a page
-    of them.
-
-    >>> fulltune.inspect("recipe.yaml", row=7)[0].supervised
-    """
-    wanted = Wanted(split=split, row=row, origin=origin, longest=longest, random=random, first=first)
-    run = open_run(recipe, overrides, out=out)
-    if html is not None:
-        require_place(Path(html))
-    with _working(run):
-        ready = prepared(run)
-        facts, data = ready.facts, ready.stores
-        default = _ON_A_PAGE if html is not None else _IN_A_TERMINAL
-        numbers = pick(data, wanted, first=default, seed=run.recipe.train.seed)
-        kit = kit_of(run.recipe.model)
-        reader = Reader(kit.tokenizer)
-        rows = [reader.read(data[wanted.split], wanted.split, number) for number in numbers]
-        full = [item.origin for item in rows if item.length == run.recipe.data.max_length]
-        if facts.truncated and full:  # which of them were cut the store does not say
-            rows = with_uncut(rows, uncut_lengths(run.recipe.data, split, full, kit))
-        if html is not None:
-            write_page(Path(html), rows, facts)
-        return rows
-
-
 def plan(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides: Any) -> Plan:
     """Facts -> every derived number (`plan.json`), or a refusal. Prepares the data first if need be.
 
     >>> fulltune.plan("recipe.yaml", train={"epochs": 1}).updates
     """
-    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+    with working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
         model = facts_of(run.recipe.model)
         require_state(run.recipe, model)
         return planned(run, prepared(run), model).plan
@@ -174,7 +91,7 @@ def train(
                 account.catch_up(run)
             return run.finished()
         processes = wanted(run.recipe.engine)
-        with _working(run):
+        with working(run):
             model = facts_of(run.recipe.model)
             crew.told(lambda: require_state(run.recipe, model))
             if processes > 1:
@@ -203,7 +120,7 @@ def dry_run(recipe: Asked, *, out: Out = None, fresh: bool = False, **overrides:
             where="engine",
             mend="engine.name=single; or leave --dry-run out: before its first update training tries all of it too",
         )
-    with _working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
+    with working(open_run(recipe, overrides, out=out, fresh=fresh)) as run:
         model = facts_of(run.recipe.model)
         require_state(run.recipe, model)
         with locked(run.path):
@@ -226,7 +143,7 @@ def judge(recipe: Asked, *, out: Out = None, model: Out = None, gate: bool = Fal
 
     >>> fulltune.judge("runs/recipe").verdict.ship
     """
-    with _working(open_run(recipe, overrides, out=out)) as run:
+    with working(open_run(recipe, overrides, out=out)) as run:
         data = _judgeable(run, gate)
         models = {"base": run.recipe.model}
         if model is not None:
@@ -265,7 +182,7 @@ def export(
         raise RecipeError(
             "this run has not been trained", where=str(run), mend=f"fulltune train {shlex.quote(str(run))}"
         )
-    with _working(trained):
+    with working(trained):
         data = opened(trained, trained.data_facts(), {})
         section = trained.recipe.export if dtype is None else ExportSection(dtype=dtype)
         write_checkpoint(trained, data, facts_of(trained.recipe.model), folder, step, section)
@@ -288,10 +205,3 @@ def _judgeable(run: RunFolder, gate: bool) -> Prepared:
     if gate:
         require_judged(run.recipe, data.facts)
     return data
-
-
-@contextmanager
-def _working(run: RunFolder) -> Iterator[RunFolder]:
-    """In here a signal ends the stage in order, as the run's recipe says."""
-    with listening(run.recipe.checkpoint.signals):
-        yield run

@@ -19,12 +19,13 @@ from fulltune.base.place import place
 from fulltune.base.stop import listening
 from fulltune.base.sweeps import Axis, Sweep
 from fulltune.planning.make import require_names
-from fulltune.ready import facts_of, planned, prepared
+from fulltune.preparing import prepared
+from fulltune.ready import facts_of, planned
 from fulltune.recipe.changes import differences
 from fulltune.recipe.chosen import rewritten
-from fulltune.recipe.load import Asked, flat
+from fulltune.recipe.load import Asked, flat, recipe_of
 from fulltune.recipe.schema import Recipe
-from fulltune.runs import RunFolder, is_run_folder, open_run, recipe_of
+from fulltune.runs import RunFolder, is_run_folder, open_run
 from fulltune.standings import Standings, said
 from fulltune.sweeping.proxy import compressed, share_of, tokens_of
 from fulltune.sweeping.space import axes_of, corners

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import fulltune
-from fulltune.assemble import stores
 from fulltune.base.files import read_record
 from fulltune.base.records import DataFacts
 from fulltune.data.mixing import mixture
 from fulltune.data.store import Store
+from fulltune.material import stores
 from fulltune.recipe.load import load_recipe
 from fulltune.training.journal import read
 from tests import tiny

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import fulltune
 from fulltune.base.results import SuiteReport
 from fulltune.examining import Named, ask, suites_of
-from fulltune.model.load import section_of
+from fulltune.model.folder import section_of
 from fulltune.recipe.ask import load_suites
 from tests import command, tiny
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fulltune.assemble import template
 from fulltune.base import stop
 from fulltune.evaluation.answers import Answer, Reference
 from fulltune.evaluation.asking import Examinee
@@ -22,7 +21,8 @@ from fulltune.evaluation.scoring import Scored, Scorer
 from fulltune.evaluation.speaking import Decoding, Speaker
 from fulltune.evaluation.texts import number_in
 from fulltune.examining import suites_of
-from fulltune.model.load import stop_ids
+from fulltune.material import template
+from fulltune.model.folder import stop_ids
 from fulltune.recipe.ask import load_suites
 from fulltune.recipe.schema import ModelSection
 from fulltune.recipe.suites import SUITES

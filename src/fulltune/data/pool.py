@@ -8,13 +8,14 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.resource_tracker import ensure_running
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
-from fulltune.base import stop
+from fulltune.base import stop, torchless
 from fulltune.base.errors import DataError, Fault, MachineError
 
 _FEW = 3
@@ -46,7 +47,7 @@ def do(tasks: Iterable[Any], here: Callable[[], Work], elsewhere: Callable[[], W
         with _seldom_collected():
             _alone(itertools.chain(first, waiting), here)
         return
-    begin = (elsewhere, os.getpid())
+    begin = (bytes(ForkingPickler.dumps(elsewhere)), torchless.begun(), os.getpid())
     executor = ProcessPoolExecutor(processes, initializer=_begin, initargs=begin, env=_ENVIRONMENT)
     try:
         _feed(executor, itertools.chain(first, waiting), here, processes + _AHEAD)
@@ -90,7 +91,8 @@ _ENVIRONMENT = {
 _worker: Work | None = None
 
 
-def _begin(make: Callable[[], Work], parent: int) -> None:
+def _begin(make: bytes, without_torch: bool, parent: int) -> None:
+    """`make`: pickled, since to read it loads what it takes to work; torch too, unless the first process has none."""
     global _worker
     # Workers wait for their next task forever: let them not outlive a process that was killed or left at once.
     ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
@@ -98,7 +100,9 @@ def _begin(make: Callable[[], Work], parent: int) -> None:
         os._exit(1)
     os.environ.update(_ENVIRONMENT)
     gc.set_threshold(*_SELDOM)
-    _worker = make()
+    if without_torch:
+        torchless.begin()
+    _worker = cast(Callable[[], Work], ForkingPickler.loads(make))()
 
 
 def _do(task: Any) -> tuple[Fault, ...]:

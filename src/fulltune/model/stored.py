@@ -16,7 +16,8 @@ from transformers.utils.hub import cached_file
 
 from fulltune.model import trust
 from fulltune.model.facts import may_lack
-from fulltune.model.load import base_folder, load_config, unfit, unusable
+from fulltune.model.folder import base_folder, load_config, unusable
+from fulltune.model.load import unfit
 from fulltune.recipe.schema import ModelSection
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fulltune.base.errors import Fault, RecipeError
+from fulltune.base.folder import is_run_folder
 from fulltune.recipe import suites
 from fulltune.recipe.data import BRANCHES
 from fulltune.recipe.foreign import FOREIGN
@@ -47,6 +48,12 @@ def load_recipe(asked: Asked, overrides: Mapping[str, Any] = MappingProxyType({}
     override(tree, changes, "override")
     suites.include(tree)
     return checked(tree, Recipe)
+
+
+def recipe_of(asked: Asked, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe that is asked for, or that of a run folder."""
+    path = Path(asked) if isinstance(asked, str | os.PathLike) else None
+    return load_recipe(path / "recipe.yaml" if path is not None and is_run_folder(path) else asked, overrides)
 
 
 def given(texts: Iterable[str]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fulltune.assemble import template as assembled
 from fulltune.base.errors import DataError, RecipeError
 from fulltune.data import sandbox
 from fulltune.data.example import RowFault
 from fulltune.data.template import Template
+from fulltune.material import template as assembled
 from fulltune.recipe.schema import ModelSection
 from tests import tiny
 

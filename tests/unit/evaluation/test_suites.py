@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from fulltune import quickstart
-from fulltune.assemble import template
 from fulltune.base import stop
 from fulltune.base.errors import DataError, DivergedError, Interrupted, RecipeError
 from fulltune.base.files import read_record
@@ -23,7 +22,9 @@ from fulltune.evaluation.scoring import Scored, Scorer
 from fulltune.evaluation.speaking import Decoding, Speaker
 from fulltune.evaluation.suites import Examined, Suite, pieces_of
 from fulltune.examining import suites_of
-from fulltune.model.load import load_model, load_tokenizer, section_of, stop_ids
+from fulltune.material import template
+from fulltune.model.folder import load_tokenizer, section_of, stop_ids
+from fulltune.model.load import load_model
 from fulltune.recipe.ask import load_suites
 from fulltune.recipe.schema import ModelSection
 from tests import tiny

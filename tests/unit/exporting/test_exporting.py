@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from fulltune.assemble import target, template
+from fulltune.assemble import target
 from fulltune.base.errors import DataError
 from fulltune.base.records import DataFacts
 from fulltune.engine.native import unique_state
 from fulltune.exporting.targets import Target, state_for, write
 from fulltune.exporting.verify import Written, verify
-from fulltune.model.load import load_tokenizer
+from fulltune.material import template
+from fulltune.model.folder import load_tokenizer
 from fulltune.recipe.schema import ExportSection, ModelSection
 from tests import tiny
 

@@ -10,17 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fulltune.base.errors import DataError, RecipeError
-from fulltune.model.load import (
-    empty_model,
-    load_config,
-    load_model,
-    load_tokenizer,
-    require_rows,
-    section_of,
-    stop_ids,
-    stored_dtype,
-    tokenizer_digest,
-)
+from fulltune.model.folder import load_config, load_tokenizer, require_rows, section_of, stop_ids, tokenizer_digest
+from fulltune.model.load import empty_model, load_model, stored_dtype
 from fulltune.recipe.schema import ModelSection
 from tests import tiny
 

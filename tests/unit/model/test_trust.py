@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import fulltune
 from fulltune.base.errors import DataError, FulltuneError, RecipeError
-from fulltune.model.load import empty_model, load_config, load_model, load_tokenizer, section_of
+from fulltune.model.folder import load_config, load_tokenizer, section_of
+from fulltune.model.load import empty_model, load_model
 from fulltune.model.trust import digest, options, revision, weights
 from fulltune.recipe.load import load_recipe
 from fulltune.recipe.schema import ModelSection
