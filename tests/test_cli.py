@@ -204,14 +204,16 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
         main(monkeypatch, "train", "x")
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_says_how_to_go_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before a stage listens to signals: typer would make it exit code 0 of an empty standard error."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fulltune.stages.train", interrupted)
-    assert main(monkeypatch, "train", "x") == 130
+    assert main(monkeypatch, "train", str(recipe)) == 130
     assert "same command" in capsys.readouterr().err
 
 
@@ -333,6 +335,18 @@ def test_chat_keeps_the_conversation_and_ends(
     assert capsys.readouterr().out.count("> ") >= 4
     bare = tiny.folder(tmp_path / "bare", tokens=tiny.tokenizer(template=None))
     assert main(monkeypatch, "chat", str(bare)) == 3
+
+
+def test_what_is_wrong_with_a_recipe_is_told_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    for verb in ("prepare", "inspect", "plan", "train", "sweep", "evaluate"):
+        script = (
+            "import sys\nfrom fulltune.cli import main\n"
+            f"sys.argv = ['fulltune', {verb!r}, 'none.yaml']\ncode = main()\n"
+            "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+            "sys.exit(str(heavy) if heavy else code)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: there is no such recipe"), verb
 
 
 def test_help_is_fast_and_loads_no_torch(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Commands that only prepare do without torch, which changes no byte of what they make."""
 
+import gc
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -96,3 +99,22 @@ def test_processes_beside_one_that_does_without_do_so_too(tmp_path: Path) -> Non
     assert len(told) == 5
     assert {number for number, _ in told} - {first}, "others worked, too"
     assert {there for _, there in told} == {"False"}
+
+
+def test_the_collector_rests_while_stages_load_and_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def loading(name: str) -> ModuleType:
+        seen.append(gc.isenabled())
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(fulltune, "import_module", loading)
+    assert callable(fulltune.plan) and callable(fulltune.prepare)
+    assert seen == [False, False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        assert callable(fulltune.plan)
+        assert not gc.isenabled(), "who searches for no cycles goes on so"
+    finally:
+        gc.enable()

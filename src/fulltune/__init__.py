@@ -7,6 +7,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fulltune.base.collector import paused
 from fulltune.base.version import __version__
 
 if TYPE_CHECKING:
@@ -68,4 +69,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'fulltune' has no attribute {name!r}")
-    return vars(import_module(_HOMES.get(name, "fulltune.stages")))[name]
+    with paused():
+        module = import_module(_HOMES.get(name, "fulltune.stages"))
+    return vars(module)[name]

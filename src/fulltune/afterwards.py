@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import fulltune
 from fulltune import printing
-from fulltune.base.errors import RecipeError
+from fulltune.base.errors import FulltuneError, RecipeError
 from fulltune.ending import require_shipped
 from fulltune.options import (
     AsJson,
@@ -48,41 +50,38 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score base and result on held-out, test and retention data; or any model on suites of questions."""
-    from fulltune import stages
-    from fulltune.base.files import to_json
-
     _require_one({"--judge": judge, "--blind": blind, "--count": count})
     _require_none({"--judge-timeout": judge_timeout if judge is None else None})
     _require_none({"--prompts": prompts if blind is None else None})
-    if suite or any(one is not None for one in (against, judge, blind, count)):
-        said = ("is of losses, not of suites", "name the model itself first")
-        _require_none({"--model": model, "--gate": gate or None, "KEY=VALUE": overrides}, *said)
+    if not suite and all(one is None for one in (against, judge, blind, count)):
+        if batch_tokens is not None:
+            raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
+        _scored(recipe, out, model, gate=gate, as_json=as_json, **fields(recipe, overrides))
+        return
+    said = ("is of losses, not of suites", "name the model itself first")
+    _require_none({"--model": model, "--gate": gate or None, "KEY=VALUE": overrides}, *said)
+    from fulltune.base.files import to_json
+
     if count is not None:
         _require_none({"--suite": suite, "--against": against, "--out": out, "--batch-tokens": batch_tokens})
-        wins = stages.count_choices(recipe, count)
+        wins = fulltune.count_choices(recipe, count)
         typer.echo(printing.as_json(to_json(wins)) if as_json else printing.preferred([wins]))
         return
     asked: dict[str, Any] = {"suites": suite or (), "against": against, "batch_tokens": batch_tokens}
     if blind is not None:
         _require_none({"--out": out})
-        page = to_json(stages.blind(recipe, page=blind, prompts=prompts or 50, **asked))
+        page = to_json(fulltune.blind(recipe, page=blind, prompts=prompts or 50, **asked))
         typer.echo(printing.as_json(page) if as_json else printing.as_table(page))
         return
-    if suite or against is not None or judge is not None:
-        found = stages.examine(recipe, out=out, judge=judge, judge_timeout=judge_timeout or 3600.0, **asked)
-        typer.echo(printing.as_json(to_json(found)) if as_json else printing.examination(found))
-        return
-    if batch_tokens is not None:
-        raise RecipeError("--batch-tokens is of suites", where="--batch-tokens", mend="train.micro_tokens=N")
-    _scored(recipe, out, model, gate=gate, as_json=as_json, **fields(overrides))
+    found = fulltune.examine(recipe, out=out, judge=judge, judge_timeout=judge_timeout or 3600.0, **asked)
+    typer.echo(printing.as_json(to_json(found)) if as_json else printing.examination(found))
 
 
 def _scored(recipe: Path, out: Path | None, model: Path | None, *, gate: bool, as_json: bool, **changes: Any) -> None:
     """Losses, and the verdict on them."""
-    from fulltune import stages
     from fulltune.base.files import to_json
 
-    made = stages.judge(recipe, out=out, model=model, gate=gate, **changes)
+    made = fulltune.judge(recipe, out=out, model=model, gate=gate, **changes)
     values = {name: to_json(report) for name, report in made.reports.items()}
     if made.verdict is not None:
         values["verdict"] = to_json(made.verdict)
@@ -117,9 +116,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, and verify it."""
-    from fulltune import stages
-
-    typer.echo(f"written and verified: {stages.export(run, to, step=step, dtype=dtype)}")
+    typer.echo(f"written and verified: {fulltune.export(run, to, step=step, dtype=dtype)}")
 
 
 def blend(
@@ -131,10 +128,9 @@ def blend(
     as_json: AsJson = False,
 ) -> None:
     """Mix the weights of a run with its base, or average those of several runs; score each mixture, write one."""
-    from fulltune import stages
     from fulltune.base.files import to_json
 
-    made = stages.blend(run, others=others or ["base"], at=at, write=write, to=to)
+    made = fulltune.blend(run, others=others or ["base"], at=at, write=write, to=to)
     typer.echo(printing.as_json(to_json(made)) if as_json else printing.blend(made))
 
 
@@ -143,12 +139,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the folder.")] = None,
 ) -> None:
     """Write the report of a run: one page that needs no network."""
-    from fulltune import lean
+    with suppress(FulltuneError):  # of a folder whose recipe cannot be read it tells what it can
+        from fulltune import lean
 
-    lean.begin(run, {})
-    from fulltune import account
-
-    typer.echo(f"{account.report(run, out=out)} is written")
+        lean.begin(run, {})
+    typer.echo(f"{fulltune.report(run, out=out)} is written")
 
 
 def compare(
@@ -157,9 +152,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side: scores with the best marked, and where their recipes differ."""
-    from fulltune import account
+    from fulltune.base import torchless
 
-    found = account.compare(runs, page=page)
+    torchless.begin()  # folders are read, and no model
+    found = fulltune.compare(runs, page=page)
     typer.echo(printing.as_json(found.as_values()) if as_json else printing.plain(found.as_text()))
     if page is not None:
         sys.stderr.write(f"{page} is written\n")

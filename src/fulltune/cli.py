@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import fulltune
 from fulltune import afterwards, printing
 from fulltune.base.errors import RecipeError
 from fulltune.base.place import FOLLOWED, place
@@ -94,18 +95,17 @@ def prepare(
     """Turn raw rows into tokens on disk, and name every row that cannot be taught."""
     from fulltune import lean
 
-    given = fields(overrides)
+    given = fields(recipe, overrides)
     lean.begin(recipe, given)
-    from fulltune import preparing
     from fulltune.data.doctor.report import retold
 
     if check_only:
-        checked = preparing.check(recipe, out=out, **given)
+        checked = fulltune.check(recipe, out=out, **given)
         typer.echo(printing.as_json(checked.card) if as_json else checked.report)
         if checked.refusal is not None:
             raise checked.refusal
         return
-    facts = preparing.prepare(recipe, out=out, fresh=fresh, **given)
+    facts = fulltune.prepare(recipe, out=out, fresh=fresh, **given)
     if not as_json:
         typer.echo(retold(facts.doctor) + "\n")
     _print(facts, {name: f"{split.examples:,} examples" for name, split in facts.splits.items()}, as_json)
@@ -131,13 +131,12 @@ def inspect(
 
     from fulltune import lean
 
-    given = fields(overrides)
+    given = fields(recipe, overrides)
     lean.begin(recipe, given)
-    from fulltune import preparing
     from fulltune.inspection.terminal import put
 
     chosen: dict[str, Any] = {"split": split, "row": row, "origin": origin, "longest": longest, "random": random}
-    rows = preparing.inspect(recipe, **chosen, first=first, html=html, out=out, **given)
+    rows = fulltune.inspect(recipe, **chosen, first=first, html=html, out=out, **given)
     if as_json:
         typer.echo(printing.as_json([item.as_values() for item in rows], rows=True))
     elif html is not None:
@@ -155,9 +154,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: updates, warm-up, micro-batches, what is held in which precision, and its memory."""
-    from fulltune import stages
-
-    made = stages.plan(recipe, out=out, fresh=fresh, **fields(overrides))
+    given = fields(recipe, overrides)
+    made = fulltune.plan(recipe, out=out, fresh=fresh, **given)
     _print(made, printing.plan(made), as_json)
 
 
@@ -180,9 +178,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train, from rows to a verified model folder; the same command goes on where it stopped."""
-    from fulltune import stages
-
     overrides = [*(overrides or []), *([f"engine.processes={processes}"] if processes else [])]
+    given = fields(recipe, overrides)
     if hosts := machines(nodes, node_rank, rendezvous, alone={"--dry-run": dry, "--fresh": fresh}):
         told = {"--json": as_json, "--gate": gate}
         options = [
@@ -196,13 +193,13 @@ def train(
     if dry:
         if gate:
             raise RecipeError("a dry run has no result to judge", where="--gate", mend="leave one of the two out")
-        figures = stages.dry_run(recipe, out=out, fresh=fresh, **fields(overrides))
+        figures = fulltune.dry_run(recipe, out=out, fresh=fresh, **given)
         typer.echo(printing.as_json(figures) if as_json else printing.as_table(figures))
         return
     with _progress() as sink:
         accept = accept_change or []
         how: dict[str, Any] = {"out": out, "fresh": fresh, "accept": accept, "gate": gate}
-        record = stages.train(recipe, sinks=[sink], **how, **fields(overrides))
+        record = fulltune.train(recipe, sinks=[sink], **how, **given)
     if place().rank == 0:
         _print(record, printing.outcome(record), as_json)
         if gate:
@@ -231,11 +228,11 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train with other values in some fields, and rank the runs; the same command goes on where it stopped."""
-    from fulltune import stages
+    given = fields(recipe, overrides)
     from fulltune.base.files import to_json
 
     chosen: dict[str, Any] = {"tokens": tokens, "by": by, "prune": prune, "jobs": jobs, "keep": keep}
-    made = stages.sweep(recipe, over=over or (), budget=budget, out=out, **chosen, **fields(overrides))
+    made = fulltune.sweep(recipe, over=over or (), budget=budget, out=out, **chosen, **given)
     typer.echo(printing.as_json(to_json(made)) if as_json else printing.sweep(made))
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fulltune.base import torchless
-from fulltune.base.errors import FulltuneError
 from fulltune.recipe.load import Asked, recipe_of
 from fulltune.recipe.schema import OptimSection, Recipe, TrainSection
 
@@ -15,10 +14,7 @@ _FOREIGN = re.compile(r'"\w+(\.\w+)*:\w+"')
 
 def begin(asked: Asked, overrides: Mapping[str, Any]) -> None:
     """No torch in this process, unless something that the recipe names may want it. To be called before all else."""
-    try:
-        recipe = recipe_of(asked, overrides)
-    except FulltuneError:  # the stage asks for it again, and says what is wrong
-        return
+    recipe = recipe_of(asked, overrides)
     foreign = recipe.model.trust_remote_code or _FOREIGN.search(recipe.model_dump_json())
     if not (foreign or _names_objective(recipe) or _names_optimizer(recipe) or recipe.evaluate.suites):
         torchless.begin()

@@ -42,11 +42,13 @@ Prompts = Annotated[int | None, typer.Option(min=1, help="With --blind: most pro
 Choices = Annotated[Path | None, typer.Option(metavar="CHOICES", help="Count the choices of a blind page.")]
 
 
-def fields(overrides: list[str] | None) -> dict[str, Any]:
-    """What `KEY=VALUE` words say of a recipe."""
-    from fulltune.recipe.load import given
+def fields(recipe: Path, overrides: list[str] | None) -> dict[str, Any]:
+    """What `KEY=VALUE` words say of a recipe. What is wrong with it is told before the stages load, for seconds."""
+    from fulltune.recipe.load import given, recipe_of
 
-    return given(overrides or [])
+    found = given(overrides or [])
+    recipe_of(recipe, found)
+    return found
 
 
 def machines(nodes: int, number: int | None, rendezvous: str | None, *, alone: Mapping[str, bool]) -> "Hosts | None":

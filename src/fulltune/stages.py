@@ -18,8 +18,8 @@ from fulltune.base.lock import locked
 from fulltune.base.log import LOGGER
 from fulltune.base.records import EvalReport, ModelFacts, Plan, RunRecord
 from fulltune.blending import blend as blend
-from fulltune.blind import blind as blind
-from fulltune.blind import count_choices as count_choices
+from fulltune.blindfold import blind as blind
+from fulltune.blindfold import count_choices as count_choices
 from fulltune.candidates import examine as examine
 from fulltune.conduct import conduct, rehearse, write_checkpoint
 from fulltune.engines import By

@@ -141,6 +141,13 @@ def test_the_ground_needs_no_torch(path: Path) -> None:
     assert not re.search(r"^\s*(import|from) (torch|transformers)", path.read_text(), re.MULTILINE)
 
 
+def test_no_module_is_called_as_a_function_of_the_package() -> None:
+    """It would stand in the function's place as soon as it is loaded."""
+    import fulltune
+
+    assert not set(fulltune.__all__) & {path.stem for path in SRC.glob("fulltune/*.py")}
+
+
 OTHERS_PICKLE = ("plain_save.py",)
 """A contestant of the benchmarks that writes a pickle, since that is what it stands for. Nobody reads it."""
 
