@@ -1,6 +1,7 @@
-"""Attention by itself, forward and backward in float32 on one thread: in blocks of rows beside torch's own kernel."""
+"""Attention by itself, forward and backward in float32 on a CPU: in blocks of rows beside torch's own kernel."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,9 @@ _LENGTHS = (64, 128, 208, 512, 1024)
 _TOKENS = 1024
 """Of a micro-batch."""
 
+Found = dict[tuple[str, int, int], Mapping[str, list[float]]]
+"""By model, length and threads: seconds of each way, one a round."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, show, write."""
@@ -30,20 +34,24 @@ def main(words: Sequence[str] | None = None) -> int:
     about = __doc__.partition("\n")[0] if __doc__ else None
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--lengths", type=options.positive, nargs="+", default=list(_LENGTHS), help="of examples")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=options.positive, nargs="+", default=sorted({1, cores}))
     parser.add_argument("--rounds", type=options.positive, default=9)
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the results")
     asked = parser.parse_args(words)
     when = occasion("benchmarks.attention", words)
-    torch.set_num_threads(1)
+    found: Found = {}
     with keeping():
-        found = {
-            (name, length): _timed(*_SHAPES[name], length, asked.rounds) for name in _SHAPES for length in asked.lengths
-        }
+        for name, shape in _SHAPES.items():
+            for length in asked.lengths:
+                for threads in asked.threads:
+                    torch.set_num_threads(threads)
+                    found[name, length, threads] = _timed(*shape, length, asked.rounds)
     parts = ["# Attention by itself, forward and backward", report.facts(dict(report.heading(when)))]
-    shown = "\n\n".join([*parts, f"Float32, one thread, rows of one length in {_TOKENS:,} tokens.", _table(found)])
+    shown = "\n\n".join([*parts, f"Float32, rows of one length in {_TOKENS:,} tokens.", _table(found)])
     print(shown)
     record = {"benchmark": "attention", "occasion": when, "asked": vars(asked)}
-    record["seconds"] = {f"{name}, {length}": times for (name, length), times in found.items()}
+    record["seconds"] = {f"{name}, {length}, {threads}": times for (name, length, threads), times in found.items()}
     places = report.write(asked.results, "attention", shown, record)
     print(f"written: {', '.join(place.name for place in places)} in {asked.results.name}/", file=sys.stderr)
     return 0
@@ -56,7 +64,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _timed(heads: int, groups: int, size: int, length: int, rounds: int) -> Mapping[str, list[float]]:
-    """CPU seconds of each way, one a round."""
+    """Seconds of each way, one a round."""
     ways: dict[str, Callable[..., Tensor]] = {
         "kernel": _kernel,
         "blocks": lambda query, key, value: causal(query, key, value, None),
@@ -71,22 +79,22 @@ def _timed(heads: int, groups: int, size: int, length: int, rounds: int) -> Mapp
                 for many in (heads, groups, groups)
             ]
             slope = torch.randn(rows, length, heads, size, generator=drawn)
-            begun = time.process_time()
+            begun = time.perf_counter()
             torch.autograd.grad(way(*(tensor.transpose(1, 2) for tensor in given)), given, slope)
             if number:
-                found[name].append(time.process_time() - begun)
+                found[name].append(time.perf_counter() - begun)
     return found
 
 
-def _table(found: Mapping[tuple[str, int], Mapping[str, list[float]]]) -> str:
+def _table(found: Found) -> str:
     lines = []
-    for (name, length), times in found.items():
+    for (name, length, threads), times in found.items():
         kernel, blocks = (spread([1000 * time for time in times[way]]) for way in ("kernel", "blocks"))
         part = ratios(times["blocks"], times["kernel"])
         shape = "{} of {}, size {}".format(*_SHAPES[name])
         ratio = f"{part.median:.2f} ({part.low:.2f} to {part.high:.2f})"
-        lines.append([name, shape, str(length), f"{kernel.median:.1f}", f"{blocks.median:.1f}", ratio])
-    return report.table(["model", "heads", "tokens", "kernel, CPU ms", "blocks", "blocks / kernel"], lines)
+        lines.append([name, shape, str(length), str(threads), f"{kernel.median:.1f}", f"{blocks.median:.1f}", ratio])
+    return report.table(["model", "heads", "tokens", "threads", "kernel, ms", "blocks", "blocks / kernel"], lines)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,11 @@ def causal(
 
 
 class _Causal(torch.autograd.Function):
-    """Inside, queries are [rows * groups, length * heads of a group, size], all heads' of a token beside each other."""
+    """Inside, queries are [rows * groups, length * heads of a group, size], all heads' of a token beside each other.
+
+    Products are made whole and then copied or added to their place: into a part of a tensor torch makes them one by one,
+    each in one thread, which takes up to six times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Sequence[_Block]) -> Tensor:
@@ -143,7 +147,7 @@ class _Causal(torch.autograd.Function):
             scores = torch.bmm(folded[:, part], keys[:, seen].transpose(1, 2))
             scores[..., -block.mask.shape[1] :].add_(block.mask)
             torch.softmax(scores, -1, out=scores)
-            torch.bmm(scores, values[:, seen], out=found[:, part])
+            found[:, part] = torch.bmm(scores, values[:, seen])
             weights.append(scores)
         ctx.save_for_backward(folded, keys, values, *weights)
         ctx.scale, ctx.groups, ctx.blocks = scale, groups, [(block.first, block.start, block.stop) for block in blocks]
@@ -160,11 +164,11 @@ class _Causal(torch.autograd.Function):
         of_query, of_key, of_value = torch.empty_like(folded), torch.zeros_like(keys), torch.zeros_like(values)
         for (first, start, stop), attended in zip(ctx.blocks, weights, strict=True):
             part, seen = slice(start * each, stop * each), slice(first, stop)
-            of_value[:, seen].baddbmm_(attended.transpose(1, 2), slope[:, part])
+            of_value[:, seen] += torch.bmm(attended.transpose(1, 2), slope[:, part])
             scores = torch.bmm(slope[:, part], values[:, seen].transpose(1, 2))
             torch.ops.aten._softmax_backward_data.out(scores, attended, -1, scores.dtype, grad_input=scores)
-            torch.bmm(scores, keys[:, seen], out=of_query[:, part])
-            of_key[:, seen].baddbmm_(scores.transpose(1, 2), folded[:, part])
+            of_query[:, part] = torch.bmm(scores, keys[:, seen])
+            of_key[:, seen] += torch.bmm(scores.transpose(1, 2), folded[:, part])
         back = slope.new_empty(rows, length, groups, each, size)
         torch.mul(of_query.view(rows, groups, length, each, size).transpose(1, 2), ctx.scale, out=back)
         of_key, of_value = (tensor.view(rows, groups, length, size) for tensor in (of_key, of_value))
