@@ -128,8 +128,8 @@ def causal(
 class _Causal(torch.autograd.Function):
     """Inside, queries are [rows * groups, length * heads of a group, size], all heads' of a token beside each other.
 
-    Products are made whole and then copied or added to their place: into a part of a tensor torch makes them one by one,
-    each in one thread, which takes up to six times as long.
+    Products are made whole and then copied or added to their place: into a part of a tensor torch makes each by itself,
+    in one thread, which in training took up to six times as long.
     """
 
     @staticmethod
