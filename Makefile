@@ -94,6 +94,7 @@ bench-begin: setup  ## seconds to the first update, beside imports and weights a
 
 bench-size: setup  ## time of an update by the number of rows
 	$(BIN)/python -m benchmarks.size $(ARGS)
+
 bench-attention: setup  ## attention by itself, beside torch's own kernel
 	$(BIN)/python -m benchmarks.attention $(ARGS)
 

@@ -44,13 +44,7 @@ _SINGLE = By("single")
 
 
 def conduct(
-    run: RunFolder,
-    plan: Plan,
-    data: Prepared,
-    model: ModelFacts,
-    sinks: Sequence[Sink],
-    meeting: Meeting,
-    by: By,
+    run: RunFolder, plan: Plan, data: Prepared, model: ModelFacts, sinks: Sequence[Sink], meeting: Meeting, by: By
 ) -> RunRecord:
     """The training stage, from prepared data and a plan to a verified model folder and the record.
 
