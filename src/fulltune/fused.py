@@ -6,6 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from fulltune.base.memory import NARROWED
 
 
 def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *, scale: float, size: int) -> Tensor:
@@ -13,9 +16,10 @@ def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, *
 
     hidden [tokens, width]; weight [vocab, width]; labels, weights [tokens]. Logits of `size` tokens exist at once.
     While they do, the gradients of hidden and weight are made of them, so that the backward pass needs neither logits
-    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989); in float32 they are the only tensor of their
-    size. Products are made in autocast's format, the softmax in float32; gradients of several pieces are added up in
-    float32. Not for float16, in which gradients that no loss scale has lifted vanish.
+    nor their matrix product again (Hsu et al. 2024, arXiv 2410.10989); they are the only tensor of their size, but for
+    NARROWED tokens in float32 where products are made in 16 bits. Products are made in autocast's format, the softmax
+    in float32; gradients of several pieces are added up in float32. Not for float16, in which gradients that no loss
+    scale has lifted vanish.
     """
     device = hidden.device.type
     computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -30,26 +34,27 @@ class _Way:
     computed: torch.dtype
 
 
+_STEP = 32
+"""In 16 bits a multiple of so many tokens is computed: on a CPU each new number has kernels and memory of its own."""
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, way: _Way) -> Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
+        total, tokens = hidden.new_zeros((), dtype=torch.float32), len(hidden)
         narrow, head = hidden.to(way.computed), weight.to(way.computed)
-        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        if way.computed != torch.float32:  # by tokens that weigh nothing
+            more = -tokens % _STEP
+            narrow, labels, weights = pad(narrow, (0, 0, 0, more)), pad(labels, (0, more)), pad(weights, (0, more))
+        of_hidden = narrow.new_empty(narrow.shape, dtype=hidden.dtype) if ctx.needs_input_grad[0] else None
         of_weight: Tensor | None = None
-        room = hidden.new_empty(min(way.size, len(labels)), len(weight), dtype=torch.float32)
+        room = hidden.new_empty(min(way.size, len(labels)), len(weight), dtype=way.computed)
         for start in range(0, len(labels), way.size):
             part = slice(start, start + way.size)
-            label = labels[part, None]
-            logits = _logits(narrow[part], head, way.scale, room)
-            top, chosen = logits.amax(1, keepdim=True), logits.gather(1, label)
-            exps = logits.sub_(top).exp_()
-            sums = exps.sum(1, keepdim=True)
-            total += ((sums.log() + top - chosen)[:, 0] * weights[part]).sum()
-            if not any(ctx.needs_input_grad):
-                continue
-            # d(-log p(label)) / d(logits) = exps / sums - [label]; the factors go to the narrow side of both products.
-            slopes = exps.scatter_add_(1, label, -sums).to(way.computed)
+            slopes = room[: len(labels[part])]
+            losses, sums = _softmax(narrow[part], head, labels[part, None], way.scale, slopes)
+            total += (losses * weights[part]).sum()
+            # d(-log p(label)) / d(logits) = slopes / sums; the factors go to the narrow side of both products.
             factors = way.scale * weights[part, None] / sums
             if of_hidden is not None:
                 of_hidden[part] = (slopes @ head) * factors
@@ -57,7 +62,7 @@ class _HeadLoss(torch.autograd.Function):
                 of_weight = _added(of_weight, slopes, (narrow[part] * factors).to(way.computed))
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight) if of_weight is None else of_weight.to(weight.dtype)
-        ctx.made = (of_hidden, of_weight)
+        ctx.made = (None if of_hidden is None else of_hidden[:tokens], of_weight)
         return total
 
     @staticmethod
@@ -70,14 +75,32 @@ class _HeadLoss(torch.autograd.Function):
         return of_hidden, of_weight, None, None, None
 
 
-def _logits(hidden: Tensor, head: Tensor, scale: float, room: Tensor) -> Tensor:
-    """[tokens, vocab] in float32, written into `room`, which has place for as many tokens or more."""
-    logits = room[: len(hidden)]
-    if hidden.dtype == torch.float32:
-        torch.mm(hidden, head.T, out=logits)
-    else:
-        logits.copy_(hidden @ head.T)
-    return logits if scale == 1 else logits.mul_(scale)
+def _softmax(hidden: Tensor, head: Tensor, label: Tensor, scale: float, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p(label) [tokens], and the sums [tokens, 1] by which `slopes` [tokens, vocab], which is filled, is divided.
+
+    In 16 bits logits become float32 a few tokens at a time.
+    """
+    if slopes.dtype == torch.float32:
+        return _in_place(torch.mm(hidden, head.T, out=slopes), label, scale)
+    room = slopes.new_empty(min(NARROWED, len(slopes)), len(head), dtype=torch.float32)
+    losses, sums = label.new_empty(len(label), dtype=torch.float32), label.new_empty(label.shape, dtype=torch.float32)
+    for start in range(0, len(label), NARROWED):
+        now = slice(start, start + NARROWED)
+        narrow = torch.mm(hidden[now], head.T, out=slopes[now])
+        logits = room[: len(narrow)].copy_(narrow)
+        losses[now], sums[now] = _in_place(logits, label[now], scale)
+        narrow.copy_(logits)
+    return losses, sums
+
+
+def _in_place(logits: Tensor, label: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As `_softmax`, of logits before the scale, which become slopes: exp(logit - top), the label's less their sum."""
+    if scale != 1:
+        logits.mul_(scale)
+    top, chosen = logits.amax(1, keepdim=True), logits.gather(1, label)
+    sums = logits.sub_(top).exp_().sum(1, keepdim=True)
+    logits.scatter_add_(1, label, -sums)
+    return (sums.log() + top - chosen)[:, 0], sums
 
 
 def _added(total: Tensor | None, slopes: Tensor, hidden: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ GIB = 2**30
 
 CHUNK_BYTES = 1 << 28
 """Float32 logits that an objective holds at once: 256 MiB, 500 tokens of a vocabulary of 128k."""
+NARROWED = 256
+"""Tokens of these that are float32 at once where products are made in 16 bits: more save no time."""
 ATTENDED = 1024
 """Tokens of a row up to which the weights of attention may be kept (model/attention.py): they grow as its square."""
 CODED_AT_ONCE = 1 << 22

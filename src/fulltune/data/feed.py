@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fulltune.base.beside import Beside
 from fulltune.base.records import IGNORE
 from fulltune.batch import Batch, Reference
 from fulltune.data.lay import Budget, fullest, lay
@@ -129,9 +130,12 @@ class Feed:
 
         It ends with this. While a GPU computes, the host has time for it; on a CPU it is two ten thousandths of it.
         """
-        with ThreadPoolExecutor(1, "next-batches") as pool:
-            self._coming = pool.submit(self._next, position, budget)
+        making = Beside("next-batches", self._next, position, budget)
+        self._coming = making.found
+        try:
             yield
+        finally:
+            making.join()
 
     def _next(self, position: int, budget: Budget) -> _Made:
         members = self.take(position)

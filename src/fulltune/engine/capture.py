@@ -16,7 +16,8 @@ _MOST = 0.8
 """Part of the memory that is free which a copy may take."""
 
 Staging = dict[str, Tensor]
-"""Host memory that copies go to, kept between them: fresh memory costs a page fault every 4 KiB."""
+"""Pinned host memory that copies go to, kept between them, since pinning takes long. Of a state that lies on the host
+itself copies are dropped when they are written: it would be held twice for the whole run."""
 
 
 class Capture:
@@ -45,6 +46,7 @@ class Capture:
         self._lock = threading.Lock()
         self.bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         missing = self.bytes - sum(tensor.nbytes for tensor in staging.values())
+        self._pins = any(tensor.is_cuda for tensors in files.values() for tensor in tensors.values())
         self.held = missing > _MOST * available_bytes()
         """Whether the host has no room for a copy: then the files are written from what the engine holds, which must
         stand still until they are.
@@ -63,7 +65,7 @@ class Capture:
                 return
             for file, tensors in self._files.items():
                 self._copies[file] = {name: self._copied(f"{file}/{name}", value) for name, value in tensors.items()}
-            if any(value.is_cuda for tensors in self._files.values() for value in tensors.values()):
+            if self._pins:
                 torch.cuda.current_stream().synchronize()
             self._files = {file: {} for file in self._files}  # the engine's own tensors are free to move
 
@@ -98,4 +100,7 @@ class Capture:
         }
         for file, text in self._texts.items():
             (folder / file).write_text(text, encoding="utf-8")
+        if not self._pins:
+            self._staging.clear()
+            self._copies = {file: {} for file in self._copies}
         return digests

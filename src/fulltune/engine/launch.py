@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from fulltune.base.allocator import hold_few_kernels
 from fulltune.base.errors import RankError, RecipeError
 from fulltune.base.place import Place, place
 from fulltune.base.processors import cores, total_bytes
@@ -47,6 +48,7 @@ class Meeting:
 
 def alone() -> Meeting:
     """One process, by itself."""
+    hold_few_kernels()
     return Meeting(world(), Alone())
 
 
@@ -68,6 +70,7 @@ def joined(timeout: float, *, grouped: bool = False) -> Iterator[Meeting]:
             if grouped:
                 dist.destroy_process_group()
         return
+    hold_few_kernels()
     device = f"cuda:{here.local}" if torch.cuda.is_available() else "cpu"
     _require_device(here)
     limit = timedelta(seconds=timeout)
@@ -162,7 +165,8 @@ def machine() -> Machine:
             cores=cores(),
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
-    # Without AMX, bf16 on a CPU is emulated or half as fast as float32 (measured: 9x faster with it).
+    # Without instructions for it, bf16 on a CPU is emulated, or half as fast as float32. Measured with them: products
+    # 2 to 4 times as fast by AVX-512's, and updates 1.7 times; products 9 times as fast by AMX's.
     capabilities = torch.cpu.get_capabilities()
     return Machine(
         kind="cpu",
@@ -170,5 +174,5 @@ def machine() -> Machine:
         devices=1,
         bytes_per_device=total_bytes(),
         cores=cores(),
-        bf16=bool(capabilities.get("amx_bf16")),
+        bf16=bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")),
     )

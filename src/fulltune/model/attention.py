@@ -1,8 +1,10 @@
-"""Causal attention in float32 on a CPU as matrix products, in blocks of rows: less time than torch's own kernel takes.
+"""Causal attention on a CPU as matrix products, in blocks of rows: less time than torch's own kernel takes.
 
 That kernel makes some products once more in its backward pass, and leaves little of what lies above the diagonal out.
 Here a block of rows sees keys up to its end and no further, of packed examples those of its own; heads that share keys
 and values are rows of one product; and the weights of attention are kept for the backward pass.
+Products and softmax are float32. Of a run in bfloat16 what comes in, what is kept and what goes out is bfloat16: its
+own products of such small matrices save no time with two threads, and scores of 8 bits would cost exactness.
 `benchmarks/results/attention.md` has what it saves.
 """
 
@@ -24,6 +26,8 @@ _WANTED = 96
 """Rows of a product, queries of a key's heads together: more see more keys in vain, fewer are slow to multiply."""
 _WITHOUT_MEANING = frozenset({"scaling", "position_ids", "use_cache", "output_router_logits"})
 """What models tell their attention besides: by how much scores are scaled, and what `sdpa` does not read."""
+
+_FORMATS = (torch.float32, torch.bfloat16)
 
 _ours: "WeakSet[nn.Module]" = WeakSet()
 """Modules of the models that were asked to attend so; transformers has one table of functions for all models."""
@@ -53,19 +57,24 @@ def _attend(
 
 
 def _suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether these are what it was made and measured for: training in float32 on a CPU, queries of all tokens."""
+    """Whether these are what it was made and measured for: training on a CPU, queries of all tokens."""
     tensors, length = (query, key, value), query.shape[2]
     return (
         torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in tensors)
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        and all(tensor.dtype in _FORMATS and tensor.device.type == "cpu" for tensor in tensors)
+        and _format(query) in _FORMATS
         and length > 1
         and key.shape == value.shape
         and key.shape[2] == length
         and key.shape[3] == query.shape[3]
         and query.shape[1] % key.shape[1] == 0
     )
+
+
+def _format(query: Tensor) -> torch.dtype:
+    """In which the kernel would compute."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
 
 
 def _plain(module: nn.Module, *, dropout: float = 0.0, is_causal: bool | None = None, **others: Any) -> bool:
@@ -95,7 +104,7 @@ def _blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> list[_Block]:
     step = min(64, max(32, _WANTED // each))
     starts = range(0, length, step)
     if mask is None:
-        above = query.new_full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
+        above = torch.full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
         ends = [(start, min(length, start + step)) for start in starts]
         return [_Block(0, start, stop, above[: (stop - start) * each, : stop - start]) for start, stop in ends]
     if mask.dtype != torch.bool or mask.shape != (1, 1, length, length) or len(query) != 1:
@@ -108,7 +117,7 @@ def _blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> list[_Block]:
         rows = seen[start : start + step]
         first, stop = int(rows.any(0).byte().argmax()), start + len(rows)
         hidden = ~rows[:, first:stop].repeat_interleave(each, 0)
-        blocks.append(_Block(first, start, stop, query.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)))
+        blocks.append(_Block(first, start, stop, torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)))
     return blocks
 
 
@@ -122,7 +131,16 @@ def causal(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     chosen = _blocks(query, key, None) if blocks is None else blocks
-    return cast(Tensor, _Causal.apply(query, key, value, scale, chosen))  # type: ignore[no-untyped-call]
+    way = _Way(scale, chosen, _format(query))
+    return cast(Tensor, _Causal.apply(query, key, value, way))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    scale: float
+    blocks: Sequence[_Block]
+    kept: torch.dtype
+    """Of what is kept for the backward pass, and of what is found."""
 
 
 class _Causal(torch.autograd.Function):
@@ -133,43 +151,51 @@ class _Causal(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Sequence[_Block]) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, way: _Way) -> Tensor:
         rows, heads, length, size = query.shape
         groups = key.shape[1]
         each = heads // groups
-        folded = query.new_empty(rows, groups, length, each, size)
-        torch.mul(query.view(rows, groups, each, length, size).transpose(2, 3), scale, out=folded)
-        folded = folded.view(rows * groups, length * each, size)
-        keys, values = (tensor.reshape(rows * groups, length, size) for tensor in (key, value))
-        found, weights = torch.empty_like(folded), []
-        for block in blocks:
-            part, seen = slice(block.start * each, block.stop * each), slice(block.first, block.stop)
-            scores = torch.bmm(folded[:, part], keys[:, seen].transpose(1, 2))
-            scores[..., -block.mask.shape[1] :].add_(block.mask)
-            torch.softmax(scores, -1, out=scores)
-            found[:, part] = torch.bmm(scores, values[:, seen])
-            weights.append(scores)
-        ctx.save_for_backward(folded, keys, values, *weights)
-        ctx.scale, ctx.groups, ctx.blocks = scale, groups, [(block.first, block.start, block.stop) for block in blocks]
+        queries = query.new_empty(rows, groups, length, each, size, dtype=way.kept)
+        queries.copy_(query.view(rows, groups, each, length, size).transpose(2, 3))
+        queries = queries.view(rows * groups, length * each, size)
+        keys, values = (tensor.to(way.kept).reshape(rows * groups, length, size) for tensor in (key, value))
+        found, weights = torch.empty_like(queries), []
+        with torch.autocast("cpu", enabled=False):
+            asked, known, told = queries.float() * way.scale, keys.float(), values.float()
+            for block in way.blocks:
+                part, seen = slice(block.start * each, block.stop * each), slice(block.first, block.stop)
+                scores = torch.bmm(asked[:, part], known[:, seen].transpose(1, 2))
+                scores[..., -block.mask.shape[1] :].add_(block.mask)
+                torch.softmax(scores, -1, out=scores)
+                found[:, part] = torch.bmm(scores, told[:, seen])
+                weights.append(scores.to(way.kept))
+        ctx.save_for_backward(queries, keys, values, *weights)
+        ctx.way, ctx.groups, ctx.formats = way, groups, (query.dtype, key.dtype, value.dtype)
         found = found.view(rows, groups, length, each, size).permute(0, 2, 1, 3, 4)
         return found.reshape(rows, length, heads, size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        folded, keys, values, *weights = ctx.saved_tensors
+        saved, way = ctx.saved_tensors, ctx.way
+        queries, keys, values = (tensor.float() for tensor in saved[:3])
         rows, length, heads, size = slope.shape
         groups, each = ctx.groups, heads // ctx.groups
-        slope = slope.view(rows, length, groups, each, size).transpose(1, 2).reshape(folded.shape)
-        of_query, of_key, of_value = torch.empty_like(folded), torch.zeros_like(keys), torch.zeros_like(values)
-        for (first, start, stop), attended in zip(ctx.blocks, weights, strict=True):
-            part, seen = slice(start * each, stop * each), slice(first, stop)
-            of_value[:, seen] += torch.bmm(attended.transpose(1, 2), slope[:, part])
-            scores = torch.bmm(slope[:, part], values[:, seen].transpose(1, 2))
-            torch.ops.aten._softmax_backward_data.out(scores, attended, -1, scores.dtype, grad_input=scores)
-            of_query[:, part] = torch.bmm(scores, keys[:, seen])
-            of_key[:, seen] += torch.bmm(scores.transpose(1, 2), folded[:, part])
+        slope = slope.view(rows, length, groups, each, size).transpose(1, 2).reshape(queries.shape).float()
+        of_query, of_key, of_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        with torch.autocast("cpu", enabled=False):
+            for block, kept in zip(way.blocks, saved[3:], strict=True):
+                part, seen = slice(block.start * each, block.stop * each), slice(block.first, block.stop)
+                weights = kept.float()
+                of_value[:, seen] += torch.bmm(weights.transpose(1, 2), slope[:, part])
+                scores = torch.bmm(slope[:, part], values[:, seen].transpose(1, 2))
+                torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
+                of_query[:, part] = torch.bmm(scores, keys[:, seen])
+                of_key[:, seen] += torch.bmm(scores.transpose(1, 2), queries[:, part])
+        of_key.mul_(way.scale)
         back = slope.new_empty(rows, length, groups, each, size)
-        torch.mul(of_query.view(rows, groups, length, each, size).transpose(1, 2), ctx.scale, out=back)
+        torch.mul(of_query.view(rows, groups, length, each, size).transpose(1, 2), way.scale, out=back)
+        back = back.view(rows, length, heads, size).transpose(1, 2)
         of_key, of_value = (tensor.view(rows, groups, length, size) for tensor in (of_key, of_value))
-        return back.view(rows, length, heads, size).transpose(1, 2), of_key, of_value, None, None
+        given = zip((back, of_key, of_value), ctx.formats, strict=True)
+        return *(gradient.to(dtype) for gradient, dtype in given), None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fulltune.base.formats import BYTES
-from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, Forecast, Part
+from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, NARROWED, Forecast, Part
 from fulltune.base.records import ModelFacts
 from fulltune.planning.deepspeed import SMALLEST_BUCKET
 from fulltune.planning.way import Pass, Way
@@ -188,9 +188,9 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     elif way.layout == "packed":  # a mask, and what kernels make of it
         low += pairs
         high += pairs * (1 + 4 + (blocks + 1) * way.compute)
-    if way.blockwise and way.kind == "cpu" and way.compute == way.stream == 4:  # 64: the diagonal's blocks
+    if way.blockwise and way.kind == "cpu" and way.dtypes.compute != "float16":  # 64: the diagonal's blocks
         longest = load.longest if way.layout == "packed" else load.width
-        high += blocks * load.tokens * shape.heads * 4 * (min(longest, ATTENDED) + 64) // 2
+        high += blocks * load.tokens * shape.heads * way.compute * (min(longest, ATTENDED) + 64) // 2
     return Part("activations", low + int(_CERTAIN * tile), high + 2 * tile)
 
 
@@ -247,8 +247,11 @@ def _results(way: Way, model: ModelFacts) -> tuple[float, float]:
 
 
 def _logits(way: Way, model: ModelFacts, load: Pass) -> Part:
-    """Of as many tokens as are held at once: one tensor that all is done in, or what the softmax takes by itself."""
+    """Of as many tokens as are held at once: one tensor, with what is float32 of it, or what a softmax takes."""
     numbers = _logits_at_once(model, load)
+    if model.shape.cut and way.dtypes.compute == "bfloat16":
+        held = 2 * numbers + 4 * min(numbers, NARROWED * model.vocab)
+        return Part("logits", held, held + 2 * numbers + 2 * model.shape.tensor)
     narrow = way.compute if way.compute < 4 else 0
     return Part("logits", (4 if model.shape.cut else 2 * 4) * numbers, (3 * 4 + 2 * narrow) * numbers)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from fulltune.base.beside import Beside
 from fulltune.base.errors import CheckpointError, FulltuneError, Interrupted
 from fulltune.base.files import discard, read_record, require_room, whole_folder, write_record
 from fulltune.base.log import LOGGER
@@ -47,8 +48,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, belonging: Belonging, crew: Crew | None = None) -> None:
         self._folder, self._keep, self._belonging = folder, keep, belonging
         self._crew: Crew = Alone() if crew is None else crew
-        self._writer: ThreadPoolExecutor | None = None
         self._begun: Future[CheckpointInfo | None] | None = None
+        self._last: Beside[CheckpointInfo | None] | None = None
         self._failed = False
 
     def save(self, capture: Capture, progress: Progress, *, journal: int) -> None:
@@ -60,12 +61,10 @@ class Checkpoints:
         size = int(self._crew.sum(torch.tensor(capture.bytes))) + _BESIDE
         what = f"the checkpoint after {progress.update} updates"
         self._crew.told(lambda: self._require_room(size, what))
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "checkpoint")
-        if self._crew.rank == 0:
-            self._begun = self._writer.submit(self._write, capture, progress, journal)
-        elif self._crew.rank < capture.writers:
-            self._begun = self._writer.submit(self._leave, capture, progress)
+        if self._crew.rank < capture.writers:
+            write = self._write if self._crew.rank == 0 else self._leave
+            self._last = Beside("checkpoint", write, capture, progress, journal)
+            self._begun = self._last.found
         if capture.held and self._begun is not None:
             self._begun.exception()  # waits; it is raised where it is asked for
 
@@ -73,7 +72,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         require_room(self._folder, size, what)
 
-    def _leave(self, capture: Capture, progress: Progress) -> None:
+    def _leave(self, capture: Capture, progress: Progress, _journal: int) -> None:
         parts.leave(self._folder, progress.update, self._crew.rank, capture)
 
     def settled(self) -> CheckpointInfo | None:
@@ -243,9 +242,8 @@ class Checkpoints:
                 raise
             LOGGER.error(f"besides, the last checkpoint could not be written: {fault}")
         finally:
-            if self._writer is not None:
-                self._writer.shutdown()
-                self._writer = None
+            if self._last is not None:  # also where an interrupt cut the waiting short
+                self._last.join()
 
 
 def _uncache(folder: Path) -> None:

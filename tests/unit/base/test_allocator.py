@@ -112,3 +112,56 @@ def test_it_is_kept_for_passes_of_small_tensors_by_a_model_that_is_whole_on_the_
     with reusing(World(rank=0, size=1, device=device), By(engine), largest, frugal=True):
         assert allocator._now[-1] == before
     assert allocator._now[-1] == before
+
+
+KERNELS = """
+import ctypes, sys, torch
+from fulltune.base.allocator import hold_few_kernels
+
+if sys.argv[1] == "few":
+    hold_few_kernels()
+
+class Found(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+def used():
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Found
+    return ask().uordblks
+
+weight = torch.zeros(256, 256, dtype=torch.bfloat16)
+torch.zeros(64, 256, dtype=torch.bfloat16) @ weight
+before = used()
+for rows in range(100, 700):
+    torch.zeros(rows, 256, dtype=torch.bfloat16) @ weight
+print(used() - before)
+"""
+
+
+def test_few_kernels_are_held_and_what_a_user_said_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "77")
+    allocator.hold_few_kernels()
+    assert 0 < int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 77 == int(os.environ["LRU_CACHE_CAPACITY"])
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    allocator.hold_few_kernels()
+    assert 0 < int(os.environ["LRU_CACHE_CAPACITY"]) <= 256, "0 makes torch crash"
+    os.environ.pop("LRU_CACHE_CAPACITY")
+    os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc tells what is held")
+def test_products_in_16_bits_hold_less_for_many_shapes() -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
+    clean["OMP_NUM_THREADS"] = "1"
+
+    def held(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", KERNELS, how], env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    many = held("many")
+    if many < 50 << 20:
+        pytest.skip("this processor multiplies bfloat16 without kernels that are kept")
+    assert held("few") < 0.6 * many

@@ -91,7 +91,11 @@ def test_computing_in_16_bits_holds_weights_twice() -> None:
     assert found["weights in 16 bits"] == (2 * 800, 2 * 1000), "of all blocks, and of what lies outside"
     block = 2 * (60 + 16) + (16 + 10) * 8
     assert found["activations"][1] == 32 * 2 * block
-    assert found["logits"] == (4 * 2000, (3 * 4 + 2 * 2) * 2000)
+    assert found["logits"] == (6 * 2000, 8 * 2000 + 2 * 100), "of few tokens all are float32 besides"
+    many = parts(way("bf16-mixed"), replace(LOAD, rows=100, width=100, taught=10**4))["logits"]
+    assert many[0] == 2 * 10**4 * 100 + 4 * 256 * 100, "of many 256"
+    half = parts(way("fp16-mixed"))["logits"]
+    assert half == (4 * 2000, (3 * 4 + 2 * 2) * 2000)
     assert parts(way("bf16-mixed", checkpointing="full"))["weights in 16 bits"] == (2 * 400, 2 * 600)
     assert parts(way("float32")).keys() == parts(way("bf16-sr")).keys() == found.keys() - {"weights in 16 bits"}
 
@@ -151,11 +155,12 @@ def test_attention_that_writes_its_weights_out() -> None:
 
 
 def test_attention_in_blocks_may_keep_its_weights_below_the_diagonal() -> None:
-    """Two rows of 16 tokens, two heads, two blocks, in float32 on a CPU; a row's last block counts to its end."""
+    """Two rows of 16 tokens, two heads, two blocks, on a CPU; a row's last block counts to its end."""
     for load, width in ((LOAD, 16), (Pass(rows=1, width=4096, taught=20, several=False), 1024)):
-        (low, high), plain = (parts(way(blockwise=asked), load)["activations"] for asked in (True, False))
-        assert (low, high - plain[1]) == (plain[0], 2 * load.tokens * 2 * 4 * (width + 64) // 2)
-    for other in (way(blockwise=True, kind="cuda"), way("bf16-mixed", blockwise=True)):
+        for precision, size in (("float32", 4), ("bf16-mixed", 2), ("bf16-sr", 2)):
+            here, there = (parts(way(precision, blockwise=asked), load)["activations"] for asked in (True, False))
+            assert (here[0], here[1] - there[1]) == (there[0], 2 * load.tokens * 2 * size * (width + 64) // 2)
+    for other in (way(blockwise=True, kind="cuda"), way("fp16-mixed", blockwise=True)):
         assert parts(other) == parts(replace(other, blockwise=False)), "kernels hold none"
 
 

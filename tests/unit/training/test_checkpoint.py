@@ -3,6 +3,8 @@
 import math
 import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,19 @@ def test_a_checkpoint_comes_back_with_its_progress(tmp_path: Path, ground: Groun
     assert (manifest.journal, dict(extra)) == (17, {})
     assert manifest.identity == belonging().identity
     assert Checkpoints(tmp_path / "none", keep=1, belonging=belonging()).newest() is None
+
+
+def test_a_checkpoint_that_stands_leaves_no_thread(tmp_path: Path, ground: Ground) -> None:
+    """The next updates would be slower for it (base/beside.py)."""
+    before = threading.active_count()
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, belonging=belonging())
+    with checkpoints:
+        checkpoints.save(ground.engine.capture({}), at(1), journal=17)
+        assert checkpoints.wait() is not None
+        until = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threading.active_count() == before, "the run goes on inside of this context"
 
 
 FILES = ("weights.safetensors", "optimizer.safetensors", "optimizer.json", "extra.safetensors", "progress.json")
