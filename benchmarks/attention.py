@@ -1,6 +1,7 @@
-"""Attention by itself, forward and backward in float32 on a CPU: in blocks of rows beside torch's own kernel."""
+"""Attention by itself, forward and backward on a CPU: in blocks of rows beside torch's own kernel."""
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -24,8 +25,10 @@ _LENGTHS = (64, 128, 208, 512, 1024)
 _TOKENS = 1024
 """Of a micro-batch."""
 
-Found = dict[tuple[str, int, int], Mapping[str, list[float]]]
-"""By model, length and threads: seconds of each way, one a round."""
+_FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Found = dict[tuple[str, str, int, int], Mapping[str, list[float]]]
+"""By number format, model, length and threads: seconds of each way, one a round."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -42,16 +45,14 @@ def main(words: Sequence[str] | None = None) -> int:
     when = occasion("benchmarks.attention", words)
     found: Found = {}
     with keeping():
-        for name, shape in _SHAPES.items():
-            for length in asked.lengths:
-                for threads in asked.threads:
-                    torch.set_num_threads(threads)
-                    found[name, length, threads] = _timed(*shape, length, asked.rounds)
+        for dtype, name, length, threads in itertools.product(_FORMATS, _SHAPES, asked.lengths, asked.threads):
+            torch.set_num_threads(threads)
+            found[dtype, name, length, threads] = _timed(_SHAPES[name], length, asked.rounds, _FORMATS[dtype])
     parts = ["# Attention by itself, forward and backward", report.facts(dict(report.heading(when)))]
-    shown = "\n\n".join([*parts, f"Float32, rows of one length in {_TOKENS:,} tokens.", _table(found)])
+    shown = "\n\n".join([*parts, f"Rows of one length in {_TOKENS:,} tokens.", _table(found)])
     print(shown)
     record = {"benchmark": "attention", "occasion": when, "asked": vars(asked)}
-    record["seconds"] = {f"{name}, {length}, {threads}": times for (name, length, threads), times in found.items()}
+    record["seconds"] = {", ".join(map(str, case)): times for case, times in found.items()}
     places = report.write(asked.results, "attention", shown, record)
     print(f"written: {', '.join(place.name for place in places)} in {asked.results.name}/", file=sys.stderr)
     return 0
@@ -63,8 +64,9 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return found.transpose(1, 2).contiguous()
 
 
-def _timed(heads: int, groups: int, size: int, length: int, rounds: int) -> Mapping[str, list[float]]:
+def _timed(shape: tuple[int, int, int], length: int, rounds: int, dtype: torch.dtype) -> Mapping[str, list[float]]:
     """Seconds of each way, one a round."""
+    heads, groups, size = shape
     ways: dict[str, Callable[..., Tensor]] = {
         "kernel": _kernel,
         "blocks": lambda query, key, value: causal(query, key, value, None),
@@ -75,10 +77,10 @@ def _timed(heads: int, groups: int, size: int, length: int, rounds: int) -> Mapp
         for name, way in ways.items():
             drawn = torch.Generator().manual_seed(number)
             given: list[Any] = [
-                torch.randn(rows, length, many, size, generator=drawn, requires_grad=True)
+                torch.randn(rows, length, many, size, generator=drawn).to(dtype).requires_grad_()
                 for many in (heads, groups, groups)
             ]
-            slope = torch.randn(rows, length, heads, size, generator=drawn)
+            slope = torch.randn(rows, length, heads, size, generator=drawn).to(dtype)
             begun = time.perf_counter()
             torch.autograd.grad(way(*(tensor.transpose(1, 2) for tensor in given)), given, slope)
             if number:
@@ -88,13 +90,17 @@ def _timed(heads: int, groups: int, size: int, length: int, rounds: int) -> Mapp
 
 def _table(found: Found) -> str:
     lines = []
-    for (name, length, threads), times in found.items():
+    for (dtype, name, length, threads), times in found.items():
         kernel, blocks = (spread([1000 * time for time in times[way]]) for way in ("kernel", "blocks"))
         part = ratios(times["blocks"], times["kernel"])
         shape = "{} of {}, size {}".format(*_SHAPES[name])
         ratio = f"{part.median:.2f} ({part.low:.2f} to {part.high:.2f})"
-        lines.append([name, shape, str(length), str(threads), f"{kernel.median:.1f}", f"{blocks.median:.1f}", ratio])
-    return report.table(["model", "heads", "tokens", "threads", "kernel, ms", "blocks", "blocks / kernel"], lines)
+        lines.append(
+            [dtype, name, shape, str(length), str(threads), f"{kernel.median:.1f}", f"{blocks.median:.1f}", ratio]
+        )
+    return report.table(
+        ["format", "model", "heads", "tokens", "threads", "kernel, ms", "blocks", "blocks / kernel"], lines
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fulltune.base.memory import NARROWED
 
@@ -38,11 +39,14 @@ _STEP = 32
 """In 16 bits a multiple of so many tokens is computed: on a CPU each new number has kernels and memory of its own."""
 
 
+_held = WeakTensorKeyDictionary()
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, way: _Way) -> Tensor:
         total, tokens = hidden.new_zeros((), dtype=torch.float32), len(hidden)
-        narrow, head = hidden.to(way.computed), weight.to(way.computed)
+        narrow, head = hidden.to(way.computed), _narrowed(weight, way.computed)
         if way.computed != torch.float32:  # by tokens that weigh nothing
             more = -tokens % _STEP
             narrow, labels, weights = pad(narrow, (0, 0, 0, more)), pad(labels, (0, more)), pad(weights, (0, more))
@@ -61,8 +65,8 @@ class _HeadLoss(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 of_weight = _added(of_weight, slopes, (narrow[part] * factors).to(way.computed))
         if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight) if of_weight is None else of_weight.to(weight.dtype)
-        ctx.made = (None if of_hidden is None else of_hidden[:tokens], of_weight)
+            of_weight = torch.zeros_like(weight) if of_weight is None else of_weight
+        ctx.made, ctx.of_weight = (None if of_hidden is None else of_hidden[:tokens], of_weight), weight.dtype
         return total
 
     @staticmethod
@@ -71,8 +75,22 @@ class _HeadLoss(torch.autograd.Function):
         made, ctx.made = ctx.made, None
         if made is None:
             raise AssertionError("these gradients are made once, and were given away")
-        of_hidden, of_weight = (None if gradient is None else gradient.mul_(slope) for gradient in made)
+        of_hidden, of_weight = made
+        if of_hidden is not None:
+            of_hidden.mul_(slope)
+        if of_weight is not None:  # widened here, where there are no logits any more
+            of_weight = of_weight.to(ctx.of_weight).mul_(slope)
         return of_hidden, of_weight, None, None, None
+
+
+def _narrowed(weight: Tensor, computed: torch.dtype) -> Tensor:
+    """The weight in another format, each time in the same memory: it is large, and others lie where it lay."""
+    if weight.dtype == computed:
+        return weight
+    held = _held.get(weight)
+    if held is None or (held.shape, held.dtype, held.device) != (weight.shape, computed, weight.device):
+        held = _held[weight] = torch.empty_like(weight, dtype=computed)
+    return held.copy_(weight)
 
 
 def _softmax(hidden: Tensor, head: Tensor, label: Tensor, scale: float, slopes: Tensor) -> tuple[Tensor, Tensor]:

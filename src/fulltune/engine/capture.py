@@ -1,5 +1,6 @@
 """The state of an engine at one moment: copied while the next update is computed, written while others are."""
 
+import mmap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ class Capture:
     def _copied(self, key: str, value: Tensor) -> Tensor:
         place = self._staging.get(key)
         if place is None or place.shape != value.shape or place.dtype != value.dtype:
-            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=True) if value.is_cuda else _mapped(value)
             self._staging[key] = place
         return place.copy_(value, non_blocking=True)
 
@@ -104,3 +105,9 @@ class Capture:
             self._staging.clear()
             self._copies = {file: {} for file in self._copies}
         return digests
+
+
+def _mapped(value: Tensor) -> Tensor:
+    """Memory for a copy of it that goes back to the system when it is dropped, whatever the allocator keeps."""
+    whole = torch.frombuffer(mmap.mmap(-1, max(1, value.nbytes)), dtype=torch.uint8, count=value.nbytes or 1)
+    return whole[: value.nbytes].view(value.dtype).view(value.shape)
