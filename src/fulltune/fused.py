@@ -1,5 +1,6 @@
 """Cross-entropy behind a linear head, with its gradients made in the forward pass."""
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ _STEP = 32
 """In 16 bits a multiple of so many tokens is computed: on a CPU each new number has kernels and memory of its own."""
 
 
-_held = WeakTensorKeyDictionary()
+_held: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
 class _HeadLoss(torch.autograd.Function):

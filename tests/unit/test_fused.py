@@ -85,6 +85,35 @@ def test_in_bfloat16_gradients_have_the_formats_of_their_tensors() -> None:
     assert head.grad is not None and head.grad.dtype == torch.bfloat16
 
 
+def mixed(weight: Tensor, size: int = TOKENS) -> list[Tensor]:
+    """Loss and gradients under autocast to bfloat16."""
+    hidden, _, labels, weights = given()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head_loss(hidden, weight, labels, weights, scale=0.5, size=size)
+    return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+
+
+def test_in_bfloat16_few_tokens_are_float32_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = given()[1]
+    whole = mixed(weight)
+    assert [len(gradient) for gradient in whole[1:]] == [TOKENS, VOCAB], "tokens that fill up are none of them"
+    for few in (1, 4, 32):
+        monkeypatch.setattr("fulltune.fused.NARROWED", few)
+        for size in (3, TOKENS):
+            for found, wanted in zip(mixed(weight, size), whole, strict=True):
+                assert float((found - wanted).norm()) <= 0.01 * float(wanted.norm())
+
+
+def test_in_bfloat16_a_head_that_has_moved_is_cast_anew_and_each_has_its_own() -> None:
+    weight, other = given()[1], (given()[1].detach() + 1).requires_grad_()
+    before, others = mixed(weight), mixed(other)
+    assert all(torch.equal(a, b) for a, b in zip(mixed(weight), before, strict=True))
+    with torch.no_grad():
+        weight += 1
+    assert all(torch.equal(a, b) for a, b in zip(mixed(weight), others, strict=True))
+    assert not torch.equal(before[0], others[0])
+
+
 def test_gradients_are_given_away_once() -> None:
     hidden, weight, labels, weights = given()
     loss = head_loss(hidden, weight, labels, weights, scale=1.0, size=4)

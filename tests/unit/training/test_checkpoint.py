@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fulltune.base.errors import CheckpointError, DiskError, DivergedError
 from fulltune.base.records import CheckpointInfo, Mark, Progress
+from fulltune.engine.capture import Capture, Staging
 from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.manifest import read_manifest
 from tests import tiny
@@ -72,6 +73,22 @@ def test_a_checkpoint_comes_back_with_its_progress(tmp_path: Path, ground: Groun
     assert (manifest.journal, dict(extra)) == (17, {})
     assert manifest.identity == belonging().identity
     assert Checkpoints(tmp_path / "none", keep=1, belonging=belonging()).newest() is None
+
+
+def test_copies_on_a_host_are_dropped_when_they_are_written(tmp_path: Path) -> None:
+    """Pinned ones are kept, beside a GPU: a state would be held twice for the whole run."""
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(True), "c": torch.ones(0, 4), "d": torch.eye(3).T}
+    staging: Staging = {}
+    capture = Capture({"x.safetensors": tensors}, {}, staging)
+    capture.copy()
+    assert len(staging) == len(tensors)
+    tensors["a"] += 1
+    capture.write(tmp_path)
+    assert not staging
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    assert found["a"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "as it was"
+    assert all(torch.equal(found[name], tensors[name]) for name in "bcd")
 
 
 def test_a_checkpoint_that_stands_leaves_no_thread(tmp_path: Path, ground: Ground) -> None:
