@@ -166,7 +166,7 @@ def machine() -> Machine:
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
     # Without instructions for it, bf16 on a CPU is emulated, or half as fast as float32. Measured with them: products
-    # 2 to 4 times as fast by AVX-512's, and updates 1.7 times; products 9 times as fast by AMX's.
+    # 2 to 4 times as fast by AVX-512's, and updates 1.6 times; products 9 times as fast by AMX's.
     capabilities = torch.cpu.get_capabilities()
     return Machine(
         kind="cpu",

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,8 +63,8 @@ class Checkpoints:
         what = f"the checkpoint after {progress.update} updates"
         self._crew.told(lambda: self._require_room(size, what))
         if self._crew.rank < capture.writers:
-            write = self._write if self._crew.rank == 0 else self._leave
-            self._last = Beside("checkpoint", write, capture, progress, journal)
+            write = partial(self._write, journal=journal) if self._crew.rank == 0 else self._leave
+            self._last = Beside("checkpoint", write, capture, progress)
             self._begun = self._last.found
         if capture.held and self._begun is not None:
             self._begun.exception()  # waits; it is raised where it is asked for
@@ -72,7 +73,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         require_room(self._folder, size, what)
 
-    def _leave(self, capture: Capture, progress: Progress, _journal: int) -> None:
+    def _leave(self, capture: Capture, progress: Progress) -> None:
         parts.leave(self._folder, progress.update, self._crew.rank, capture)
 
     def settled(self) -> CheckpointInfo | None:
