@@ -287,6 +287,7 @@ def _become(place: Path, call: str, arguments: dict[str, Any]) -> None:
         os.close(handle)
     code = 1
     faulthandler.enable()
+    _own_threads()
     try:
         module, _, name = call.partition(":")
         code = vars(importlib.import_module(module))[name](**arguments) or 0
@@ -298,6 +299,16 @@ def _become(place: Path, call: str, arguments: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _own_threads() -> None:
+    """Have torch make its threads anew, which a fork does not copy, while this process has one thread.
+
+    It does so when any thread first asks; where two of them ask at once, as when transformers reads weights, the second
+    may find none: "Invalid thread pool!".
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _say(line: socket.socket, **words: Any) -> None:

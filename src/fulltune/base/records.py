@@ -107,6 +107,8 @@ class ModelFacts:
     shape: Shape
     checkpoints: bool = True
     """Whether blocks can be made again in the backward pass."""
+    causal: bool = False
+    """Whether it is known that all attention is causal and no more, and that packed examples are isolated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

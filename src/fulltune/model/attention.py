@@ -1,15 +1,16 @@
 """Causal attention on a CPU as matrix products, in blocks of rows: less time than torch's own kernel takes.
 
 That kernel makes some products once more in its backward pass, and leaves little of what lies above the diagonal out.
-Here a block of rows sees keys up to its end and no further, of packed examples those of its own; heads that share keys
-and values are rows of one product; and the weights of attention are kept for the backward pass.
+Here a block of rows sees keys up to its end and no further; examples that are packed into one row are laid beside each
+other, each with its own keys; heads that share keys and values are rows of one product; and the weights of attention
+are kept for the backward pass.
 Products and softmax are float32. Of a run in bfloat16 what comes in, what is kept and what goes out is bfloat16: its
 own products of such small matrices save no time with two threads, and scores of 8 bits would cost exactness.
 `benchmarks/results/attention.md` has what it saves.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakSet
@@ -17,6 +18,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -50,9 +52,9 @@ def _attend(
     # Asked first: a compiler that reads `_ours` comes by the weights through it, one block's for those of all.
     ours = not torch.compiler.is_compiling() and module in _ours
     if ours and _suits(query, key, value) and _plain(module, **said):
-        blocks = _blocks(query, key, attention_mask)
-        if max((block.stop - block.first for block in blocks), default=math.inf) <= ATTENDED:
-            return causal(query, key, value, said.get("scaling"), blocks), None
+        examples = _examples(query, attention_mask)
+        if max((example.length for example in examples), default=math.inf) <= ATTENDED:
+            return causal(query, key, value, said.get("scaling"), examples), None
     return cast(tuple[Tensor, None], sdpa_attention_forward(module, query, key, value, attention_mask, **said))
 
 
@@ -88,114 +90,185 @@ def _plain(module: nn.Module, *, dropout: float = 0.0, is_causal: bool | None = 
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries of the tokens from `start` to `stop`, and the keys from `first` on that they see."""
+class _Example:
+    """Where one lies: tokens of a row that see each other and no others."""
 
-    first: int
+    row: int
     start: int
-    stop: int
-    mask: Tensor
-    """What is added to scores of the last keys [tokens * heads of a group, keys], -inf where none is seen."""
+    length: int
 
 
-def _blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> list[_Block]:
-    """Top first; none if the mask is not that of one row in which every token sees itself and none behind it."""
-    length, each = query.shape[2], query.shape[1] // key.shape[1]
-    step = min(64, max(32, _WANTED // each))
-    starts = range(0, length, step)
+_told: MutableMapping[Tensor, tuple[_Example, ...]] = WeakTensorKeyDictionary()
+"""By mask, since all blocks of a model are given the same one."""
+
+
+def _examples(query: Tensor, mask: Tensor | None) -> tuple[_Example, ...]:
+    """None if the mask is not that of one row of examples, in which a token sees its own up to itself and no more."""
+    rows, length = len(query), query.shape[2]
     if mask is None:
-        above = torch.full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
-        ends = [(start, min(length, start + step)) for start in starts]
-        return [_Block(0, start, stop, above[: (stop - start) * each, : stop - start]) for start, stop in ends]
-    if mask.dtype != torch.bool or mask.shape != (1, 1, length, length) or len(query) != 1:
-        return []
-    seen = mask[0, 0]
-    if seen.triu(1).any() or not seen.diagonal().all():
-        return []
-    blocks = []
-    for start in starts:
-        rows = seen[start : start + step]
-        first, stop = int(rows.any(0).byte().argmax()), start + len(rows)
-        hidden = ~rows[:, first:stop].repeat_interleave(each, 0)
-        blocks.append(_Block(first, start, stop, torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)))
-    return blocks
+        return tuple(_Example(row, 0, length) for row in range(rows))
+    if mask.dtype != torch.bool or mask.shape != (1, 1, length, length) or rows != 1:
+        return ()
+    if mask not in _told:
+        _told[mask] = _packed(mask[0, 0])
+    return _told[mask]
+
+
+def _packed(seen: Tensor) -> tuple[_Example, ...]:
+    """`seen` [length, length], by query and key: an example begins where a token does not see the one before it."""
+    first = torch.ones(len(seen), dtype=torch.bool)
+    first[1:] = ~seen.diagonal(-1)
+    number = first.cumsum(0)
+    if not torch.equal(seen, (number[:, None] == number).tril()):
+        return ()
+    starts = first.nonzero()[:, 0].tolist()
+    ends = [*starts[1:], len(seen)]
+    return tuple(_Example(0, start, end - start) for start, end in zip(starts, ends, strict=True))
 
 
 def causal(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, blocks: Sequence[_Block] | None = None
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, examples: Sequence[_Example] | None = None
 ) -> Tensor:
     """softmax(scaling * query @ key.T) @ value, of each token and those before it [rows, length, heads, size].
 
     query [rows, heads, length, size]; key, value [rows, groups, length, size], of which each head of a group sees the
-    same. `scaling`: None for size ** -0.5. `blocks`: what is seen, by default all that comes before.
+    same. `scaling`: None for size ** -0.5. `examples`: all tokens are in one, by default each row is one.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    chosen = _blocks(query, key, None) if blocks is None else blocks
-    way = _Way(scale, chosen, _format(query))
+    chosen = _examples(query, None) if examples is None else examples
+    way = _Way(scale, _bands(chosen, query.shape[1] // key.shape[1]), _format(query))
     return cast(Tensor, _Causal.apply(query, key, value, way))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries of the tokens from `start` to `stop` of a band's first `count` examples, which see all up to there."""
+
+    count: int
+    start: int
+    stop: int
+    above: Tensor
+    """What is added to scores of their own keys [tokens * heads of a group, tokens]: -inf above the diagonal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """Examples beside each other, the longest first and none less than half as long; behind shorter ones are zeros."""
+
+    examples: Sequence[_Example]
+    blocks: Sequence[_Block]
+
+    @property
+    def longest(self) -> int:
+        return self.examples[0].length
+
+
+def _bands(examples: Sequence[_Example], each: int) -> list[_Band]:
+    """`each`: heads of a group."""
+    step = min(64, max(32, _WANTED // each))
+    above = torch.full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
+    parts: list[list[_Example]] = []
+    for example in sorted(examples, key=lambda one: -one.length):
+        if parts and 2 * example.length >= parts[-1][0].length:
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    bands = []
+    for part in parts:
+        longest, blocks = part[0].length, []
+        for start in range(0, longest, step):
+            stop, count = min(longest, start + step), sum(example.length > start for example in part)
+            blocks.append(_Block(count, start, stop, above[: (stop - start) * each, : stop - start]))
+        bands.append(_Band(part, blocks))
+    return bands
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
     scale: float
-    blocks: Sequence[_Block]
+    bands: Sequence[_Band]
     kept: torch.dtype
     """Of what is kept for the backward pass, and of what is found."""
 
 
-class _Causal(torch.autograd.Function):
-    """Inside, queries are [rows * groups, length * heads of a group, size], all heads' of a token beside each other.
+def _beside(tensor: Tensor, band: _Band, groups: int) -> Tensor:
+    """A band's part of [rows, length, heads, size], in float32 [examples * groups, longest * heads of a group, size].
 
-    Products are made whole and then copied or added to their place: into a part of a tensor torch makes each by itself,
-    in one thread, which in training took up to six times as long.
+    All heads of a group that belong to a token are beside each other.
+    """
+    _, _, heads, size = tensor.shape
+    each = heads // groups
+    filled = all(example.length == band.longest for example in band.examples)
+    make = tensor.new_empty if filled else tensor.new_zeros
+    made = make(len(band.examples), groups, band.longest, each, size, dtype=torch.float32)
+    for place, one in zip(made, band.examples, strict=True):
+        own = tensor[one.row, one.start : one.start + one.length]
+        place[:, : one.length].copy_(own.view(-1, groups, each, size).transpose(0, 1))
+    return made.view(len(band.examples) * groups, band.longest * each, size)
+
+
+def _back(made: Tensor, band: _Band, groups: int, target: Tensor) -> None:
+    """What `_beside` did, the other way round: into `target` [rows, length, heads, size]."""
+    _, _, heads, size = target.shape
+    each = heads // groups
+    for place, one in zip(made.view(-1, groups, band.longest, each, size), band.examples, strict=True):
+        own = target[one.row, one.start : one.start + one.length]
+        own.view(-1, groups, each, size).copy_(place[:, : one.length].transpose(0, 1))
+
+
+class _Causal(torch.autograd.Function):
+    """Products are made whole and then copied or added to their place.
+
+    Into a part of a tensor torch makes each by itself, in one thread, which in training took up to six times as long.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, way: _Way) -> Tensor:
-        rows, heads, length, size = query.shape
-        groups = key.shape[1]
-        each = heads // groups
-        queries = query.new_empty(rows, groups, length, each, size, dtype=way.kept)
-        queries.copy_(query.view(rows, groups, each, length, size).transpose(2, 3))
-        queries = queries.view(rows * groups, length * each, size)
-        keys, values = (tensor.to(way.kept).reshape(rows * groups, length, size) for tensor in (key, value))
-        found, weights = torch.empty_like(queries), []
+        groups, each = key.shape[1], query.shape[1] // key.shape[1]
+        ctx.formats = query.dtype, key.dtype, value.dtype
+        query, key, value = (tensor.to(way.kept).transpose(1, 2) for tensor in (query, key, value))
+        found, weights = torch.empty_like(query, memory_format=torch.contiguous_format), []
         with torch.autocast("cpu", enabled=False):
-            asked, known, told = queries.float() * way.scale, keys.float(), values.float()
-            for block in way.blocks:
-                part, seen = slice(block.start * each, block.stop * each), slice(block.first, block.stop)
-                scores = torch.bmm(asked[:, part], known[:, seen].transpose(1, 2))
-                scores[..., -block.mask.shape[1] :].add_(block.mask)
-                torch.softmax(scores, -1, out=scores)
-                found[:, part] = torch.bmm(scores, told[:, seen])
-                weights.append(scores.to(way.kept))
-        ctx.save_for_backward(queries, keys, values, *weights)
-        ctx.way, ctx.groups, ctx.formats = way, groups, (query.dtype, key.dtype, value.dtype)
-        found = found.view(rows, groups, length, each, size).permute(0, 2, 1, 3, 4)
-        return found.reshape(rows, length, heads, size)
+            for band in way.bands:
+                asked, known, told = (_beside(tensor, band, groups) for tensor in (query, key, value))
+                asked.mul_(way.scale)
+                answer = torch.empty_like(asked)
+                for block in band.blocks:
+                    own, part = slice(block.count * groups), slice(block.start * each, block.stop * each)
+                    scores = torch.bmm(asked[own, part], known[own, : block.stop].transpose(1, 2))
+                    scores[..., block.start :].add_(block.above)
+                    torch.softmax(scores, -1, out=scores)
+                    answer[own, part] = torch.bmm(scores, told[own, : block.stop])
+                    weights.append(scores.to(way.kept))
+                _back(answer, band, groups, found)
+        ctx.save_for_backward(query, key, value, *weights)
+        ctx.way, ctx.groups = way, groups
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        saved, way = ctx.saved_tensors, ctx.way
-        queries, keys, values = (tensor.float() for tensor in saved[:3])
-        rows, length, heads, size = slope.shape
-        groups, each = ctx.groups, heads // ctx.groups
-        slope = slope.view(rows, length, groups, each, size).transpose(1, 2).reshape(queries.shape).float()
-        of_query, of_key, of_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        (query, key, value, *weights), way, groups = ctx.saved_tensors, ctx.way, ctx.groups
+        each, kept = query.shape[2] // groups, iter(weights)
+        made = [
+            torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+            for tensor, dtype in zip((query, key, value), ctx.formats, strict=True)
+        ]
         with torch.autocast("cpu", enabled=False):
-            for block, kept in zip(way.blocks, saved[3:], strict=True):
-                part, seen = slice(block.start * each, block.stop * each), slice(block.first, block.stop)
-                weights = kept.float()
-                of_value[:, seen] += torch.bmm(weights.transpose(1, 2), slope[:, part])
-                scores = torch.bmm(slope[:, part], values[:, seen].transpose(1, 2))
-                torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
-                of_query[:, part] = torch.bmm(scores, keys[:, seen])
-                of_key[:, seen] += torch.bmm(scores.transpose(1, 2), queries[:, part])
-        of_key.mul_(way.scale)
-        back = slope.new_empty(rows, length, groups, each, size)
-        torch.mul(of_query.view(rows, groups, length, each, size).transpose(1, 2), way.scale, out=back)
-        back = back.view(rows, length, heads, size).transpose(1, 2)
-        of_key, of_value = (tensor.view(rows, groups, length, size) for tensor in (of_key, of_value))
-        given = zip((back, of_key, of_value), ctx.formats, strict=True)
-        return *(gradient.to(dtype) for gradient, dtype in given), None
+            for band in way.bands:
+                queries, keys, values, slopes = (_beside(tensor, band, groups) for tensor in (query, key, value, slope))
+                of_query, of_key, of_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+                for block in band.blocks:
+                    own, part = slice(block.count * groups), slice(block.start * each, block.stop * each)
+                    seen = slice(block.stop)
+                    chosen = next(kept).float()
+                    of_value[own, seen] += torch.bmm(chosen.transpose(1, 2), slopes[own, part])
+                    scores = torch.bmm(slopes[own, part], values[own, seen].transpose(1, 2))
+                    torch.ops.aten._softmax_backward_data.out(scores, chosen, -1, scores.dtype, grad_input=scores)
+                    of_query[own, part] = torch.bmm(scores, keys[own, seen])
+                    of_key[own, seen] += torch.bmm(scores.transpose(1, 2), queries[own, part])
+                of_query.mul_(way.scale)
+                of_key.mul_(way.scale)
+                for gradient, target in zip((of_query, of_key, of_value), made, strict=True):
+                    _back(gradient, band, groups, target)
+        return *(gradient.transpose(1, 2) for gradient in made), None

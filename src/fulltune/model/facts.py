@@ -16,6 +16,10 @@ from fulltune.model.kept import products_kept
 
 _STATE_SPACE = ("A_log", "dt_bias")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
+_CAUSAL = frozenset(
+    {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM"}
+)
+"""Architectures of transformers whose attention is causal and no more, unless their config has windows or dropout."""
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
@@ -34,7 +38,15 @@ def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
         dtype=dtype or str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         shape=shape(model, text),
         checkpoints=checkpoints(model),
+        causal=_plainly_causal(model, text),
     )
+
+
+def _plainly_causal(model: nn.Module, config: Any) -> bool:
+    """Of the architectures that we know, as transformers has them."""
+    known = type(model).__name__ in _CAUSAL and type(model).__module__.startswith("transformers.")
+    windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    return known and not windows and not getattr(config, "attention_dropout", 0.0)
 
 
 def context(config: Any) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from fulltune.base.errors import Fault, RecipeError
+from fulltune.base.memory import ATTENDED
 from fulltune.base.records import DataFacts, Layout, Machine, ModelFacts, Plan, SourceMix
 from fulltune.base.rule import Better
 from fulltune.data.augment import augments
@@ -31,6 +32,11 @@ and what a block makes stays near. On a GPU it is a guess.
 
 _MANY_PASSES = 4
 """Up to so many passes repeated data is nearly as good as new, later it fades (Muennighoff et al. 2023)."""
+
+_LAYOUTS: Mapping[Layout, str] = {
+    "padded": "examples of similar length beside each other",
+    "packed": "several examples in one row, isolated from each other",
+}
 
 _RELATIVE = 1e-4
 """A rate of Adafactor below this was meant for AdamW: the paper's is 1e-2."""
@@ -89,10 +95,10 @@ def make_plan(
     _require_context(recipe, model)
     _require_tiles(recipe, model)
     require_scores(recipe, data, suites or {})
-    layout: Layout = "padded" if train.layout == "auto" else train.layout
     precision = resolve(recipe, machine)
     mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
+    layout = _layout(recipe, model, machine, precision, longest)
     # With `batch_tokens` an update has at most that many examples, of one token each.
     micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
     micro_tokens = train.micro_tokens or max(MICRO_TOKENS[machine.kind], longest)
@@ -101,7 +107,7 @@ def make_plan(
         micro_tokens = train.micro_tokens or max(micro_tokens, all_tokens(train, budget, longest))
         budget = replace(budget, tokens=micro_tokens)
         require_one_micro(train, budget, longest)
-    whole = train.batch_tokens is None and layout == "padded" and budget.fits(train.batch_examples, longest)
+    whole = train.batch_tokens is None and budget.fits(train.batch_examples, longest)
     return Plan(
         updates=updates,
         warmup_updates=_warmup(recipe.optim.warmup, updates),
@@ -116,11 +122,21 @@ def make_plan(
         checkpointing="none" if recipe.memory.checkpointing == "auto" else recipe.memory.checkpointing,
         mix=mix,
         notes=(
-            *_notes(recipe, machine, updates, longest),
+            *_notes(recipe, machine, updates, longest, layout),
             *precision_notes(recipe, precision, model, machine),
             *_mix_notes(recipe.data, mix),
         ),
     )
+
+
+def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str, longest: int) -> Layout:
+    """As asked; of itself packed where attention takes examples one by one (model/attention.py): nothing is padding."""
+    train = recipe.train
+    if train.layout != "auto":
+        return train.layout
+    kernel = train.compile or recipe.model.attention != "auto" or precision == "fp16-mixed" or recipe.model.dropout
+    apart = machine.kind == "cpu" and model.causal and longest <= ATTENDED and not kernel
+    return "packed" if apart and recipe.optim.in_backward == "off" else "padded"
 
 
 def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
@@ -189,7 +205,7 @@ def _mix_notes(data: DataSection, mix: Sequence[SourceMix]) -> Iterator[str]:
             yield f"{times}: not all of it is used; raise its share or the length of the run if it should be"
 
 
-def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequence[str]:
+def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int, layout: Layout) -> Sequence[str]:
     """What a reader of the plan should know."""
     notes = []
     if recipe.model.trust_remote_code:
@@ -197,7 +213,7 @@ def _notes(recipe: Recipe, machine: Machine, updates: int, longest: int) -> Sequ
     if recipe.train.micro_tokens is not None and recipe.train.micro_tokens < longest:
         notes.append(f"the longest example has {longest:,} tokens: alone it exceeds train.micro_tokens")
     if recipe.train.layout == "auto":
-        notes.append("layout: padded, examples of similar length beside each other")
+        notes.append(f"layout: {layout}, {_LAYOUTS[layout]}")
     used = 1 if recipe.engine.name == "single" else recipe.engine.processes or machine.devices
     if machine.devices > used:
         notes.append(f"{used} of {machine.devices} devices are used, as the recipe's engine section says")

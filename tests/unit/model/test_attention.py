@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fulltune.base.memory import ATTENDED
+from fulltune.model import attention
 from fulltune.model.attention import attend_in_blocks, causal
 from fulltune.model.facts import blocks, checkpoint_blocks
 from tests import tiny
@@ -83,29 +84,69 @@ def documents(*lengths: int) -> Tensor:
     return (number[:, None] == number).tril()[None, None]
 
 
-def attended(mask: Tensor | None, *, heads: int = 6, groups: int = 2, rows: int = 1, length: int = 150) -> list[Tensor]:
-    """Attention of a llama's layer through the table of transformers, and its gradients; the last says whose it was."""
+def attended(
+    mask: Tensor | None, *, heads: int = 6, groups: int = 2, length: int = 150, given: slice | None = None
+) -> list[Tensor]:
+    """Attention of a llama's layer through the table of transformers, and its gradients; the last says whose it was.
+
+    `given`: only these of 150 tokens.
+    """
     model = tiny.model("llama")
     attend_in_blocks(model)
     torch.manual_seed(0)
-    given = [torch.randn(rows, many, length, 16, requires_grad=True) for many in (heads, groups, groups)]
-    attention = model.model.layers[0].self_attn
-    attention.num_key_value_groups = heads // groups
-    found = ALL_ATTENTION_FUNCTIONS["sdpa"](attention, *given, mask, scaling=0.25)[0]
-    slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    whole = [torch.randn(1, many, max(length, 150), 16) for many in (heads, groups, groups)]
+    part = given or slice(length)
+    tokens = [tensor[:, :, part].clone().requires_grad_() for tensor in whole]
+    layer = model.model.layers[0].self_attn
+    layer.num_key_value_groups = heads // groups
+    found = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, *tokens, mask, scaling=0.25)[0]
+    slope = torch.randn(1, max(length, 150), heads, 16, generator=torch.Generator().manual_seed(1))[:, part]
     ours = torch.tensor(float(found.grad_fn.name() == "_CausalBackward"))
-    return [found.detach(), *torch.autograd.grad(found, given, slope), ours]
+    return [found.detach(), *torch.autograd.grad(found, tokens, slope), ours]
 
 
 def test_packed_examples_are_attended_as_if_alone() -> None:
-    lengths = (40, 1, 70, 39)
+    lengths = (40, 1, 70, 39)  # in bands of 70, 40 and 39, and 1
     *found, ours = attended(documents(*lengths))
     assert ours
+    start = 0
+    for length in lengths:
+        here = slice(start, start := start + length)
+        alone = [one[:, here] if one.shape[1] == 150 else one[:, :, here] for one in found]
+        *expected, _ = attended(None, length=length, given=here)
+        for ours, theirs in zip(alone, expected, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     masked = documents(*lengths).float().log()  # not what it takes over
     *expected, others = attended(masked)
     assert not others
     for here, there in zip(found, expected, strict=True):
         assert torch.allclose(here, there, rtol=1e-5, atol=1e-5)
+
+
+def test_examples_beside_each_other_are_about_as_long() -> None:
+    """Behind a shorter one lie zeros, which take memory; a mask says what its examples are, once for all blocks."""
+    lengths = (9, 100, 51, 1, 50, 49, 2)
+    examples = attention._packed(documents(*lengths)[0, 0])
+    assert [(one.start, one.length) for one in examples] == [
+        (sum(lengths[:place]), length) for place, length in enumerate(lengths)
+    ]
+    bands = [[one.length for one in band.examples] for band in attention._bands(examples, 3)]
+    assert bands == [[100, 51, 50], [49], [9], [2, 1]]
+    [first, *_] = attention._bands(examples, 3)
+    assert [(block.start, block.stop, block.count) for block in first.blocks] == [
+        (0, 32, 3), (32, 64, 3), (64, 96, 1), (96, 100, 1),
+    ]  # fmt: skip
+
+
+def test_a_mask_is_read_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, packed = [], attention._packed
+    monkeypatch.setattr(attention, "_packed", lambda seen: read.append(len(seen)) or packed(seen))
+    model = tiny.model("llama")
+    attend_in_blocks(model)
+    ids, positions = torch.arange(1, 25)[None], torch.cat([torch.arange(10), torch.arange(14)])[None]
+    for _ in range(2):
+        model.train()(input_ids=ids, position_ids=positions, use_cache=False)
+    assert read == [24, 24]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +155,8 @@ def test_packed_examples_are_attended_as_if_alone() -> None:
         torch.ones(1, 1, 150, 150, dtype=torch.bool),  # sees what comes after it
         documents(150) & ~torch.eye(150, dtype=torch.bool),  # does not see itself, the first sees nothing
         documents(150).expand(1, 6, -1, -1),  # one for each head
+        documents(150).triu(-20),  # a window
+        documents(70, 80) | documents(150).triu(-5),  # the second sees the end of the first
     ],
 )
 def test_other_masks_are_left_to_transformers(mask: Tensor) -> None:
@@ -182,13 +225,13 @@ def test_what_is_not_plainly_causal_is_left_to_transformers() -> None:
 def test_what_is_not_known_is_left_to_transformers() -> None:
     """Of what models tell their attention some has no meaning for it, and some may come to have one."""
     model = tiny.model("llama")
-    attention = model.model.layers[0].self_attn
+    layer = model.model.layers[0].self_attn
     query, key = (torch.randn(1, heads, 8, 8, requires_grad=True) for heads in (4, 2))
     attend_in_blocks(model)
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def here(**said: Any) -> bool:
-        return str(attend(attention, query, key, key, None, **said)[0].grad_fn.name()) == "_CausalBackward"
+        return str(attend(layer, query, key, key, None, **said)[0].grad_fn.name()) == "_CausalBackward"
 
     assert here(scaling=0.3, sliding_window=None, use_cache=False, output_attentions=False)
     assert not here(sliding_window=8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import RecipeError
-from fulltune.base.memory import Shape
+from fulltune.base.memory import ATTENDED, Shape
 from fulltune.base.records import DataFacts, Machine, ModelFacts, SourceFacts, SplitFacts
 from fulltune.planning.make import make_plan, require_names
 from fulltune.planning.precision import precision_notes
@@ -68,6 +68,33 @@ def model(context: int | None = 4096) -> ModelFacts:
         dtype="float32",
         shape=SHAPE,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "packed"),
+    [
+        ({}, True),
+        ({"train": {"precision": "fp16-mixed"}}, False),
+        ({"train": {"compile": True}}, False),
+        ({"model": {"path": "x", "attention": "sdpa"}}, False),
+        ({"model": {"path": "x", "dropout": 0.1}}, False),
+        ({"optim": {"in_backward": "two_passes"}}, False),
+        ({"train": {"layout": "padded"}}, False),
+        ({"longest": ATTENDED + 1}, False),
+        ({"machine": GPUS}, False),
+        ({"causal": False}, False),
+    ],
+    ids=str,
+)
+def test_examples_are_packed_where_attention_takes_them_one_by_one(changes: dict[str, Any], packed: bool) -> None:
+    changes = {"longest": ATTENDED, "machine": CPU, "causal": True, **changes}
+    card, known = facts(longest=changes.pop("longest")), replace(model(), causal=changes.pop("causal"))
+    machine = changes.pop("machine")
+    recipe = load_recipe({"model": {"path": "x"}, "data": {"train": "a"}, **changes})
+    made = make_plan(recipe, card, known, machine, count)
+    assert made.layout == ("packed" if packed else "padded")
+    if "layout" not in changes.get("train", {}):
+        assert any(note.startswith(f"layout: {made.layout}, ") for note in made.notes)
 
 
 def count(train: TrainSection, examples: int) -> int:
