@@ -38,6 +38,9 @@ _LAYOUTS: Mapping[Layout, str] = {
     "packed": "several examples in one row, isolated from each other",
 }
 
+_WORTH = 64
+"""Tokens of an example, from which on rows are packed: each is copied by itself, about ten times in each block."""
+
 _RELATIVE = 1e-4
 """A rate of Adafactor below this was meant for AdamW: the paper's is 1e-2."""
 
@@ -98,7 +101,7 @@ def make_plan(
     precision = resolve(recipe, machine)
     mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
-    layout = _layout(recipe, model, machine, precision, longest)
+    layout = _layout(recipe, model, machine, precision, longest, data.splits["train"].lengths["p50"])
     # With `batch_tokens` an update has at most that many examples, of one token each.
     micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
     micro_tokens = train.micro_tokens or max(MICRO_TOKENS[machine.kind], longest)
@@ -129,13 +132,13 @@ def make_plan(
     )
 
 
-def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str, longest: int) -> Layout:
+def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str, longest: int, median: int) -> Layout:
     """As asked; of itself packed where attention takes examples one by one (model/attention.py): nothing is padding."""
     train = recipe.train
     if train.layout != "auto":
         return train.layout
     kernel = train.compile or recipe.model.attention != "auto" or precision == "fp16-mixed" or recipe.model.dropout
-    apart = machine.kind == "cpu" and model.causal and longest <= ATTENDED and not kernel
+    apart = machine.kind == "cpu" and model.causal and median >= _WORTH and longest <= ATTENDED and not kernel
     return "packed" if apart and recipe.optim.in_backward == "off" else "padded"
 
 

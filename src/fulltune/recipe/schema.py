@@ -77,7 +77,8 @@ class TrainSection(Section):
     """Most tokens of one forward pass, padding included; by default the plan chooses what fits."""
     layout: Literal["auto", "padded", "packed"] = "auto"
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other. `auto`:
-    `packed` on a CPU, where the model is known for it and no example has more than 1,024 tokens, else `padded`."""
+    `packed` on a CPU, where the model is known for it and half of the examples have 64 tokens or more, none more than
+    1,024; else `padded`."""
     objective: str = "next_token"
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
     kl_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.0
