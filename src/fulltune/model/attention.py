@@ -103,7 +103,7 @@ _told: MutableMapping[Tensor, tuple[_Example, ...]] = WeakTensorKeyDictionary()
 
 
 def _examples(query: Tensor, mask: Tensor | None) -> tuple[_Example, ...]:
-    """None if the mask is not that of one row of examples, in which a token sees its own up to itself and no more."""
+    """Empty if the mask is not that of one row of examples, in which a token sees its own up to itself and no more."""
     rows, length = len(query), query.shape[2]
     if mask is None:
         return tuple(_Example(row, 0, length) for row in range(rows))

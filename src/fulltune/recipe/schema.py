@@ -45,7 +45,7 @@ class ModelSection(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     """Which attention implementation of transformers to use; `auto` leaves the choice to transformers. With `auto` the
     model's `sdpa` is made of matrix products in blocks of rows where that takes less time, which is in training in
-    float32 on a CPU, with causal attention and no more (docs/performance.md).
+    float32 or bfloat16 on a CPU, with causal attention and no more (docs/performance.md).
     """
     dropout: Share | None = None
     """Sets every dropout probability of the model while training; by default they are as in its config."""

@@ -172,9 +172,9 @@ def test_long_examples_are_left_to_transformers_and_long_rows_are_not() -> None:
     assert attended(documents(most // 2, most // 2, most // 2), length=3 * most // 2, **few)[-1]
 
 
-def made_here(model: Any, *, length: int = 24, **inputs: Any) -> int:
-    """In how many layers a forward pass of two rows attends in blocks."""
-    ids = torch.randint(300, (2, length), generator=torch.Generator().manual_seed(0))
+def made_here(model: Any, *, rows: int = 2, length: int = 24, **inputs: Any) -> int:
+    """In how many layers a forward pass attends in blocks."""
+    ids = torch.randint(300, (rows, length), generator=torch.Generator().manual_seed(0))
     left = [model.train()(input_ids=ids, use_cache=False, **inputs).logits.grad_fn]
     seen = set()
     while left:

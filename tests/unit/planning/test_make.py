@@ -164,6 +164,8 @@ def test_gradients_of_several_micro_batches_cost_float32() -> None:
         assert made.rows()["gradients"] == "bfloat16 of a micro-batch, added up in float32, 4 bytes"
     whole = plan(train={"precision": "bf16-sr", "micro_tokens": 3584})
     assert whole.dtypes.bytes["gradients"] == 2, "32 examples of 100 tokens, padded to 112"
+    row = plan(train={"precision": "bf16-sr", "layout": "packed", "micro_tokens": 3200})
+    assert row.dtypes.bytes["gradients"] == 2, "32 examples of 100 tokens in one row"
 
 
 @pytest.mark.parametrize(
