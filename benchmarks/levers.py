@@ -15,25 +15,32 @@ from benchmarks.fresh import Contestant, Failed, execute
 from benchmarks.machine import Occasion, occasion
 from benchmarks.summary import ratios, spread
 
-_NONE = "memory.checkpointing=none"
+_WHOLE = "train.micro_tokens={whole}"
+_NONE = (_WHOLE, "memory.checkpointing=none")
+_ONE_PASS = ("optim.in_backward=one_pass", "optim.clip=null", "train.on_nonfinite=stop")
+_SMALL = ("train.precision=bf16-sr", "optim.moments=int8")
 LEVERS: Mapping[str, tuple[str, ...]] = {
-    "none": (_NONE,),
-    "half the micro-batch": (_NONE, "train.micro_examples={half}"),
-    "a quarter": (_NONE, "train.micro_examples={quarter}"),
-    "one example": (_NONE, "train.micro_examples=1"),
-    "selective": ("memory.checkpointing=selective",),
-    "full": ("memory.checkpointing=full",),
-    "in backward": (_NONE, "optim.in_backward=two_passes"),
-    "in backward, one pass": (
-        _NONE,
-        "optim.in_backward=one_pass",
-        "optim.clip=null",
-        "train.on_nonfinite=stop",
-    ),
+    "none": _NONE,
+    "as it ships": (),
+    "half the micro-batch": (*_NONE, "train.micro_examples={half}"),
+    "a quarter": (*_NONE, "train.micro_examples={quarter}"),
+    "one example": (*_NONE, "train.micro_examples=1"),
+    "selective": (_WHOLE, "memory.checkpointing=selective"),
+    "full": (_WHOLE, "memory.checkpointing=full"),
+    "mlp_tile": (*_NONE, "memory.mlp_tile=256"),
+    "in backward": (*_NONE, "optim.in_backward=two_passes"),
+    "in backward, one pass": (*_NONE, *_ONE_PASS),
+    "bf16-mixed": (*_NONE, "train.precision=bf16-mixed"),
+    "bf16-sr": (*_NONE, "train.precision=bf16-sr"),
+    "bf16-sr, moments int8": (*_NONE, *_SMALL),
+    "lion": (*_NONE, "optim.name=lion"),
+    "adafactor": (*_NONE, "optim.name=adafactor"),
+    "muon": (*_NONE, "optim.name=muon"),
+    "galore": (*_NONE, "optim.name=galore"),
+    "apollo_mini": (*_NONE, "optim.name=apollo_mini"),
+    "the least": (_WHOLE, "memory.checkpointing=full", "optim.in_backward=two_passes", *_SMALL),
 }
-"""What is set of the recipe; the first is what all are compared with."""
-WHOLE = ("in backward", "in backward, one pass")
-"""Asked for by name alone: they make an update one micro-batch, so only beside batches that are one anyhow."""
+"""What is set of the recipe; the first, an update at once, is what all are compared with."""
 EXACT = ("selective", "full")
 """Whose losses must be those of the first to the last bit."""
 
@@ -75,7 +82,7 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
         "--levers",
         nargs="+",
         choices=list(LEVERS)[1:],
-        default=[name for name in LEVERS if name not in ("none", *WHOLE)],
+        default=list(LEVERS)[1:],
         help="beside none",
     )
     made.add_argument("--data", choices=list(tokenised.SOURCES), default="gsm8k")
@@ -96,7 +103,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> tuple[tokenised.Lesson, 
     lesson = tokenised.write(tokenised.SOURCES[asked.data][0], model, rows, count=count, max_length=512)
     if lesson.examples < count:
         raise Failed(f"{asked.data} gives {lesson.examples} examples, and {count} are asked for")
-    parts = {"half": max(1, asked.batch // 2), "quarter": max(1, asked.batch // 4)}
+    parts = {"half": max(1, asked.batch // 2), "quarter": max(1, asked.batch // 4), "whole": asked.batch * 512}
     found: dict[str, list[Moved]] = {name: [] for name in LEVERS if name in ("none", *asked.levers)}
     for number in range(asked.rounds):
         for name in found:
@@ -128,7 +135,7 @@ def page(when: Occasion, asked: argparse.Namespace, lesson: tokenised.Lesson, me
     """The result as Markdown."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
     facts: dict[str, Any] = dict(report.heading(when)) | {
-        "model": f"{asked.model}, random, AdamW, {asked.precision}, {asked.threads} threads",
+        "model": f"{asked.model}, random, AdamW and {asked.precision} unless said, {asked.threads} threads",
         "updates": f"{asked.batch} examples of {asked.data} each, {lesson.tokens / asked.updates:,.0f} tokens of which "
         f"the longest has {lesson.longest}; {asked.updates} of them again and again",
         "order": f"{asked.rounds} rounds, each lever in a fresh process; {asked.cycles} cycles of it are timed",

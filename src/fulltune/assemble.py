@@ -29,6 +29,7 @@ from fulltune.material import Prepared
 from fulltune.model.facts import head, keeps_logits
 from fulltune.model.folder import base_folder
 from fulltune.model.probe import Answers
+from fulltune.model.varlen import attends_so
 from fulltune.objectives import OBJECTIVES, Objective
 from fulltune.optim.groups import begins, groups
 from fulltune.optim.pulls import Pull
@@ -179,8 +180,8 @@ def objective_for(section: TrainSection, model: nn.Module, answers: Answers, mos
     if cut is None:
         LOGGER.info("the model's head is unusual: logits come from its own forward pass, not in chunks (more memory)")
     held: dict[str, Any] = {"kl": section.kl_weight} if section.kl_weight else {}  # comparing.py refuses others
-    if most and section.objective == "next_token":
-        held["most"] = most
+    if section.objective == "next_token":
+        held |= {"most": most, "told": attends_so(model)}
     return OBJECTIVES[section.objective](model, cut, keeps_logits=keeps_logits(model), **held)
 
 

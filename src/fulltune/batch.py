@@ -42,6 +42,14 @@ class Batch:
     """Sum of the weights of the supervised tokens: the denominator of their mean loss."""
     reference: Reference | None = None
     """What the base predicts, where the model is compared with it."""
+    bounds: Tensor | None = None
+    """Where rows, or examples if packed, begin and end in the flattened batch [n + 1], int32: what kernels of varying
+    lengths read in place of a mask."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest of what `bounds` tells apart."""
+        return self.ids.shape[1] if self.positions is None else max(self.lengths, default=1)
 
     @property
     def tokens(self) -> int:
@@ -73,4 +81,5 @@ class Batch:
             weights=moved(self.weights),
             positions=None if self.positions is None else moved(self.positions),
             taught=moved(self.taught),
+            bounds=None if self.bounds is None else moved(self.bounds),
         )

@@ -25,7 +25,15 @@ from fulltune.engine.single import Single
 from fulltune.engine.zero import ZeroEngine
 from fulltune.model.attention import attend_in_blocks
 from fulltune.model.compiled import compile_blocks
-from fulltune.model.facts import blocks, checkpoint_blocks, layers, matrices, set_dropout, undecayed
+from fulltune.model.facts import (
+    blocks,
+    checkpoint_blocks,
+    layers,
+    matrices,
+    require_inner_checkpoints,
+    set_dropout,
+    undecayed,
+)
 from fulltune.model.probe import leaves_unused
 from fulltune.model.tiled import tile_mlps
 from fulltune.model.waiting import let_wait
@@ -35,7 +43,7 @@ from fulltune.optim.optimizers import make
 from fulltune.optim.pulls import ScheduleFreeAverage
 from fulltune.planning.deepspeed import configuration
 from fulltune.planning.way import DIVIDED
-from fulltune.recipe.schema import ZERO, EngineSection, OptimSection, Recipe
+from fulltune.recipe.schema import ZERO, OptimSection, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,9 @@ def engine_for(
         checkpoint_blocks(model, keep_products=checkpointing == "selective")
     if recipe.memory.mlp_tile is not None:
         tile_mlps(model, recipe.memory.mlp_tile)
-    if recipe.memory.offload == "activations":
+    if recipe.memory.activations_wait:
+        if checkpointing in ("selective", "full"):
+            require_inner_checkpoints(model)
         let_wait(model)
     if recipe.train.compile:
         compile_blocks(blocks(model), meeting.world.device)
@@ -75,7 +85,7 @@ def engine_for(
     if by.name in ZERO:
         zero = configuration(recipe, plan.dtypes, width(model))
         return ZeroEngine(model, objective, make_optimizer, meeting, zero, precision=plan.dtypes, pulls=pulls)
-    layout = _layout(recipe.engine, plan, model, meeting, by)
+    layout = _layout(recipe, plan, model, meeting, by)
     named: Any = {"clip": recipe.optim.clip, "precision": plan.dtypes, "pulls": pulls}
     if recipe.optim.in_backward != "off":
         named["two_passes"] = recipe.optim.in_backward == "two_passes"
@@ -96,13 +106,14 @@ def reusing(world: World, by: By, largest: int, *, frugal: bool = False) -> Abst
     return keeping() if keeps else nullcontext()
 
 
-def _layout(section: EngineSection, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:
-    world, crew = meeting.world, meeting.crew
+def _layout(recipe: Recipe, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:
+    world, crew, section, wait = meeting.world, meeting.crew, recipe.engine, recipe.memory.moments_wait
     match by.name:
         case "single":
-            return Single(world)
+            return Single(world, moments_wait=wait)
         case "ddp":
-            return Replicated(world, crew, some_unused=leaves_unused(model, embedding(model).shape[0]))
+            unused = leaves_unused(model, embedding(model).shape[0])
+            return Replicated(world, crew, some_unused=unused, moments_wait=wait)
         case "fsdp2":
             return Sharded(
                 world,

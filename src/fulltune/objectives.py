@@ -87,17 +87,25 @@ class NextToken(Objective):
     weights: ClassVar[Mapping[str, float]] = {"next_token": 1.0}
 
     def __init__(
-        self, model: nn.Module, cut: Cut | None, *, keeps_logits: bool, kl: float = 0.0, most: int = 0
+        self,
+        model: nn.Module,
+        cut: Cut | None,
+        *,
+        keeps_logits: bool,
+        kl: float = 0.0,
+        most: int = 0,
+        told: bool = False,
     ) -> None:
         """`most`: tokens of the largest batch that any process may have, where the head is gathered for each pass.
 
-        Then all processes pass through it equally often, since all wait for each other there.
+        Then all processes pass through it equally often, since all wait for each other there. `told`: whether the
+        model's attention is told where examples begin and end (by the names that transformers has for it).
         """
         super().__init__()
         self.model = model
         self.penalties = {KL: kl} if kl else {}
         self._cut = [cut]  # in a list, since a module assigned here would be registered a second time
-        self._keeps_logits, self._most = keeps_logits, most
+        self._keeps_logits, self._most, self._told = keeps_logits, most, told
 
     def counts(self, batch: Batch) -> dict[str, float]:
         base = batch.reference
@@ -134,6 +142,9 @@ class NextToken(Objective):
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.positions is not None:
             inputs["position_ids"] = batch.positions
+        if self._told and batch.bounds is not None:
+            inputs |= {"cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds}
+            inputs |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
         cut = self._cut[0]
         if cut is None:
             return self._own_logits(batch, inputs)

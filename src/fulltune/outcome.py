@@ -72,8 +72,9 @@ class Outcome:
     ) -> float:
         section = self.run.recipe.model
         asked = self.data.stores["heldout" if "heldout" in self.data.stores else "train"][0]
-        # A model in parts computes together with other processes or not at all; its shape alone can be asked here.
-        model = self.model if self.engine.whole else empty_model(section).eval()
+        # A model in parts computes together with other processes or not at all, and kernels of others round in other
+        # places than those of the folder that is loaded: then its shape alone is asked.
+        model = self.model if self.engine.whole and not section.liger else empty_model(section).eval()
         buffers = dict(self.model.named_buffers())
         source = Written(state, model, buffers, self.engine.world.device, exported(section))
         with folder() as draft, writing(draft):

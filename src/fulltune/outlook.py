@@ -15,6 +15,7 @@ from fulltune.gathering import wanted
 from fulltune.material import Prepared
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
 from fulltune.planning.fit import require_fit
+from fulltune.planning.kernels import require_kernels
 from fulltune.planning.levers import fitted, told
 from fulltune.planning.precision import precision_plan, resolve
 from fulltune.planning.way import Pass
@@ -31,11 +32,16 @@ def crowd(section: EngineSection) -> Crowd:
 
 
 def require_state(recipe: Recipe, model: ModelFacts) -> None:
-    """MachineError if weights, gradients and moments alone do not fit: known before any row is read."""
+    """MachineError if weights, gradients and moments alone do not fit, RecipeError for kernels that cannot be had.
+
+    Both are known before any row is read.
+    """
     here = machine()
+    precision = resolve(recipe, here)
+    require_kernels(recipe, model, here, precision)
     case = Case(
         recipe=recipe,
-        dtypes=precision_plan(resolve(recipe, here), recipe.optim, several=False),
+        dtypes=precision_plan(precision, recipe.optim, several=False),
         layout="padded",
         model=model,
         machine=here,

@@ -25,6 +25,7 @@ from fulltune.engine.native import fill, unique_state
 from fulltune.engine.pieces import part
 from fulltune.engine.sharded import Sharded
 from fulltune.model.facts import blocks
+from fulltune.model.liger import fuse
 from fulltune.model.load import load_model, outline_model, unfit
 from fulltune.model.probe import Answers, ask
 from fulltune.model.stored import Stored, locate
@@ -82,6 +83,8 @@ def start(section: ModelSection, meeting: Meeting, engine: EngineName, *, replic
     """
     if engine != "fsdp2":
         model = load_model(section).to(meeting.world.device)
+        if section.liger and meeting.world.device != "cpu":  # where a run's result is written once more
+            fuse(model)
         return Start(model, ask(model, packed=packed))
     grid, crew = _Grid(meeting, replicas), meeting.crew
     model = outline_model(section)

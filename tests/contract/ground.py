@@ -20,6 +20,7 @@ from fulltune.engine.layout import Layout
 from fulltune.engine.native import NativeEngine
 from fulltune.engine.single import Single
 from fulltune.model import facts
+from fulltune.model.varlen import attends_so
 from fulltune.objectives import NextToken
 from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
@@ -82,7 +83,12 @@ class Ground:
         self.place = {"rank": rank, "size": size}
         self.model = model
         self.objective = NextToken(
-            model, facts.head(model) if cut else None, keeps_logits=keeps_logits, kl=kl, most=most
+            model,
+            facts.head(model) if cut else None,
+            keeps_logits=keeps_logits,
+            kl=kl,
+            most=most,
+            told=attends_so(model),
         )
         self.refer: Any = None
         self.spared = facts.undecayed(model)

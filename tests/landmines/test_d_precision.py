@@ -17,7 +17,7 @@ import fulltune
 from fulltune.base.errors import DataError, DivergedError
 from fulltune.base.formats import MomentFormat
 from fulltune.engine.moments import widen
-from fulltune.engine.weights import RoundedWeights
+from fulltune.engine.rounded import RoundedWeights
 from fulltune.model.facts import blocks, checkpoint_blocks
 from fulltune.model.load import load_model
 from fulltune.model.trust import digest

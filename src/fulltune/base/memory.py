@@ -10,6 +10,8 @@ NARROWED = 256
 """Tokens of these that are float32 at once where products are made in 16 bits: more save no time."""
 ATTENDED = 1024
 """Tokens of a row up to which the weights of attention may be kept (model/attention.py): they grow as its square."""
+AWAY_AT_ONCE = 1 << 24
+"""Weights that are moved together at least, where their moments wait on the host (engine/away.py)."""
 CODED_AT_ONCE = 1 << 22
 """Moments that are brought into 8 bits at once: so it takes no more besides, however large the weight."""
 

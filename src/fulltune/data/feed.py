@@ -40,6 +40,7 @@ def collate(store: Store, members: Sequence[int], budget: Budget, refer: Refer |
         positions[row, here] = np.arange(lengths[number])
         at += lengths[number]
     taught = np.flatnonzero(labels != IGNORE)
+    sizes = (lengths or [1]) if packed else [shape[1]] * shape[0]
     made = Batch(
         ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
@@ -49,6 +50,7 @@ def collate(store: Store, members: Sequence[int], budget: Budget, refer: Refer |
         examples=tuple(int(i) for i in members),
         lengths=tuple(lengths),
         weight=float(weights.sum(dtype=np.float64)),
+        bounds=torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)),
     )
     if refer is None:
         return made

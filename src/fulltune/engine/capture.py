@@ -1,6 +1,5 @@
 """The state of an engine at one moment: copied while the next update is computed, written while others are."""
 
-import mmap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from fulltune.base.errors import DivergedError
 from fulltune.base.processors import available_bytes
 from fulltune.engine.pieces import Piece, metadata
 from fulltune.engine.tensors import finite, write_tensors
+from fulltune.lanes import mapped
 
 _MOST = 0.8
 """Part of the memory that is free which a copy may take."""
@@ -73,7 +73,7 @@ class Capture:
     def _copied(self, key: str, value: Tensor) -> Tensor:
         place = self._staging.get(key)
         if place is None or place.shape != value.shape or place.dtype != value.dtype:
-            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=True) if value.is_cuda else _mapped(value)
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=True) if value.is_cuda else mapped(value)
             self._staging[key] = place
         return place.copy_(value, non_blocking=True)
 
@@ -101,13 +101,7 @@ class Capture:
         }
         for file, text in self._texts.items():
             (folder / file).write_text(text, encoding="utf-8")
-        if not self._pins:
-            self._staging.clear()
-            self._copies = {file: {} for file in self._copies}
+        for key in [key for key, place in self._staging.items() if not (self._pins and place.is_pinned())]:
+            del self._staging[key]
+        self._copies = {file: {} for file in self._copies}
         return digests
-
-
-def _mapped(value: Tensor) -> Tensor:
-    """Memory for a copy of it that goes back to the system when it is dropped, whatever the allocator keeps."""
-    whole = torch.frombuffer(mmap.mmap(-1, max(1, value.nbytes)), dtype=torch.uint8, count=value.nbytes or 1)
-    return whole[: value.nbytes].view(value.dtype).view(value.shape)

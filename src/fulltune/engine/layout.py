@@ -54,5 +54,9 @@ class Layout(Protocol):
     def writers(self) -> int:
         """How many processes, the first ones, hold the whole state together."""
 
+    @property
+    def moments_wait(self) -> bool:
+        """Whether an optimizer's moments wait on the host between updates, by `engine/away.py`."""
+
     def inside(self, act: Callable[[nn.Module], T]) -> T:
         """`act` on the model, which may be called in it."""

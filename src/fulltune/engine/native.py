@@ -20,8 +20,9 @@ from fulltune.engine.layout import Layout
 from fulltune.engine.moments import require_numbers
 from fulltune.engine.pieces import FILES, STEMS, Piece, Pieces, file_of, require_same
 from fulltune.engine.precision import LossScale, autocast
+from fulltune.engine.rounded import weights_for
 from fulltune.engine.state import SEPARATOR, flatten, restore
-from fulltune.engine.weights import local, weights_for
+from fulltune.engine.weights import local
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class NativeEngine:
         self._objective = objective.train()
         self._model = model
         self._wrapped = layout.lay(self._objective)
-        self._weights = weights_for(model, make_optimizer, precision)
+        self._weights = weights_for(model, make_optimizer, precision, moments_wait=layout.moments_wait)
         self._names, self._optimizer = self._weights.names, self._weights.optimizer
         self._limit = math.inf if clip is None else clip
         self._precision = precision
@@ -164,6 +165,7 @@ class NativeEngine:
 
     def capture(self, extra: Extra) -> Capture:
         self._release()
+        self._weights.settle()
         tensors, numbers = flatten(self._optimizer, self._names)
         buffers = {name for name, _ in self._model.named_buffers()}  # a forward pass may write into them: copied now
         weights = {n: v.clone() if n in buffers else v for n, v in unique_state(self._model).items()}
@@ -210,7 +212,8 @@ class NativeEngine:
             moments = self._read_all(folder, "optimizer", own)
             if self._precision.weights == "float32":
                 require_numbers(moments, folder)
-            restore(self._optimizer, self._names, moments, numbers)
+            self._weights.settle()
+            restore(self._optimizer, self._names, moments, numbers, here=not self._layout.moments_wait)
         return self._read_all(folder, "extra", own)
 
     def _read(self, saved: Pieces, key: str, weight: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ class Replicated:
 
     whole = True
 
-    def __init__(self, world: World, crew: Crew, *, some_unused: bool = False) -> None:
+    def __init__(self, world: World, crew: Crew, *, some_unused: bool = False, moments_wait: bool = False) -> None:
         """`some_unused`: whether a backward pass may leave weights without a gradient, as experts of a mixture do."""
-        self.world, self.crew = world, crew
+        self.world, self.crew, self.moments_wait = world, crew, moments_wait
         self._some_unused = some_unused
         self._wrapped: DistributedDataParallel | None = None
 

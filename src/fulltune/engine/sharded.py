@@ -33,7 +33,7 @@ class Sharded:
     sharded over one row of it, and rows are replicas (hybrid sharding).
     """
 
-    whole = False
+    whole = moments_wait = False
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ class Single:
 
     divisor, writers, whole = 1, 1, True
 
-    def __init__(self, world: World) -> None:
-        self.world, self.crew = world, Alone()
+    def __init__(self, world: World, *, moments_wait: bool = False) -> None:
+        self.world, self.crew, self.moments_wait = world, Alone(), moments_wait
         self._objective: nn.Module | None = None
 
     def lay(self, objective: nn.Module) -> nn.Module:

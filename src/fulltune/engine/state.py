@@ -58,8 +58,13 @@ def restore(
     names: Mapping[nn.Parameter, str],
     tensors: Mapping[str, Tensor],
     numbers: Mapping[str, Any],
+    *,
+    here: bool = True,
 ) -> None:
-    """Put a flattened state back; CheckpointError if it speaks of parameters that the model has not."""
+    """Put a flattened state back; CheckpointError if it speaks of parameters that the model has not.
+
+    `here`: whether moments are brought to their weights' device, or are left where they are.
+    """
     parameters = {name: parameter for parameter, name in names.items()}
     optimizer.state.clear()
     for key, value in [*tensors.items(), *numbers.items()]:
@@ -73,7 +78,8 @@ def restore(
                 mend="the checkpoint belongs to another model; use a new run folder",
             )
         parameter = parameters[name]
-        optimizer.state[parameter][entry] = _placed(value, parameter) if isinstance(value, Tensor) else value
+        placed = isinstance(value, Tensor) and (here or value.ndim == 0)
+        optimizer.state[parameter][entry] = _placed(value, parameter) if placed else value
 
 
 def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -102,7 +102,10 @@ def ways(model: nn.Module) -> Ways:
     rows = cast(Any, model).config.get_text_config().vocab_size  # a sharded embedding may have none here
     draws = torch.Generator().manual_seed(6)
     short, other, long = (torch.randint(rows, (size,), generator=draws).tolist() for size in (_SHORT, _SHORT, _LONG))
-    noise = _CLOSE if next(model.parameters()).dtype == torch.float32 else _CLOSE_IN_HALF
+    weight = next(model.parameters())
+    with arithmetic(model):
+        exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    noise = _CLOSE if exact else _CLOSE_IN_HALF
     with evaluated(model):
         right = [_steps(model, [prompt], False)[0] for prompt in (short, other, long)]
 

@@ -65,7 +65,9 @@ def verify(folder: Path, written: Written, target: Target, ids: Tensor, tokenize
         inputs = {"input_ids": ids, "use_cache": False}
         kinds = {name: buffer.dtype for name, buffer in reloaded.named_buffers()}
         buffers = {name: buffer.to(kinds.get(name, buffer.dtype)) for name, buffer in written.buffers.items()}
-        expected = functional_call(model, {**buffers, **dict(reloaded.named_parameters())}, (), inputs).logits.float()
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks round in other places
+            expected = functional_call(model, {**buffers, **dict(reloaded.named_parameters())}, (), inputs).logits
+        expected = expected.float()
     model.train(training)
     difference = float((expected - found).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):

@@ -10,8 +10,9 @@ own products of such small matrices save no time with two threads, and scores of
 """
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -51,7 +52,7 @@ def _attend(
     """As `sdpa_attention_forward`, which says what these are."""
     # Asked first: a compiler that reads `_ours` comes by the weights through it, one block's for those of all.
     ours = not torch.compiler.is_compiling() and module in _ours
-    if ours and _suits(query, key, value) and _plain(module, **said):
+    if ours and _suits(query, key, value) and plain(module, **said):
         examples = _examples(query, attention_mask)
         if max((example.length for example in examples), default=math.inf) <= ATTENDED:
             return causal(query, key, value, said.get("scaling"), examples), None
@@ -79,7 +80,7 @@ def _format(query: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
 
 
-def _plain(module: nn.Module, *, dropout: float = 0.0, is_causal: bool | None = None, **others: Any) -> bool:
+def plain(module: nn.Module, *, dropout: float = 0.0, is_causal: bool | None = None, **others: Any) -> bool:
     """Whether a token is to see itself and what comes before it, and no more is asked for: what is unknown is more."""
     return (
         vars(module).get("is_causal") is True
@@ -127,7 +128,7 @@ def _packed(seen: Tensor) -> tuple[_Example, ...]:
 
 
 def causal(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, examples: Sequence[_Example] | None = None
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, examples: tuple[_Example, ...] | None = None
 ) -> Tensor:
     """softmax(scaling * query @ key.T) @ value, of each token and those before it [rows, length, heads, size].
 
@@ -136,8 +137,8 @@ def causal(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     chosen = _examples(query, None) if examples is None else examples
-    way = _Way(scale, _bands(chosen, query.shape[1] // key.shape[1]), _format(query))
-    return cast(Tensor, _Causal.apply(query, key, value, way))  # type: ignore[no-untyped-call]
+    laid = _laid(chosen, query.shape[2], key.shape[1], query.shape[1] // key.shape[1])
+    return cast(Tensor, _Causal.apply(query, key, value, _Way(scale, laid, _format(query))))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,67 +154,92 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Band:
-    """Examples beside each other, the longest first and none less than half as long; behind shorter ones are zeros."""
+    """Examples beside each other, the longest first and none less than half as long; behind shorter ones lies any."""
 
     examples: Sequence[_Example]
     blocks: Sequence[_Block]
+    rows: slice
+    """Of what is laid."""
 
-    @property
-    def longest(self) -> int:
-        return self.examples[0].length
+    def of(self, laid: Tensor, size: int) -> Tensor:
+        """Its part, [examples * groups, tokens of the longest * heads of a group, size]."""
+        groups = (self.rows.stop - self.rows.start) // (len(self.examples) * self.examples[0].length)
+        return laid[self.rows].view(len(self.examples) * groups, -1, size)
+
+    def clear(self, part: Tensor) -> None:
+        """Of what `of` gave, zeros behind shorter examples."""
+        longest, (lines, rows, _) = self.examples[0].length, part.shape
+        groups, each = lines // len(self.examples), rows // longest
+        for number, one in enumerate(self.examples):
+            if one.length < longest:
+                part[number * groups : (number + 1) * groups, one.length * each :] = 0
 
 
-def _bands(examples: Sequence[_Example], each: int) -> list[_Band]:
-    """`each`: heads of a group."""
-    step = min(64, max(32, _WANTED // each))
-    above = torch.full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """How numbers of tokens, which come by token and group, lie by band, example, group and token."""
+
+    bands: Sequence[_Band]
+    there: Tensor
+    """Which of them lies at each place; behind shorter examples any."""
+    back: Tensor
+    """The places of them all, in the order in which they come."""
+
+    def lay(self, tensor: Tensor) -> Tensor:
+        """[rows, length, heads, size] -> [places, heads of a group * size]."""
+        return tensor.reshape(len(self.back), -1).index_select(0, self.there)
+
+    def give_back(self, laid: Tensor, shape: torch.Size) -> Tensor:
+        """What `lay` did, the other way round."""
+        return laid.index_select(0, self.back).view(shape)
+
+
+@lru_cache(maxsize=8)
+def _laid(examples: tuple[_Example, ...], length: int, groups: int, each: int) -> _Laid:
+    """`length`: of rows; `each`: heads of a group. All blocks of a model ask the same."""
+    bands, places, start = [], [], 0
+    for part in _alike(examples):
+        place = torch.full((len(part), groups, part[0].length), -1)
+        for number, one in enumerate(part):
+            tokens = torch.arange(one.length) + one.row * length + one.start
+            place[number, :, : one.length] = tokens * groups + torch.arange(groups)[:, None]
+        rows = slice(start, start + place.numel())
+        bands.append(_Band(part, list(_blocks(part, each)), rows))
+        places.append(place.view(-1))
+        start = rows.stop
+    there = torch.cat(places)
+    filled = (there >= 0).nonzero()[:, 0]
+    back = torch.empty(len(filled), dtype=torch.long)
+    back[there[filled]] = filled
+    return _Laid(bands, there.clamp_(min=0), back)
+
+
+def _alike(examples: Sequence[_Example]) -> list[list[_Example]]:
+    """In bands, the longest first."""
     parts: list[list[_Example]] = []
     for example in sorted(examples, key=lambda one: -one.length):
         if parts and 2 * example.length >= parts[-1][0].length:
             parts[-1].append(example)
         else:
             parts.append([example])
-    bands = []
-    for part in parts:
-        longest, blocks = part[0].length, []
-        for start in range(0, longest, step):
-            stop, count = min(longest, start + step), sum(example.length > start for example in part)
-            blocks.append(_Block(count, start, stop, above[: (stop - start) * each, : stop - start]))
-        bands.append(_Band(part, blocks))
-    return bands
+    return parts
+
+
+def _blocks(part: Sequence[_Example], each: int) -> Iterator[_Block]:
+    step = min(64, max(32, _WANTED // each))
+    above = torch.full((step, step), -torch.inf).triu_(1).repeat_interleave(each, 0)
+    longest = part[0].length
+    for start in range(0, longest, step):
+        stop, count = min(longest, start + step), sum(example.length > start for example in part)
+        yield _Block(count, start, stop, above[: (stop - start) * each, : stop - start])
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
     scale: float
-    bands: Sequence[_Band]
+    laid: _Laid
     kept: torch.dtype
     """Of what is kept for the backward pass, and of what is found."""
-
-
-def _beside(tensor: Tensor, band: _Band, groups: int) -> Tensor:
-    """A band's part of [rows, length, heads, size], in float32 [examples * groups, longest * heads of a group, size].
-
-    All heads of a group that belong to a token are beside each other.
-    """
-    _, _, heads, size = tensor.shape
-    each = heads // groups
-    filled = all(example.length == band.longest for example in band.examples)
-    make = tensor.new_empty if filled else tensor.new_zeros
-    made = make(len(band.examples), groups, band.longest, each, size, dtype=torch.float32)
-    for place, one in zip(made, band.examples, strict=True):
-        own = tensor[one.row, one.start : one.start + one.length]
-        place[:, : one.length].copy_(own.view(-1, groups, each, size).transpose(0, 1))
-    return made.view(len(band.examples) * groups, band.longest * each, size)
-
-
-def _back(made: Tensor, band: _Band, groups: int, target: Tensor) -> None:
-    """What `_beside` did, the other way round: into `target` [rows, length, heads, size]."""
-    _, _, heads, size = target.shape
-    each = heads // groups
-    for place, one in zip(made.view(-1, groups, band.longest, each, size), band.examples, strict=True):
-        own = target[one.row, one.start : one.start + one.length]
-        own.view(-1, groups, each, size).copy_(place[:, : one.length].transpose(0, 1))
 
 
 class _Causal(torch.autograd.Function):
@@ -224,15 +250,15 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, way: _Way) -> Tensor:
-        groups, each = key.shape[1], query.shape[1] // key.shape[1]
-        ctx.formats = query.dtype, key.dtype, value.dtype
-        query, key, value = (tensor.to(way.kept).transpose(1, 2) for tensor in (query, key, value))
-        found, weights = torch.empty_like(query, memory_format=torch.contiguous_format), []
+        groups, size = key.shape[1], key.shape[3]
+        each, laid = query.shape[1] // groups, way.laid
+        given = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+        kept = [laid.lay(tensor.to(way.kept)) for tensor in given]
+        queries, keys, values = kept[0].to(torch.float32, copy=True).mul_(way.scale), kept[1].float(), kept[2].float()
+        found, weights = torch.empty_like(queries), []
         with torch.autocast("cpu", enabled=False):
-            for band in way.bands:
-                asked, known, told = (_beside(tensor, band, groups) for tensor in (query, key, value))
-                asked.mul_(way.scale)
-                answer = torch.empty_like(asked)
+            for band in laid.bands:
+                asked, known, told, answer = (band.of(tensor, size) for tensor in (queries, keys, values, found))
                 for block in band.blocks:
                     own, part = slice(block.count * groups), slice(block.start * each, block.stop * each)
                     scores = torch.bmm(asked[own, part], known[own, : block.stop].transpose(1, 2))
@@ -240,35 +266,32 @@ class _Causal(torch.autograd.Function):
                     torch.softmax(scores, -1, out=scores)
                     answer[own, part] = torch.bmm(scores, told[own, : block.stop])
                     weights.append(scores.to(way.kept))
-                _back(answer, band, groups, found)
-        ctx.save_for_backward(query, key, value, *weights)
-        ctx.way, ctx.groups = way, groups
-        return found
+        ctx.save_for_backward(*kept, *weights)
+        ctx.way, ctx.groups, ctx.given = way, groups, [(tensor.shape, tensor.dtype) for tensor in given]
+        return laid.give_back(found.to(way.kept), given[0].shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        (query, key, value, *weights), way, groups = ctx.saved_tensors, ctx.way, ctx.groups
-        each, kept = query.shape[2] // groups, iter(weights)
-        made = [
-            torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
-            for tensor, dtype in zip((query, key, value), ctx.formats, strict=True)
-        ]
+        (query, key, value, *weights), way, groups, size = ctx.saved_tensors, ctx.way, ctx.groups, slope.shape[3]
+        each, laid, kept = slope.shape[2] // groups, way.laid, iter(weights)
+        queries, keys, values, slopes = (tensor.float() for tensor in (query, key, value, laid.lay(slope)))
+        found = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         with torch.autocast("cpu", enabled=False):
-            for band in way.bands:
-                queries, keys, values, slopes = (_beside(tensor, band, groups) for tensor in (query, key, value, slope))
-                of_query, of_key, of_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+            for band in laid.bands:
+                asked, known, told, sloping = (band.of(tensor, size) for tensor in (queries, keys, values, slopes))
+                of_query, of_key, of_value = (band.of(tensor, size) for tensor in found)
+                band.clear(sloping)
                 for block in band.blocks:
                     own, part = slice(block.count * groups), slice(block.start * each, block.stop * each)
                     seen = slice(block.stop)
                     chosen = next(kept).float()
-                    of_value[own, seen] += torch.bmm(chosen.transpose(1, 2), slopes[own, part])
-                    scores = torch.bmm(slopes[own, part], values[own, seen].transpose(1, 2))
+                    of_value[own, seen] += torch.bmm(chosen.transpose(1, 2), sloping[own, part])
+                    scores = torch.bmm(sloping[own, part], told[own, seen].transpose(1, 2))
                     torch.ops.aten._softmax_backward_data.out(scores, chosen, -1, scores.dtype, grad_input=scores)
-                    of_query[own, part] = torch.bmm(scores, keys[own, seen])
-                    of_key[own, seen] += torch.bmm(scores.transpose(1, 2), queries[own, part])
-                of_query.mul_(way.scale)
-                of_key.mul_(way.scale)
-                for gradient, target in zip((of_query, of_key, of_value), made, strict=True):
-                    _back(gradient, band, groups, target)
+                    of_query[own, part] = torch.bmm(scores, known[own, seen])
+                    of_key[own, seen] += torch.bmm(scores.transpose(1, 2), asked[own, part])
+        for tensor in found[:2]:
+            tensor.mul_(way.scale)
+        made = (laid.give_back(g.to(dtype), shape) for g, (shape, dtype) in zip(found, ctx.given, strict=True))
         return *(gradient.transpose(1, 2) for gradient in made), None

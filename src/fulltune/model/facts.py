@@ -38,12 +38,12 @@ def facts(model: nn.Module, config: Any, dtype: str | None) -> ModelFacts:
         dtype=dtype or str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         shape=shape(model, text),
         checkpoints=checkpoints(model),
-        causal=_plainly_causal(model, text),
+        causal=plainly_causal(model, text),
     )
 
 
-def _plainly_causal(model: nn.Module, config: Any) -> bool:
-    """Of the architectures that we know, as transformers has them."""
+def plainly_causal(model: nn.Module, config: Any) -> bool:
+    """Whether attention is causal and no more: of the architectures that we know, as transformers has them."""
     known = type(model).__name__ in _CAUSAL and type(model).__module__.startswith("transformers.")
     windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
     return known and not windows and not getattr(config, "attention_dropout", 0.0)
@@ -82,7 +82,7 @@ def shape(model: nn.Module, config: Any) -> Shape:
     heads = _number(config, _HEADS)
     projected = [model.get_parameter(name).shape for name in matrices(model)]
     groups = _number(config, ("num_key_value_heads",)) or heads
-    head_size = _number(config, ("head_dim",)) or hidden // max(1, heads)
+    each = head_size(config) or hidden // max(1, heads)
     return Shape(
         block=max(sizes, default=0),
         outside=sum(p.numel() for p in model.parameters()) - sum(sizes),
@@ -91,12 +91,19 @@ def shape(model: nn.Module, config: Any) -> Shape:
         inner_block=max(map(sum, sides), default=0),
         widest=max((side for each in sides for side in each), default=0),
         heads=heads,
-        repeated=2 * max(0, heads - groups) * head_size,
+        repeated=2 * max(0, heads - groups) * each,
         cut=head(model) is not None,
         matrices=sum(rows * columns for rows, columns in projected),
         longer=sum(map(max, projected)),
         shorter=sum(map(min, projected)),
         mlps=sum(side for one in mlps(model) for p in one.parameters() for side in _inner_sides(p, hidden, chosen)),
+    )
+
+
+def head_size(config: Any) -> int:
+    """Numbers of a query; 0 where a config does not say it."""
+    return _number(config, ("head_dim",)) or _number(config, ("hidden_size", "n_embd")) // max(
+        1, _number(config, _HEADS)
     )
 
 
@@ -165,7 +172,7 @@ def head(model: nn.Module) -> Head | None:
 
 def arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> AbstractContextManager[Any]:
     """A context in which a model of this number format can be asked: flash attention refuses float32."""
-    flash = str(cast(Any, model).config._attn_implementation).startswith("flash")
+    flash = str(cast(Any, model).config._attn_implementation).startswith(("flash", "varlen"))
     return torch.autocast("cuda", torch.bfloat16) if flash and dtype == torch.float32 else nullcontext()
 
 
@@ -270,6 +277,16 @@ def checkpoint_blocks(model: nn.Module, *, keep_products: bool = False) -> None:
             f"{type(model).__name__} makes blocks again by code of its own, which keeps nothing",
             where="memory.checkpointing",
             mend="memory.checkpointing=full",
+        )
+
+
+def require_inner_checkpoints(model: nn.Module) -> None:
+    """RecipeError if blocks are made again around their hooks, which would see all that is not to be kept."""
+    if any(type(block).__call__ is not nn.Module.__call__ for block in blocks(model)):
+        raise RecipeError(
+            "this transformers makes blocks again from outside, and all that they make would wait on the host",
+            where="memory.offload",
+            mend="transformers 5.23 or later, or memory.checkpointing=none",
         )
 
 

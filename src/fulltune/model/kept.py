@@ -22,6 +22,7 @@ _ATTENTION = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "flash_attn::_flash_attn_forward",
     "flash_attn::_flash_attn_varlen_forward",
+    "torch_attn::_varlen_attn",
 )
 """Kernels that hold no weights of attention; those of flash-attn are there where it is installed."""
 
@@ -44,6 +45,9 @@ def _drops(operation: Any, given: tuple[Any, ...], named: dict[str, Any]) -> boo
 
     If it were left out the second time, they would be drawn by what comes after it, whose masks would be others.
     """
-    place = [argument.name for argument in operation._schema.arguments].index(_DROPOUT)
+    names = [argument.name for argument in operation._schema.arguments]
+    if _DROPOUT not in names:  # torch's kernel of varying lengths has none
+        return False
+    place = names.index(_DROPOUT)
     asked = given[place] if place < len(given) else named.get(_DROPOUT, 0.0)
     return bool(asked)

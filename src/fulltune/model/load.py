@@ -14,6 +14,7 @@ from fulltune.model import trust
 from fulltune.model.buffers import outline, require_buffers
 from fulltune.model.files import header
 from fulltune.model.folder import base_folder, hush, load_config, unusable
+from fulltune.model.varlen import VARLEN, attends_so, offer, require_known
 from fulltune.recipe.schema import ModelSection
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -36,6 +37,8 @@ def load_model(section: ModelSection) -> nn.Module:
     except Exception as fault:  # foreign code on foreign files
         raise unusable("model", section, fault) from fault
     _check_weights(model, info, section.path)
+    if attends_so(model):
+        require_known(model)
     if section.trust_remote_code:
         require_buffers(model, config, section.path)
     return cast(nn.Module, model)
@@ -48,9 +51,12 @@ def outline_model(section: ModelSection) -> nn.Module:
     """
     config = _trainable(section)
     try:
-        return outline(config, **_attention(section), **trust.for_config(section, config)).eval()
+        model = outline(config, **_attention(section), **trust.for_config(section, config)).eval()
     except Exception as fault:  # foreign code on a foreign config
         raise unusable("model", section, fault) from fault
+    if attends_so(model):
+        require_known(model)
+    return model
 
 
 def _trainable(section: ModelSection) -> Any:
@@ -67,6 +73,10 @@ def _trainable(section: ModelSection) -> Any:
 
 
 def _attention(section: ModelSection) -> dict[str, str]:
+    if section.attention == VARLEN:
+        if not torch.cuda.is_available():  # no training, which is refused: its result is measured, or written once more
+            return {}
+        offer()
     return {} if section.attention == "auto" else {"attn_implementation": section.attention}
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from fulltune.model.facts import Head, arithmetic, head, without_dropout
 
-_CLOSE = 1e-4
+CLOSE = 1e-4
 """Of the largest logit, in float32: noise stays below 1e-5."""
 _SAME = 1e-5
 """Of the largest logit, in float32, when other tokens stand before: experts make 3e-7 of it, the smallest leak 1e-4."""
-_CLOSE_IN_HALF = 5e-2
+CLOSE_IN_HALF = 5e-2
 """In bf16, where noise is 1e-2. Whether anything leaks is told by another question, to the bit."""
 
 
@@ -94,7 +94,7 @@ def _logits(model: nn.Module, ids: Tensor, positions: Tensor | None = None) -> T
 
 def _close(model: nn.Module, one: Tensor, other: Tensor) -> bool:
     with arithmetic(model):
-        tolerance = _CLOSE_IN_HALF if torch.is_autocast_enabled(_device(model).type) else _CLOSE
+        tolerance = CLOSE_IN_HALF if torch.is_autocast_enabled(_device(model).type) else CLOSE
     return one.shape == other.shape and float((one - other).abs().max()) <= tolerance * float(one.abs().max())
 
 

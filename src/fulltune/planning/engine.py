@@ -50,11 +50,13 @@ class Case:
             checkpointing=self.checkpointing,
             eager=self.recipe.model.attention == "eager",
             blockwise=self.recipe.model.attention == "auto" and not self.recipe.train.compile,
+            masks=not self.recipe.model.attention.startswith(("flash", "varlen")),
             reshard=section.reshard,
             replicas=section.replicas,
             offload=offload,
             tile=self.recipe.memory.mlp_tile,
-            waits=self.recipe.memory.offload == "activations",
+            waits=self.recipe.memory.activations_wait,
+            moments_wait=self.recipe.memory.moments_wait,
         )
         return forecast(way, self.model, self.load)
 
@@ -80,7 +82,8 @@ class Case:
     def divisible(self) -> bool:
         """Whether an optimizer may be given rows of each weight: it must be known to treat every number by itself."""
         known = takes_parts(self.recipe.optim.name) and self.recipe.optim.in_backward == "off"
-        return self.dtypes.weights == "float32" and known
+        whole = self.recipe.model.liger or self.recipe.memory.moments_wait
+        return self.dtypes.weights == "float32" and known and not whole
 
     @property
     def free(self) -> bool:
@@ -151,6 +154,12 @@ def choose_engine(case: Case) -> Chosen:
             where="memory.mlp_tile",
             mend="engine.name=ddp, or one process; or leave memory.mlp_tile out",
         )
+    if recipe.memory.moments_wait and chosen.name not in ("single", "ddp"):
+        raise RecipeError(
+            f"{chosen.name} has a way of its own to let moments wait on the host",
+            where="memory.offload",
+            mend="engine.offload=true in place of it, or engine.name=ddp",
+        )
     if case.dtypes.weights != "float32" and chosen.name != "single":
         raise RecipeError(
             f"bf16-sr rounds the weights of one process; of {processes} processes each would round by itself",
@@ -192,9 +201,15 @@ def _require_groups(case: Case) -> None:
 def _require_elsewhere(case: Case) -> None:
     if case.recipe.memory.offload != "none" and case.machine.kind == "cpu":
         raise RecipeError(
-            "without a GPU what blocks keep lies on the host already",
+            "without a GPU all of it lies on the host already",
             where="memory.offload",
             mend="memory.offload=none; memory.checkpointing and smaller micro-batches save memory here",
+        )
+    if case.recipe.memory.moments_wait and not moves_one(case.recipe.optim.name):
+        raise RecipeError(
+            f"weights are moved one by one, which is not known to be right for {case.recipe.optim.name}",
+            where="memory.offload",
+            mend="optim.name=adamw, or memory.offload=activations or none",
         )
 
 

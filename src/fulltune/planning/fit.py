@@ -7,7 +7,7 @@ from fulltune.base.errors import MachineError
 from fulltune.base.memory import Forecast, Part, between, gib
 from fulltune.planning.engine import Case, Chosen, Crowd, choose_engine
 from fulltune.planning.levers import deeper_than
-from fulltune.planning.precision import precision_plan, rounds, takes_parts
+from fulltune.planning.precision import moves_one, precision_plan, rounds, takes_parts
 
 BUDGET = "memory.budget_gb"
 """Where a run does not fit because the recipe allows less than there is."""
@@ -161,6 +161,10 @@ def _settings(case: Case, available: int) -> Iterator[tuple[str, Case]]:
         elif recipe.optim.moments == "bfloat16" and takes_parts(recipe.optim.name):
             yield "optim.moments=int8", _rounded(case, "int8")
     name = _found(case).engine
+    waits = case.recipe.memory.moments_wait or not moves_one(recipe.optim.name)
+    if case.machine.kind == "cuda" and name in ("single", "ddp") and not waits:
+        told = "both" if case.recipe.memory.activations_wait else "moments"
+        yield f"memory.offload={told}", case.changed("memory", offload=told)
     divisible = crowd.size > 1 and case.divisible
     if divisible and name == "ddp":
         yield "engine.name=fsdp2", case.changed("engine", name="fsdp2")

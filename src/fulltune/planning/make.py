@@ -16,6 +16,7 @@ from fulltune.data.mixing import Mixture, mixture
 from fulltune.optim.schedules import SCHEDULES
 from fulltune.planning.comparing import require_comparing
 from fulltune.planning.in_backward import all_tokens, require_in_backward, require_one_micro
+from fulltune.planning.kernels import require_kernels
 from fulltune.planning.precision import precision_notes, precision_plan, require_precision, resolve
 from fulltune.planning.pulls import require_pulls
 from fulltune.planning.scores import require_scores
@@ -37,9 +38,6 @@ _LAYOUTS: Mapping[Layout, str] = {
     "padded": "examples of similar length beside each other",
     "packed": "several examples in one row, isolated from each other",
 }
-
-_WORTH = 64
-"""Tokens of an example, from which on rows are packed: each is copied by itself, about ten times in each block."""
 
 _RELATIVE = 1e-4
 """A rate of Adafactor below this was meant for AdamW: the paper's is 1e-2."""
@@ -99,9 +97,10 @@ def make_plan(
     _require_tiles(recipe, model)
     require_scores(recipe, data, suites or {})
     precision = resolve(recipe, machine)
+    require_kernels(recipe, model, machine, precision)
     mix = mixed.seen(examples or updates * _examples_of_an_update(train, mixed))
     longest = max(split.lengths["max"] for split in data.splits.values())
-    layout = _layout(recipe, model, machine, precision, longest, data.splits["train"].lengths["p50"])
+    layout = _layout(recipe, model, machine, precision, longest)
     # With `batch_tokens` an update has at most that many examples, of one token each.
     micro_examples = train.micro_examples or train.batch_tokens or train.batch_examples
     micro_tokens = train.micro_tokens or max(MICRO_TOKENS[machine.kind], longest)
@@ -132,14 +131,18 @@ def make_plan(
     )
 
 
-def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str, longest: int, median: int) -> Layout:
+def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str, longest: int) -> Layout:
     """As asked; of itself packed where attention takes examples one by one (model/attention.py): nothing is padding."""
     train = recipe.train
     if train.layout != "auto":
         return train.layout
+    if recipe.model.attention == "varlen":
+        return "packed"
     kernel = train.compile or recipe.model.attention != "auto" or precision == "fp16-mixed" or recipe.model.dropout
-    apart = machine.kind == "cpu" and model.causal and median >= _WORTH and longest <= ATTENDED and not kernel
-    return "packed" if apart and recipe.optim.in_backward == "off" else "padded"
+    apart = machine.kind == "cpu" and model.causal and longest <= ATTENDED and not kernel
+    # What moves weights in the backward pass makes an update one row, for which a model must have positions.
+    fits = model.context is None or (train.batch_tokens is None and train.batch_examples * longest <= model.context)
+    return "packed" if apart and (fits or recipe.optim.in_backward == "off") else "padded"
 
 
 def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:

@@ -9,14 +9,11 @@ from dataclasses import replace
 from fulltune.base.formats import BYTES
 from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, NARROWED, Forecast, Part
 from fulltune.base.records import ModelFacts
-from fulltune.planning.deepspeed import SMALLEST_BUCKET
+from fulltune.planning import standing
 from fulltune.planning.way import Pass, Way
 
 _LIVE = 10**9
 """Weights that ZeRO 3 keeps whole if they are used again soon: DeepSpeed's `stage3_max_live_parameters`."""
-
-_UNKNOWN_MOMENTS = 8
-"""Bytes for each parameter that an optimizer of the user's own is expected to keep at most."""
 
 GATHERED = "gathered weights"
 
@@ -39,17 +36,23 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     optimizer's step, with all gradients: memory that passes leave free takes gradients, unless those of another
     micro-batch are there already. How well an allocator does that is what `high` leaves open.
     """
-    weights, gradients, moments = _weights(way, model), _gradients(way, model, load), _moments(way, model)
+    weights, gradients, moments = (
+        standing.weights(way, model),
+        standing.gradients(way, model, load),
+        standing.moments(way, model),
+    )
     kept = _activations(way, model, load)
     moved, stays = _waiting(way, model, load, kept) if way.waits and way.kind == "cuda" else ([], kept)
     whole = [*_casts(way, model), *_gathered(way, model), stays, _logits(way, model, load)]
-    pulls = list(_pulls(way, model))
+    pulls = list(standing.pulls(way, model))
     state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
         state[1] = _late(way, model, gradients, whole)
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
-        host, state = _offloaded(way, model, [weights, gradients, moments, *pulls])
+        host, state = standing.offloaded(way, model, [weights, gradients, moments, *pulls])
+    elif way.moments_wait and way.kind == "cuda":
+        host, state[2] = [moments], standing.under_way(way, model, moments)
     return Forecast(
         engine=way.engine,
         offload=way.offload,
@@ -57,50 +60,6 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
         parts=(*state, *whole, _overhead(way, model, load, state, whole)),
         host=(*host, *moved),
     )
-
-
-def _offloaded(way: Way, model: ModelFacts, state: list[Part]) -> tuple[list[Part], list[Part]]:
-    """What lies on the host, and what stays on the device."""
-    weights, gradients, *others = state
-    if way.stage not in (1, 2):
-        return state, []
-    # What the optimizer moves, and gradients in its format; the weights that compute and their gradients stay.
-    stay = model.parameters * way.compute
-    moved = Part("float32 weights", weights.low - stay, weights.high - stay)
-    copied = model.parameters * BYTES[way.dtypes.reduction] // way.shards
-    return [moved, Part(gradients.name, copied, copied), *others], [Part(weights.name, stay, stay), gradients]
-
-
-def _held(way: Way, model: ModelFacts, what: str) -> int:
-    """Of all parameters together."""
-    return int(model.parameters * way.dtypes.bytes[what])
-
-
-def _weights(way: Way, model: ModelFacts) -> Part:
-    size = _held(way, model, "weights") // way.divided("weights")
-    if way.stage:  # those that compute, and float32 ones that the optimizer moves, which are divided in any stage
-        size = model.parameters * way.compute // way.divided("weights")
-        size += _held(way, model, "weights") // way.shards
-    return Part("weights", size, size)
-
-
-def _gradients(way: Way, model: ModelFacts, load: Pass) -> Part:
-    size = _held(way, model, "gradients") // way.divided("gradients")
-    if way.stage:
-        return _of_zero(way, model)
-    if way.engine == "fsdp2" and not way.reshard and load.several:  # they wait whole for the last micro-batch
-        return Part("gradients", model.parameters * way.compute, _held(way, model, "gradients"))
-    return Part("gradients", size, size)
-
-
-def _of_zero(way: Way, model: ModelFacts) -> Part:
-    """Gradients in DeepSpeed: as passes make them, exchanged by the bucket, added up, copied for the optimizer."""
-    made, added = way.compute, BYTES[way.dtypes.reduction]
-    whole, divided = (made + added, added) if way.stage == 1 else (0, made + 2 * added)
-    # Stages 2 and 3 let go of a gradient when its bucket was exchanged; a bucket holds the largest tensor at least.
-    bucket = 2 * (made + added) * max(model.shape.tensor, model.hidden**2, SMALLEST_BUCKET)
-    low = model.parameters * made // way.divided("gradients")
-    return Part("gradients", low, model.parameters * whole + model.parameters * divided // way.shards + bucket)
 
 
 def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> Part:
@@ -112,29 +71,6 @@ def _late(way: Way, model: ModelFacts, gradients: Part, passes: list[Part]) -> P
     first = int((model.shape.outside + model.shape.block) * way.dtypes.bytes["gradients"])
     later = max(0, gradients.high - sum(part.high for part in passes))
     return Part(gradients.name, low, max(low, min(gradients.high, later + first)))
-
-
-def _moments(way: Way, model: ModelFacts) -> Part:
-    dtypes = way.dtypes
-    if "moments" in dtypes.bytes:
-        others = model.parameters - (model.shape.matrices if dtypes.spares_matrices else 0)
-        low = _held(way, model, "moments")
-        high = low + int(others * dtypes.beside)
-        low = high if dtypes.spares_matrices else low
-        # Two moments of each number of the longer sides, and a projection; of narrow matrices it is less.
-        projected = dtypes.projected * (2 * model.shape.longer + model.shape.shorter)
-        high += int(min(projected, 1.5 * dtypes.beside * model.shape.matrices))
-    else:
-        low, high = 0, model.parameters * _UNKNOWN_MOMENTS
-    parts = way.divided("moments")
-    return Part("moments", low // parts, high // parts)
-
-
-def _pulls(way: Way, model: ModelFacts) -> Iterator[Part]:
-    """What pulls remember, divided as moments are."""
-    if "pulls" in way.dtypes.bytes:
-        held = _held(way, model, "pulls") // way.divided("moments")
-        yield Part("pulls", held, held)
 
 
 def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
@@ -185,7 +121,7 @@ def _activations(way: Way, model: ModelFacts, load: Pass) -> Part:
     if way.eager:  # the weights, in float32 for the softmax and in the format of computing
         low += blocks * pairs * shape.heads * way.compute
         high += blocks * pairs * shape.heads * (4 + 2 * way.compute)
-    elif way.layout == "packed":  # a mask, and what kernels make of it
+    elif way.layout == "packed" and way.masks:  # a mask, and what kernels make of it
         low += pairs
         high += pairs * (1 + 4 + (blocks + 1) * way.compute)
     if way.blockwise and way.kind == "cpu" and way.dtypes.compute != "float16":  # 64: the diagonal's blocks
@@ -229,7 +165,7 @@ def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[fl
     exact = compute * beside + hidden * model.hidden * blocks  # one operation after the other, as in transformers
     fused = compute * beside + 4 * compute * model.hidden * blocks  # norms in one kernel each
     # Kernels that take a mask want keys and values for every head.
-    repeated = compute * shape.repeated * blocks if way.layout == "packed" else 0
+    repeated = compute * shape.repeated * blocks if way.layout == "packed" and way.masks else 0
     return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
 
 
@@ -274,10 +210,10 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
         coded = 28 * min(model.shape.tensor, CODED_AT_ONCE) if way.dtypes.moments == "int8" else 0
         moment = max(0, coded + 30 * model.shape.tensor - sum(part.low for part in passes))
     if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
-        moment += _gradients(way, model, load).high
+        moment += standing.gradients(way, model, load).high
     if way.kind == "cpu":
         if way.engine in ("single", "ddp") and way.dtypes.bytes["gradients"]:
-            moment += int(_HOLES * _gradients(way, model, load).high)
+            moment += int(_HOLES * standing.gradients(way, model, load).high)
         scattered = _scattered(way, model, load, passes)
         return Part(
             "overhead", 0, int(moment + scattered + 0.05 * (held + passing) + (200 if way.stage else 150) * _MIB)

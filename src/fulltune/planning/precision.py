@@ -95,16 +95,9 @@ def takes_parts(optimizer: str) -> bool:
 
 
 def resolve(recipe: Recipe, machine: Machine) -> Precision:
-    """What `auto` means on this machine; RecipeError if the attention cannot compute in it."""
+    """What `auto` means on this machine."""
     asked = recipe.train.precision
-    precision: Precision = ("bf16-mixed" if machine.bf16 else "float32") if asked == "auto" else asked
-    if precision == "float32" and recipe.model.attention.startswith("flash"):
-        raise RecipeError(
-            "flash attention computes in bf16, and the precision is float32",
-            where="model.attention",
-            mend="model.attention=sdpa, or train.precision=bf16-mixed",
-        )
-    return precision
+    return ("bf16-mixed" if machine.bf16 else "float32") if asked == "auto" else asked
 
 
 def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) -> PrecisionPlan:

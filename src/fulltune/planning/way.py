@@ -52,6 +52,8 @@ class Way:
     """Whether attention writes its weights out, a number for each pair of tokens."""
     blockwise: bool = False
     """Whether attention may keep its weights below the diagonal, of rows that are not too long (model/attention.py)."""
+    masks: bool = True
+    """Whether attention of packed rows reads a mask, and keys for every head."""
     reshard: bool = True
     replicas: int = 1
     offload: bool = False
@@ -59,6 +61,8 @@ class Way:
     """Tokens that an MLP computes at once; None: all."""
     waits: bool = False
     """Whether what blocks keep for the backward pass waits on the host."""
+    moments_wait: bool = False
+    """Whether moments do, between updates."""
 
     @property
     def shards(self) -> int:

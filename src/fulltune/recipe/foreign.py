@@ -18,6 +18,8 @@ FOREIGN: Mapping[str, str] = {
     "attn_implementation": "model.attention",
     "flash_attention": "model.attention: flash_attention_2",
     "flash_attn": "model.attention: flash_attention_2",
+    "use_liger_kernel": "model.liger",
+    "enable_liger_kernel": "model.liger",
     "template": "model.chat_template (a Jinja file; by default the tokenizer's own template)",
     "chat_template_path": "model.chat_template",
     "chat_template_jinja": "model.chat_template",

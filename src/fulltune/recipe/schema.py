@@ -42,10 +42,15 @@ class ModelSection(Section):
     """Whether weights in pickle files (`pytorch_model.bin`) may be read where there are no safetensors; by torch's
     `weights_only`, which builds tensors and runs nothing.
     """
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"] = "auto"
     """Which attention implementation of transformers to use; `auto` leaves the choice to transformers. With `auto` the
     model's `sdpa` is made of matrix products in blocks of rows where that takes less time, which is in training in
-    float32 or bfloat16 on a CPU, with causal attention and no more (docs/performance.md).
+    float32 or bfloat16 on a CPU, with causal attention and no more (docs/performance.md). `varlen`: flash attention
+    that torch brings along, for packed examples on a GPU in 16 bits; nothing else is to be installed.
+    """
+    liger: bool = False
+    """Whether norms and gated MLPs are made by the fused kernels of the package liger-kernel, on a GPU; what the model
+    says then is compared with what it said before.
     """
     dropout: Share | None = None
     """Sets every dropout probability of the model while training; by default they are as in its config."""
@@ -77,8 +82,8 @@ class TrainSection(Section):
     """Most tokens of one forward pass, padding included; by default the plan chooses what fits."""
     layout: Literal["auto", "padded", "packed"] = "auto"
     """Examples beside each other, padded to the longest, or several in one row, isolated from each other. `auto`:
-    `packed` on a CPU, where the model is known for it and half of the examples have 64 tokens or more, none more than
-    1,024; else `padded`."""
+    `packed` on a CPU, where the model is known for it and no example has more than 1,024 tokens, and for
+    `model.attention: varlen`; else `padded`."""
     objective: str = "next_token"
     """What is minimised: an entry of OBJECTIVES, or package.module:name."""
     kl_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.0
@@ -282,7 +287,7 @@ class Recipe(Section):
     def _compiled_where_it_can_be(self) -> Self:
         if self.train.compile and self.engine.name in ZERO:
             raise ValueError("`train.compile`: DeepSpeed reaches into blocks; leave it out, or take another engine")
-        if self.train.compile and self.memory.offload != "none":
+        if self.train.compile and self.memory.activations_wait:
             raise ValueError("`train.compile`: what compiled blocks keep cannot wait on the host (memory.offload)")
         if self.train.compile and self.memory.mlp_tile is not None:
             raise ValueError("`train.compile`: a compiled block is one piece, and memory.mlp_tile takes its MLP apart")

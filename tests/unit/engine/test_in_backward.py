@@ -13,8 +13,8 @@ from fulltune.base.errors import MachineError
 from fulltune.base.records import Progress
 from fulltune.engine.in_backward import InBackward
 from fulltune.engine.native import NativeEngine
+from fulltune.engine.rounded import RoundedWeights
 from fulltune.engine.single import Single
-from fulltune.engine.weights import RoundedWeights
 from fulltune.model.facts import checkpoint_blocks
 from fulltune.model.tiled import tile_mlps
 from fulltune.optim.pulls import EWC
@@ -199,7 +199,7 @@ def test_bf16_weights_are_rounded_by_draws_of_their_own(
     """Rounded to the nearest they are those moved behind the pass; drawn, each weight has draws that no other has."""
     named: dict[str, Any] = {"precision": "bf16-sr", "moments": "float32", "clip": 0.05}
     with monkeypatch.context() as patched:
-        patched.setattr("fulltune.engine.weights.stochastic", lambda value, _: value.to(torch.bfloat16))
+        patched.setattr("fulltune.engine.rounded.stochastic", lambda value, _: value.to(torch.bfloat16))
         plain, ours = (made(tmp_path / "nearest", way, **named) for way in ("off", "two_passes"))
         assert learned(plain) == learned(ours) and same(plain, ours)
     one, again = (made(tmp_path / str(n), "two_passes", **named | {"moments": moments}) for n in range(2))
@@ -208,7 +208,7 @@ def test_bf16_weights_are_rounded_by_draws_of_their_own(
     assert isinstance(weights, RoundedWeights)
     draws = []
     monkeypatch.setattr(
-        "fulltune.engine.weights.stochastic", lambda v, g: draws.append(torch.rand(1, generator=g)) or v
+        "fulltune.engine.rounded.stochastic", lambda v, g: draws.append(torch.rand(1, generator=g)) or v
     )
     learned(one)
     assert len(set(map(float, draws[:9]))) == 9

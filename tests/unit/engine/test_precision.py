@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fulltune.engine import weights as engine_weights
+from fulltune.engine import rounded as engine_rounded
 from fulltune.engine.precision import LossScale
-from fulltune.engine.weights import FullWeights, RoundedWeights, weights_for
+from fulltune.engine.rounded import RoundedWeights, weights_for
+from fulltune.engine.weights import FullWeights
 from fulltune.optim.groups import Parting, groups
 from fulltune.optim.optimizers import make
 from fulltune.planning.precision import precision_plan
@@ -100,7 +101,7 @@ def test_without_rounding_it_is_the_optimizer_in_float32(
     monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
     """Weights stay float32 here, so that nothing but rounding is taken away: what is left is torch's own update."""
-    monkeypatch.setattr(engine_weights, "stochastic", lambda value, generator: value)
+    monkeypatch.setattr(engine_rounded, "stochastic", lambda value, generator: value)
     make_optimizer = maker(name, lr=0.01, weight_decay=0.1, options=options)
     plain, rounded = Net(), Net()
     ours = RoundedWeights(rounded, make_optimizer, moments="float32")

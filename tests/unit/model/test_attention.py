@@ -130,9 +130,9 @@ def test_examples_beside_each_other_are_about_as_long() -> None:
     assert [(one.start, one.length) for one in examples] == [
         (sum(lengths[:place]), length) for place, length in enumerate(lengths)
     ]
-    bands = [[one.length for one in band.examples] for band in attention._bands(examples, 3)]
-    assert bands == [[100, 51, 50], [49], [9], [2, 1]]
-    [first, *_] = attention._bands(examples, 3)
+    laid = attention._laid(examples, 262, 2, 3)
+    assert [[one.length for one in band.examples] for band in laid.bands] == [[100, 51, 50], [49], [9], [2, 1]]
+    first = laid.bands[0]
     assert [(block.start, block.stop, block.count) for block in first.blocks] == [
         (0, 32, 3), (32, 64, 3), (64, 96, 1), (96, 100, 1),
     ]  # fmt: skip

@@ -1,7 +1,9 @@
 """What blocks keep waits on the host: gradients are the same, weights are not copied, and nothing stays behind."""
 
+import gc
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -21,9 +23,10 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     real = waiting._unpack
 
     def unpack(packed: Any) -> Any:
+        made = real(packed)
         if isinstance(packed, tuple):
-            shapes.append(packed[1].shape)
-        return real(packed)
+            shapes.append(made.shape)
+        return made
 
     monkeypatch.setattr(waiting, "_unpack", unpack)
     return shapes
@@ -80,14 +83,56 @@ def test_what_several_operations_save_is_copied_once_for_each_pass(monkeypatch: 
     once = len(made)
     passed(model)
     assert len(made) == 2 * once
-    moved: list[int] = []
-    monkeypatch.setattr(
-        waiting,
-        "_unpack",
-        lambda packed: (moved.append(1), packed if isinstance(packed, torch.Tensor) else packed[1])[1],
-    )
+    asked: list[int] = []
+    unpack = waiting._unpack
+    monkeypatch.setattr(waiting, "_unpack", lambda packed: asked.append(1) or unpack(packed))
     passed(model)
-    assert len(moved) > once
+    assert len(asked) > once // 2, "each of them went and came"
+
+
+def test_what_a_block_kept_comes_while_the_one_behind_it_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no earlier: of all blocks together it would be what was to be spared."""
+    model = tiny.model("llama", num_hidden_layers=5)
+    waiting.let_wait(model)
+    told: list[str] = []
+    bring, give = waiting._Kept._bring, waiting._Kept.give
+    names: dict[int, str] = {}
+
+    def begun(kept: Any) -> Any:
+        if kept._here is None:
+            told.append(f"{names.setdefault(id(kept), str(len(names)))} comes")
+        return bring(kept)
+
+    def asked(kept: Any, number: int) -> Any:
+        made = give(kept, number)
+        if (said := f"{names[id(kept)]} is used") not in told:
+            told.append(said)
+        return made
+
+    monkeypatch.setattr(waiting._Kept, "_bring", begun)
+    monkeypatch.setattr(waiting._Kept, "give", asked)
+    passed(model)
+    assert told[:6] == ["0 comes", "1 comes", "0 is used", "2 comes", "1 is used", "3 comes"]
+    assert told[-1] == "4 is used"
+
+
+def test_what_went_to_the_host_is_let_go_of_and_so_is_what_came_back() -> None:
+    model = tiny.model("llama", num_hidden_layers=6)
+    waiting.let_wait(model)
+    kept: list[Any] = []
+    init = waiting._Kept.__init__
+
+    def noted(one: Any, *given: Any) -> None:
+        init(one, *given)
+        kept.append(ref(one))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(waiting._Kept, "__init__", noted)
+        passed(model)
+        passed(model)
+    gc.collect()
+    assert len(kept) == 12
+    assert not [one for one in kept if one() is not None], "a pass that is over holds memory"
 
 
 def test_a_pass_that_fails_leaves_nothing_switched_on() -> None:

@@ -110,6 +110,9 @@ def test_what_the_recipe_says_is_done(name: str, processes: int) -> None:
         (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "galore"}}, "galore needs whole weights"),
         (2, {"engine": {"name": "fsdp2"}, "optim": {"name": "apollo_mini"}}, "apollo_mini needs whole weights"),
         (1, {"engine": {"name": "zero1"}, "optim": {"name": "adafactor"}}, "adafactor needs whole weights"),
+        (1, {"memory": {"offload": "moments"}}, "lies on the host already"),
+        (1, {"machine": GPUS, "memory": {"offload": "moments"}, "optim": {"name": "mine:Own"}}, "moved one by one"),
+        (2, {"machine": GPUS, "memory": {"offload": "both"}, "engine": {"name": "fsdp2"}}, "a way of its own"),
     ],
 )
 def test_what_does_not_go_together_is_refused(processes: int, sections: dict[str, Any], said: str) -> None:
@@ -122,6 +125,12 @@ def test_an_optimizer_that_may_not_see_rows_is_never_given_them() -> None:
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "adafactor"}).name == "ddp"
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "muon"}).name == "ddp"
     assert chosen(8, machine=of(GPUS, 1), optim={"name": "lion"}).name == "fsdp2"
+
+
+@pytest.mark.parametrize("asked", [{"model": {"path": "/m", "liger": True}}, {"memory": {"offload": "moments"}}])
+def test_what_wants_whole_weights_is_never_given_parts(asked: dict[str, Any]) -> None:
+    assert chosen(8, machine=of(GPUS, 1)).name == "fsdp2"
+    assert chosen(8, machine=of(GPUS, 1), **asked).name == "ddp"
 
 
 def test_a_setting_of_one_engine_is_no_setting_of_another() -> None:

@@ -78,10 +78,10 @@ def model(context: int | None = 4096) -> ModelFacts:
         ({"train": {"compile": True}}, False),
         ({"model": {"path": "x", "attention": "sdpa"}}, False),
         ({"model": {"path": "x", "dropout": 0.1}}, False),
-        ({"optim": {"in_backward": "two_passes"}}, False),
+        ({"optim": {"in_backward": "two_passes"}, "train": {"batch_examples": 4}}, True),
+        ({"optim": {"in_backward": "two_passes"}, "train": {"batch_examples": 5}}, False),
         ({"train": {"layout": "padded"}}, False),
         ({"longest": ATTENDED + 1}, False),
-        ({"median": 63}, False),
         ({"machine": GPUS}, False),
         ({"causal": False}, False),
     ],
@@ -90,7 +90,6 @@ def model(context: int | None = 4096) -> ModelFacts:
 def test_examples_are_packed_where_attention_takes_them_one_by_one(changes: dict[str, Any], packed: bool) -> None:
     changes = {"longest": ATTENDED, "machine": CPU, "causal": True, **changes}
     card, known = facts(longest=changes.pop("longest")), replace(model(), causal=changes.pop("causal"))
-    card.splits["train"].lengths["p50"] = changes.pop("median", 64)
     machine = changes.pop("machine")
     recipe = load_recipe({"model": {"path": "x"}, "data": {"train": "a"}, **changes})
     made = make_plan(recipe, card, known, machine, count)

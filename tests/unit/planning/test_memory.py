@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fulltune.base.memory import CHUNK_BYTES, GIB, Forecast, Part, Shape, between
+from fulltune.base.memory import AWAY_AT_ONCE, CHUNK_BYTES, GIB, Forecast, Part, Shape, between
 from fulltune.base.records import ModelFacts, Precision
 from fulltune.planning.memory import forecast
 from fulltune.planning.precision import precision_plan
@@ -84,6 +84,26 @@ def test_what_waits_on_the_host_is_not_on_the_device() -> None:
     mixed = forecast(way("bf16-mixed", kind="cuda", waits=True), model(), LOAD)
     assert {part.name: part.high for part in mixed.host}["weights in 16 bits"] == 2 * 1000
     assert {part.name: part.low for part in mixed.parts}["weights in 16 bits"] == 2 * 400
+
+
+def test_a_kernel_that_reads_no_mask_holds_none() -> None:
+    packed = {"kind": "cuda", "layout": "packed"}
+    low, high = parts(way("bf16-mixed", **packed, masks=False))["activations"]
+    assert (low, high) == parts(way("bf16-mixed", kind="cuda"))["activations"]
+    masked = parts(way("bf16-mixed", **packed))["activations"]
+    assert masked[0] > low
+    assert masked[1] > high
+
+
+def test_moments_that_wait_on_the_host_come_in_portions() -> None:
+    made = forecast(way(kind="cuda", moments_wait=True), model(), LOAD)
+    assert made.host == (Part("moments", 8000, 8000),)
+    assert parts(way(kind="cuda", moments_wait=True))["moments"] == (0, 8000), "all of so small a model are one portion"
+    large = replace(model(), parameters=10**9)
+    assert parts(way(kind="cuda", moments_wait=True), of=large)["moments"] == (0, 3 * 8 * (AWAY_AT_ONCE + 100))
+    rounded = way("bf16-sr", kind="cuda", moments_wait=True)
+    assert parts(rounded, of=large)["moments"] == (0, 3 * 8 * 100), "of three weight tensors"
+    assert parts(way(moments_wait=True))["moments"] == (8000, 8000), "on a CPU there is nowhere else"
 
 
 def test_computing_in_16_bits_holds_weights_twice() -> None:
