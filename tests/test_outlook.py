@@ -62,7 +62,7 @@ def test_a_micro_batch_that_cannot_fit_is_refused_before_anything_is_loaded(
     for words in (["plan"], ["train"], ["train", "--dry-run"]):
         done = command.run(words[0], recipe.name, *words[1:], cwd=tmp_path)
         assert done.returncode == 4, done.stderr
-        assert "train.micro_examples=1" in done.stderr
+        assert "train.micro_tokens=" in done.stderr
         assert {path.name for path in (tmp_path / "runs/recipe").iterdir()} == {"recipe.yaml", "data", "data.json"}
     scored = command.run("evaluate", recipe.name, cwd=tmp_path)
     assert scored.returncode == 0, "what cannot be trained here may be scored"

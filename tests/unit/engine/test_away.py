@@ -133,7 +133,8 @@ class Told:
         return f"departure {self.sent}"
 
     def wait(self, event: Any) -> None:
-        self.said.append(f"wait for {event}")
+        if event is not None:
+            self.said.append(f"wait for {event}")
 
     def settle(self) -> None:
         self.said.append("all wait")

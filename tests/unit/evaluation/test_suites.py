@@ -16,6 +16,7 @@ from fulltune.base import stop
 from fulltune.base.errors import DataError, DivergedError, Interrupted, RecipeError
 from fulltune.base.files import read_record
 from fulltune.base.results import SuiteReport
+from fulltune.evaluation import generate
 from fulltune.evaluation.asking import Examinee, Spelling, batches
 from fulltune.evaluation.generate import greedy, padded, ways
 from fulltune.evaluation.scoring import Scored, Scorer
@@ -104,6 +105,13 @@ def test_what_a_model_does_wrong_is_noticed_and_gone_around(deaf: Any, wanted: t
     said = Speaker(examinee(model), how)(PROMPTS, NAMES)
     assert said == [Speaker(examinee(tiny.model("gpt2")), how)([prompt], ["0"])[0] for prompt in PROMPTS]
     assert [list(one.ids) for one in said] == greedy(model, PROMPTS, stop_ids=[2], tokens=6)
+
+
+def test_noise_of_16_bits_is_no_fault_of_a_model_that_is_asked_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are float32, and flash attention computes under autocast: with a cache the third digit is another."""
+    model = tiny.model("llama")
+    monkeypatch.setattr(generate, "arithmetic", lambda _: torch.autocast("cpu", torch.bfloat16))
+    assert (ways(model).cache, ways(model).together) == (True, "padded")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3", "granite"])

@@ -138,9 +138,9 @@ def test_a_result_is_compared_with_the_model_as_transformers_has_it(
     folder, rows = tiny.folder(tmp_path / "model"), tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(12))
     values = tiny.recipe(folder, rows, train={"steps": 1, "batch_examples": 4})
     with pytest.raises(DataError, match="its logits differ"):
-        fulltune.train(values, tmp_path / "plain")
+        fulltune.train(values, out=tmp_path / "plain")
     values["model"]["liger"] = True
-    fulltune.train(values, tmp_path / "run")
+    fulltune.train(values, out=tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 

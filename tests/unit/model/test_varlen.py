@@ -10,10 +10,12 @@ import torch
 import torch.nn.attention.varlen as torchs
 from torch import Tensor
 
-from fulltune.base.errors import MachineError
+from fulltune.base.errors import MachineError, RecipeError
 from fulltune.model import probe, varlen
 from fulltune.model.facts import blocks, checkpoint_blocks
 from fulltune.model.kept import _policy
+from fulltune.model.load import load_model, outline_model
+from fulltune.recipe.schema import ModelSection
 from tests import tiny
 from tests.contract.ground import Ground
 
@@ -54,6 +56,8 @@ def _kernel() -> Iterator[None]:
         assert torch.equal(cu_q, cu_k)
         sums = query.new_zeros(query.shape[1], len(query), dtype=torch.float32)
         assert query.dtype == key.dtype == value.dtype
+        assert all(tensor.stride(-1) == 1 for tensor in (query, key, value)), "as the kernel of GPUs asks"
+        assert cu_q.is_contiguous()
         with torch.autocast("cpu", enabled=False):
             found = attended(query.float(), key.float(), value.float(), cu_q, scale).to(query.dtype)
         return found, sums, torch.zeros(2, dtype=torch.uint64)
@@ -174,6 +178,40 @@ def test_what_it_cannot_compute_stops() -> None:
     for more in ({"sliding_window": 4}, {"dropout": 0.1}, {"softcap": 30.0}, {"is_causal": False}):
         with pytest.raises(AssertionError, match="more of its attention"):
             attend(layer, query, key, key, None, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("llama", {}, None),
+        ("gemma2", {}, "not known"),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "not known"),
+        ("llama", {"attention_dropout": 0.1}, "not known"),
+        ("llama", {"head_dim": 12}, "these have 12"),
+        ("qwen3", {"head_dim": 264}, "these have 264"),
+    ],
+)
+def test_models_that_want_more_or_have_other_heads_are_refused(
+    kind: str, changes: dict[str, Any], said: str | None
+) -> None:
+    made = tiny.model(kind, **changes)
+    if said is None:
+        varlen.require_known(made)
+        return
+    with pytest.raises(RecipeError, match=said):
+        varlen.require_known(made)
+
+
+def test_a_folder_is_loaded_with_it_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = ModelSection(path=str(tiny.folder(tmp_path / "llama")), attention="varlen")
+    assert not varlen.attends_so(load_model(section)), "a result is measured on the host too"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert varlen.attends_so(load_model(section))
+    assert varlen.attends_so(outline_model(section))
+    other = ModelSection(path=str(tiny.folder(tmp_path / "gemma2", "gemma2")), attention="varlen")
+    for load in (load_model, outline_model):
+        with pytest.raises(RecipeError, match="not known"):
+            load(other)
 
 
 def test_a_torch_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

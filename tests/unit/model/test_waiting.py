@@ -8,8 +8,9 @@ from weakref import ref
 import pytest
 import torch
 
+from fulltune.base.errors import RecipeError
 from fulltune.model import waiting
-from fulltune.model.facts import blocks, checkpoint_blocks
+from fulltune.model.facts import blocks, checkpoint_blocks, require_inner_checkpoints
 from tests import tiny
 from tests.contract.ground import Ground
 
@@ -152,3 +153,13 @@ def test_without_gradients_nothing_is_copied(moved: list[torch.Size], monkeypatc
     monkeypatch.setattr(torch.Tensor, "untyped_storage", lambda *_: pytest.fail("asked for"))
     with torch.no_grad():
         model(input_ids=torch.arange(8)[None])
+
+
+def test_where_blocks_are_made_again_around_their_hooks_it_is_refused() -> None:
+    """As transformers 5.17 does it: all that is made again would wait on the host."""
+    model = tiny.model("llama")
+    require_inner_checkpoints(model)
+    outer = type("Outer", (type(blocks(model)[0]),), {"__call__": lambda self, *given: None})
+    blocks(model)[1].__class__ = outer
+    with pytest.raises(RecipeError, match="would wait on the host"):
+        require_inner_checkpoints(model)

@@ -91,6 +91,19 @@ def test_copies_on_a_host_are_dropped_when_they_are_written(tmp_path: Path) -> N
     assert all(torch.equal(found[name], tensors[name]) for name in "bcd")
 
 
+def test_beside_a_gpu_copies_of_what_lies_on_the_host_are_dropped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments that wait there (memory.offload): only what is pinned is worth keeping."""
+    staging: Staging = {}
+    capture = Capture({"x.safetensors": {"weight": torch.ones(2), "moment": torch.zeros(3)}}, {}, staging)
+    capture.copy()
+    monkeypatch.setattr(capture, "_pins", True)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: len(tensor) == 2)
+    capture.write(tmp_path)
+    assert list(staging) == ["x.safetensors/weight"]
+
+
 def test_a_checkpoint_that_stands_leaves_no_thread(tmp_path: Path, ground: Ground) -> None:
     """The next updates would be slower for it (base/beside.py)."""
     before = threading.active_count()
