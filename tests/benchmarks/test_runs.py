@@ -48,7 +48,8 @@ def test_memory_by_the_number_of_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     measured = record(tmp_path, "memory")["measured"]
     assert isinstance(measured, list)
     assert [one["rows"] for one in measured] == [200, 400]
-    assert all(one["peak"]["own"] > 2**26 and one["fetch"]["median"] > 0 for one in measured)
+    # Without torch the process takes about 64 MiB, and is looked at now and then.
+    assert all(one["peak"]["own"] > 2**25 and one["fetch"]["median"] > 0 for one in measured)
 
 
 @pytest.mark.slow
