@@ -82,7 +82,6 @@ def shape(model: nn.Module, config: Any) -> Shape:
     heads = _number(config, _HEADS)
     projected = [model.get_parameter(name).shape for name in matrices(model)]
     groups = _number(config, ("num_key_value_heads",)) or heads
-    each = head_size(config) or hidden // max(1, heads)
     return Shape(
         block=max(sizes, default=0),
         outside=sum(p.numel() for p in model.parameters()) - sum(sizes),
@@ -91,7 +90,7 @@ def shape(model: nn.Module, config: Any) -> Shape:
         inner_block=max(map(sum, sides), default=0),
         widest=max((side for each in sides for side in each), default=0),
         heads=heads,
-        repeated=2 * max(0, heads - groups) * each,
+        repeated=2 * max(0, heads - groups) * (head_size(config) or hidden // max(1, heads)),
         cut=head(model) is not None,
         matrices=sum(rows * columns for rows, columns in projected),
         longer=sum(map(max, projected)),

@@ -25,9 +25,7 @@ def _of_attention(recipe: Recipe, model: ModelFacts, machine: Machine, precision
         return
     if machine.kind == "cpu":
         said = "torch's kernel for examples of varying lengths is one of GPUs"
-        yield Fault(
-            said, _ATTENTION, "leave model.attention out: on a CPU packed examples are attended one by one anyhow"
-        )
+        yield Fault(said, _ATTENTION, "leave model.attention out: on a CPU `auto` packs and is fast")
     elif not machine.bf16:
         said = f"torch's kernel for examples of varying lengths is not for {machine.name}, which has no bf16"
         yield Fault(said, _ATTENTION, "leave model.attention out")

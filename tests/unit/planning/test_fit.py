@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fulltune.base.errors import MachineError
+from fulltune.planning import fit
 from fulltune.planning.engine import Case, Crowd, choose_engine
 from fulltune.planning.fit import require_fit
 from fulltune.planning.way import Pass
@@ -142,6 +143,22 @@ def test_offloaded_state_must_fit_the_host() -> None:
     fault = refusal(given, 10).faults[0]
     assert fault.where == "this machine's memory"
     assert "weights 0.50, gradients 0.50, moments 1.00" in fault.what
+
+
+def test_moments_on_the_host_are_offered_where_they_would_help() -> None:
+    def offered(given: Case, available: float = 100) -> list[str]:
+        helps = [told for told, _ in fit._helping(given, int(available * GIB))]
+        return [told for told in helps if told.startswith("memory.offload")]
+
+    one = case(1, machine=of(GPUS, 16))
+    assert offered(one)[0].startswith("memory.offload=moments (")
+    assert offered(case(1, machine=of(GPUS, 16), memory={"offload": "activations"}))[0].startswith(
+        "memory.offload=both ("
+    )
+    assert not offered(one, 4), "the host has no room for them"
+    assert not offered(case(1, machine=of(GPUS, 16), memory={"offload": "moments"}))
+    assert not offered(case(1, machine=of(GPUS, 16), optim={"name": "mine:Own"}))
+    assert not offered(case(1, machine=of(CPU, 16)))
 
 
 def test_on_a_gpu_only_what_does_not_fit_with_one_example_is_refused() -> None:
