@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fulltune.adding import add_in_place
 from fulltune.base.allocator import LARGEST, keeping
 from fulltune.base.errors import RecipeError
 from fulltune.base.groups import GroupPlan
@@ -34,7 +35,9 @@ from fulltune.model.facts import (
     set_dropout,
     undecayed,
 )
+from fulltune.model.norms import fuse_norms
 from fulltune.model.probe import leaves_unused
+from fulltune.model.projections import keep_less
 from fulltune.model.tiled import tile_mlps
 from fulltune.model.waiting import let_wait
 from fulltune.objectives import Objective
@@ -71,6 +74,11 @@ def engine_for(
     checkpointing = plan.checkpointing or recipe.memory.checkpointing
     if checkpointing in ("selective", "full"):
         checkpoint_blocks(model, keep_products=checkpointing == "selective")
+    if meeting.world.device == "cpu" and not recipe.train.compile and not DIVIDED[by.name]:
+        keep_less(model)
+        fuse_norms(model)
+        if by.name == "single" and recipe.optim.in_backward == "off" and plan.dtypes.weights == "float32":
+            add_in_place(model)
     if recipe.memory.mlp_tile is not None:
         tile_mlps(model, recipe.memory.mlp_tile)
     if recipe.memory.activations_wait:

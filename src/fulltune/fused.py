@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fulltune.adding import given
 from fulltune.base.memory import NARROWED
 
 
@@ -67,7 +68,7 @@ class _HeadLoss(torch.autograd.Function):
                 of_weight = _added(of_weight, slopes, (narrow[part] * factors).to(way.computed))
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight) if of_weight is None else of_weight
-        ctx.made, ctx.of_weight = (None if of_hidden is None else of_hidden[:tokens], of_weight), weight.dtype
+        ctx.made, ctx.weight = (None if of_hidden is None else of_hidden[:tokens], of_weight), weight
         return total
 
     @staticmethod
@@ -80,7 +81,7 @@ class _HeadLoss(torch.autograd.Function):
         if of_hidden is not None:
             of_hidden.mul_(slope)
         if of_weight is not None:  # widened here, where there are no logits any more
-            of_weight = of_weight.to(ctx.of_weight).mul_(slope)
+            of_weight = given(ctx.weight, of_weight, slope)
         return of_hidden, of_weight, None, None, None
 
 

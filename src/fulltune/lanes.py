@@ -55,7 +55,8 @@ class Lanes:
 
 def mapped(value: Tensor) -> Tensor:
     """Memory of the host for a tensor, in pages of its own: dropped, they go back to the system at once."""
-    whole = torch.frombuffer(mmap.mmap(-1, max(1, value.nbytes)), dtype=torch.uint8, count=value.nbytes or 1)
+    pages = mmap.mmap(-1, max(1, value.nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(pages, dtype=torch.uint8, count=value.nbytes or 1)
     return whole[: value.nbytes].view(value.dtype).view(value.shape)
 
 

@@ -40,17 +40,17 @@ def test_landmine_J3_what_the_recipe_says_of_checkpointing_is_what_runs(
     tmp_path: Path, llama: Path, data: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through a whole run: each block of a training pass is computed twice if asked for, else once."""
-    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
-    real, passes = LlamaMLP.forward, {}
+    real, passes = LlamaAttention.forward, {}
     for asked in ("none", "full"):
         calls: list[bool] = []
 
-        def counting(self: Any, x: Any, calls: list[bool] = calls) -> Any:
+        def counting(self: Any, *given: Any, calls: list[bool] = calls, **named: Any) -> Any:
             calls.append(self.training and torch.is_grad_enabled())
-            return real(self, x)
+            return real(self, *given, **named)
 
-        monkeypatch.setattr(LlamaMLP, "forward", counting)
+        monkeypatch.setattr(LlamaAttention, "forward", counting)
         recipe = tiny.recipe(
             llama,
             data,

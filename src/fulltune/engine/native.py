@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fulltune.base.allocator import returning
 from fulltune.base.formats import PrecisionPlan
 from fulltune.batch import Batch
 from fulltune.engine.capture import Capture, Staging
@@ -113,7 +114,8 @@ class NativeEngine:
         kept = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
         try:
             if fresh:
-                self._step_in_place()
+                with returning() if self.world.device == "cpu" else nullcontext():
+                    self._step_in_place()
             yield
         finally:
             self.clear()

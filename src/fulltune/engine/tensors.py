@@ -4,11 +4,16 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Still = AbstractContextManager[Any]
+"""In which what is written stands still."""
 
 _NAMES = {
     torch.float64: "F64",
@@ -26,9 +31,18 @@ _PIECE = 64 << 20
 """Bytes that are hashed and written at once: other threads run meanwhile, and what was hashed is still in the cache."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    still: Still | None = None,
+    done: Callable[[str], object] | None = None,
+) -> str:
     """Write host tensors in the safetensors format; returns the sha256 of what was to be written.
 
+    Each is asked for once more with each piece that is written, within `still`, and `done` hears its name when it
+    stands in the file. So another thread may put an equal one in its place between two pieces.
     The library's own writer copies all of them first (`tobytes`), and its digest could only be taken from the file, so
     a write that went wrong would be taken for right.
     """
@@ -51,10 +65,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             digest.update(piece)
             _write(file.fileno(), memoryview(piece))
         for name in names:
-            content = _bytes(tensors[name])
-            for at in range(0, len(content), _PIECE):
-                digest.update(content[at : at + _PIECE])
-                _write(file.fileno(), content[at : at + _PIECE])
+            for at in range(0, tensors[name].nbytes, _PIECE):
+                with still or nullcontext():
+                    content = _bytes(tensors[name])[at : at + _PIECE]
+                    digest.update(content)
+                    _write(file.fileno(), content)
+            if done is not None:
+                done(name)
     return digest.hexdigest()
 
 

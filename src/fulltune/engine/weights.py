@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from fulltune.adding import drop, settle
 from fulltune.engine.away import Away, portions
 from fulltune.engine.contract import MakeOptimizer, Pull, Visitor
 
@@ -75,6 +76,7 @@ class FullWeights:
         """Nothing to do: autograd adds up in float32."""
 
     def gather(self) -> None:
+        settle(self._of.values())
         for shard, parameter in self._of.items():
             if isinstance(parameter, DTensor):
                 shard.grad = None if parameter.grad is None else local(parameter.grad)
@@ -134,6 +136,7 @@ class FullWeights:
             act(name, parameter.data)
 
     def clear(self) -> None:
+        drop(self._of.values())
         for shard, parameter in self._of.items():
             shard.grad = parameter.grad = None
         if self._away is not None:

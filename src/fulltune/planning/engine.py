@@ -50,6 +50,7 @@ class Case:
             checkpointing=self.checkpointing,
             eager=self.recipe.model.attention == "eager",
             blockwise=self.recipe.model.attention == "auto" and not self.recipe.train.compile,
+            compiled=self.recipe.train.compile,
             masks=not self.recipe.model.attention.startswith(("flash", "varlen")),
             reshard=section.reshard,
             replicas=section.replicas,

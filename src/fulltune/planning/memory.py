@@ -79,7 +79,7 @@ def _casts(way: Way, model: ModelFacts) -> Iterator[Part]:
         return
     blocks = model.parameters - model.shape.outside
     kept = way.compute * (model.shape.block if way.checkpointed or way.waits else blocks)
-    yield Part("weights in 16 bits", kept, kept + way.compute * model.shape.outside)
+    yield Part("weights in 16 bits", 0 if way.spares else kept, kept + way.compute * model.shape.outside)
 
 
 def _gathered(way: Way, model: ModelFacts) -> Iterator[Part]:
@@ -166,7 +166,11 @@ def _of_blocks(way: Way, model: ModelFacts, inner: int, blocks: int) -> tuple[fl
     fused = compute * beside + 4 * compute * model.hidden * blocks  # norms in one kernel each
     # Kernels that take a mask want keys and values for every head.
     repeated = compute * shape.repeated * blocks if way.layout == "packed" and way.masks else 0
-    return _CERTAIN * (exact if way.kind == "cpu" else fused), exact + repeated
+    low = exact if way.kind == "cpu" else fused
+    if way.spares:  # of a gated MLP two sides of four; of norms what comes in, and what goes out as products want it
+        norms = hidden if way.stream < 4 else 2 * (4 + compute)
+        low = compute * (inner - shape.mlps * blocks // max(1, 3 * model.layers)) + norms * model.hidden * blocks
+    return _CERTAIN * max(0, low), exact + repeated
 
 
 def _results(way: Way, model: ModelFacts) -> tuple[float, float]:

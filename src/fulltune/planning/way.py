@@ -52,6 +52,7 @@ class Way:
     """Whether attention writes its weights out, a number for each pair of tokens."""
     blockwise: bool = False
     """Whether attention may keep its weights below the diagonal, of rows that are not too long (model/attention.py)."""
+    compiled: bool = False
     masks: bool = True
     """Whether attention of packed rows reads a mask, and keys for every head."""
     reshard: bool = True
@@ -77,6 +78,11 @@ class Way:
     def checkpointed(self) -> bool:
         """Whether blocks are made again in the backward pass, one after the other."""
         return self.checkpointing != "none"
+
+    @property
+    def spares(self) -> bool:
+        """Whether blocks may keep less for the backward pass (model/projections.py, model/norms.py)."""
+        return self.kind == "cpu" and not self.compiled and not DIVIDED[self.engine]
 
     @property
     def compute(self) -> int:

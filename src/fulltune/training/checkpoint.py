@@ -87,7 +87,6 @@ class Checkpoints:
         return None if begun is None else begun.result()
 
     def _write(self, capture: Capture, progress: Progress, journal: int) -> CheckpointInfo:
-        capture.copy()
         place = self._place(progress.update)
         with whole_folder(place) as draft:
             digests = capture.write(draft)

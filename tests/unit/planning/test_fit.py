@@ -52,14 +52,14 @@ def test_only_the_low_end_refuses_and_the_high_end_warns() -> None:
 
 
 def test_a_refusal_says_what_is_missing_where_and_what_helps_with_figures() -> None:
-    fault = refusal(loaded(case(1, of=WIDE), 16), 24).faults[0]
+    fault = refusal(loaded(case(1, of=WIDE), 16), 23).faults[0]
     start = (
-        r"the run does not fit: it takes 25\.4 to 36\.8 GiB \(weights 4\.00, gradients 0\.00 to 4\.00, moments 8\.00"
+        r"the run does not fit: it takes 23\.7 to 36\.8 GiB \(weights 4\.00, gradients 0\.00 to 4\.00, moments 8\.00"
     )
     assert re.match(start, fault.what)
-    assert fault.what.endswith("and there are 24.0 GiB")
+    assert fault.what.endswith("and there are 23.0 GiB")
     assert fault.where == "this machine's memory"
-    assert re.search(r"train\.micro_examples=2 \(17\.7 to 23\.1 GiB\)", fault.mend)
+    assert re.search(r"train\.micro_examples=1 \(16\.7 to 20\.8 GiB\)", fault.mend)
     assert re.search(r"memory\.checkpointing=full \(16\.0 to 20\.9 GiB\)", fault.mend)
 
 

@@ -73,7 +73,7 @@ def test_what_was_decided_is_said_with_figures() -> None:
     given = loaded(case(1, of=WIDE, **FIXED), 16)
     tight = within(given, high(given) - 1)
     (note,) = told(tight, fitted(tight))
-    assert note.startswith("checkpointing: selective, since without it the run may take 25.4 to 36.8 GiB of 36.8 GiB")
+    assert note.startswith("checkpointing: selective, since without it the run may take 23.7 to 36.8 GiB of 36.8 GiB")
     plenty = within(given, 2 * high(given))
     assert list(told(plenty, fitted(plenty))) == []
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fulltune.base.errors import CheckpointError, DiskError, DivergedError
 from fulltune.base.records import CheckpointInfo, Mark, Progress
+from fulltune.engine import tensors as tensors_module
 from fulltune.engine.capture import Capture, Staging
 from fulltune.training.checkpoint import Belonging, Checkpoints
 from fulltune.training.manifest import read_manifest
@@ -89,6 +90,46 @@ def test_copies_on_a_host_are_dropped_when_they_are_written(tmp_path: Path) -> N
     assert found.keys() == tensors.keys()
     assert found["a"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "as it was"
     assert all(torch.equal(found[name], tensors[name]) for name in "bcd")
+
+
+def test_what_is_written_before_anything_moves_is_never_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever moves weights meanwhile copies the rest: also of a tensor that is half written."""
+    monkeypatch.setattr(tensors_module, "_PIECE", 4 * 8)
+    values = {name: torch.arange(20.0) + start for start, name in enumerate("abc")}
+    before = {name: value.clone() for name, value in values.items()}
+    staging: Staging = {}
+    capture = Capture({"x.safetensors": values}, {}, staging)
+    pieces: list[int] = []
+    write = tensors_module._write
+
+    def moving(handle: int, content: memoryview) -> None:
+        write(handle, content)
+        pieces.append(len(content))
+        if len(pieces) == 2 + 3 + 1:  # the header, all of a, a piece of b
+            mover = threading.Thread(target=move)
+            mover.start()
+            movers.append(mover)
+
+    def move() -> None:
+        capture.wait()
+        copied.extend(sorted(staging))
+        for value in values.values():
+            value.zero_()
+
+    movers: list[threading.Thread] = []
+    copied: list[str] = []
+    monkeypatch.setattr(tensors_module, "_write", moving)
+    capture.write(tmp_path)
+    movers[0].join()
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name], before[name]) for name in "abc")
+    assert all(not value.any() for value in values.values())
+    assert "x.safetensors/a" not in copied
+    assert not staging
+    alone = Capture({"y.safetensors": before}, {}, staging)
+    monkeypatch.setattr(alone, "_copied", None)
+    alone.write(tmp_path)
+    alone.wait()
 
 
 def test_beside_a_gpu_copies_of_what_lies_on_the_host_are_dropped_too(
