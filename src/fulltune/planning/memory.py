@@ -48,6 +48,10 @@ def forecast(way: Way, model: ModelFacts, load: Pass) -> Forecast:
     state = [weights, gradients, moments, *pulls]
     if not load.several and way.engine != "ddp":  # DDP has room for all gradients from the start
         state[1] = _late(way, model, gradients, whole)
+    elif way.spares and way.engine == "single" and way.dtypes.weights == "float32":
+        # Those of a first micro-batch lie in the format of computing until others come (adding.py).
+        late, first = _late(way, model, gradients, whole).low, model.parameters * way.compute
+        state[1] = replace(gradients, low=min(gradients.low, max(late, first)))
     host: list[Part] = []
     if way.offload and way.kind == "cuda":
         host, state = standing.offloaded(way, model, [weights, gradients, moments, *pulls])

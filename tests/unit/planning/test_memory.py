@@ -50,6 +50,9 @@ def test_gradients_count_where_activations_leave_no_room_for_them() -> None:
     assert parts(way(), few)["gradients"] == (4000 - passes, 4000)
     assert parts(way(), replace(LOAD, several=True))["gradients"] == (4000, 4000), "those of other micro-batches"
     assert parts(way(engine="ddp", processes=2))["gradients"] == (4000, 4000), "its buckets"
+    several = replace(LOAD, several=True)
+    assert parts(way("bf16-mixed"), several)["gradients"] == (2000, 4000), "in 16 bits until others come"
+    assert parts(way("bf16-mixed", compiled=True), several)["gradients"] == (4000, 4000)
 
 
 def test_a_block_that_is_computed_again_leaves_its_input() -> None:
