@@ -31,8 +31,8 @@ def returning() -> Iterator[None]:
     """In here a block of a MiB goes back to the system when it is freed, and all that is free does at the end.
 
     Weights that are gathered and dropped, layer by layer, otherwise leave holes that the next ones do not fit into:
-    600 MiB of shards then grew to 2,000. It costs the system's work for each block, so it is not for training. Without
-    glibc nothing changes.
+    600 MiB of shards then grew to 2,000. It costs the system's work for each block, so it is not for training. What a
+    user set by glibc's variables is left alone, here and afterwards; without glibc nothing changes.
     """
     with _tuned(_RETURNING):
         yield
@@ -46,8 +46,7 @@ def keeping() -> Iterator[None]:
     anew, page by page: 79,000 of them in one update of 28 million weights, in place of few or none. What a user set by
     glibc's variables is left alone, and without glibc nothing changes.
     """
-    said = any(name in os.environ for name in _VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    with _tuned(_now[-1] if said else _KEEPING):
+    with _tuned(_KEEPING):
         yield
 
 
@@ -65,7 +64,8 @@ def hold_few_kernels() -> None:
 @contextmanager
 def _tuned(how: tuple[int, int]) -> Iterator[None]:
     """`how`: from which size a block is a mapping of its own, and how much may lie free at the heap's end."""
-    if platform.libc_ver()[0] != "glibc" or how == _now[-1]:
+    said = any(name in os.environ for name in _VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if said or platform.libc_ver()[0] != "glibc" or how == _now[-1]:
         yield
         return
     _tell(how)

@@ -76,7 +76,10 @@ def test_blocks_that_are_kept_are_not_provided_anew() -> None:
 
 @GLIBC
 def test_what_a_user_told_glibc_is_left_alone() -> None:
-    assert provided("keeping", MALLOC_MMAP_THRESHOLD_="1048576")[0] >= 4 * 12288
+    pages = 4 * 12288
+    assert provided("keeping", MALLOC_MMAP_THRESHOLD_="1048576")[0] >= pages
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    assert max(provided("as ever", **kept)) < pages / 100, "also behind a time in which it would all be given back"
 
 
 @GLIBC
