@@ -22,12 +22,7 @@ from benchmarks.machine import occasion
 from benchmarks.speed import Pace, fastest, pace
 from benchmarks.summary import spread
 
-OURS = "fulltune"
-OURS_TOO: Mapping[str, tuple[str, ...]] = {
-    "fulltune-compiled": ("compiled",),
-    "fulltune-sr": ("rounded",),
-}
-"""fulltune in other ways: what is asked of train_fulltune. `fulltune-sr` has the number formats of `hf-pure`."""
+OURS, COMPILED = "fulltune", "fulltune-compiled"
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -41,7 +36,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     "hf-pure": ("grouped", "pure"),
 }
 """What is asked of train_trainer; each also with KEPT, as `<name>-kept`."""
-_AGAINST = [*OURS_TOO, *(name + kept for name in OTHERS for kept in ("", "-kept"))]
+_AGAINST = [COMPILED, *(name + kept for name in OTHERS for kept in ("", "-kept"))]
 
 
 @dataclass(slots=True)
@@ -104,8 +99,7 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the results")
     asked = parser.parse_args(words)
     if asked.against is None:  # in float32 nothing is pure bfloat16
-        sixteen = ("hf-pure", "fulltune-sr")
-        asked.against = [name for name in _AGAINST if asked.precision != "float32" or not name.startswith(sixteen)]
+        asked.against = [name for name in _AGAINST if asked.precision != "float32" or "pure" not in name]
     return asked
 
 
@@ -114,8 +108,8 @@ def contestants(asked: argparse.Namespace) -> list[Contestant]:
     threads = {"OMP_NUM_THREADS": str(asked.threads)}
     made = [Contestant(OURS, "train_fulltune", environment=threads)]
     for name in dict.fromkeys(asked.against):
-        if name in OURS_TOO:
-            made.append(Contestant(name, "train_fulltune", options=OURS_TOO[name], environment=threads))
+        if name == COMPILED:
+            made.append(Contestant(COMPILED, "train_fulltune", options=("compiled",), environment=threads))
             continue
         plain = name.removesuffix("-kept")
         allocator = KEPT if name != plain else {}

@@ -51,9 +51,6 @@ def main() -> None:
 
     asked, clock = recipe(course), Clock(course.updates)
     asked["train"]["compile"] = "compiled" in sys.argv[2:]
-    if "rounded" in sys.argv[2:]:  # all that is held for a weight has 16 bits
-        asked["train"]["precision"] = "bf16-sr"
-        asked["optim"]["moments"] = "bfloat16"
     begun = time.perf_counter()
     fulltune.prepare(asked, out=course.out)
     prepared = time.perf_counter() - begun

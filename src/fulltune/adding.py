@@ -35,20 +35,22 @@ def add_in_place(model: nn.Module) -> None:
 
 def given(weight: Tensor, gradient: Tensor, factor: Tensor | None = None) -> Tensor | None:
     """What a Function's backward returns for a weight, of a gradient that is nobody else's and will be multiplied."""
-    if weight in _added and factor is None and weight.grad is None and gradient.dtype != weight.dtype:
-        if weight not in _first:
-            _first[weight] = gradient
-            return None
-        settle([weight])
-    if weight in _added and weight.grad is not None:
-        weight.grad.add_(gradient, alpha=1 if factor is None else float(factor))
-        return None
-    whole = gradient.to(weight.dtype)
-    whole = whole if factor is None else whole.mul_(factor)
     if weight not in _added:
-        return whole
-    weight.grad = whole
+        return _whole(weight, gradient, factor)
+    if factor is None and gradient.dtype != weight.dtype and weight.grad is None and weight not in _first:
+        _first[weight] = gradient
+        return None
+    settle([weight])
+    if weight.grad is None:
+        weight.grad = _whole(weight, gradient, factor)
+    else:
+        weight.grad.add_(gradient, alpha=1 if factor is None else float(factor))
     return None
+
+
+def _whole(weight: Tensor, gradient: Tensor, factor: Tensor | None) -> Tensor:
+    whole = gradient.to(weight.dtype)
+    return whole if factor is None else whole.mul_(factor)
 
 
 def settle(weights: Iterable[Tensor]) -> None:

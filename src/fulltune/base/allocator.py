@@ -54,8 +54,8 @@ def hold_few_kernels() -> None:
     """Before the first product in 16 bits on a CPU: keep fewer of the kernels that are made for each new shape.
 
     oneDNN, and what torch has in front of it, would keep 1,024 of each, half a MiB a pair: half a GiB after some dozens
-    of updates, between whose pieces large blocks fit ever less. A forward and backward pass takes about 30; rows have
-    new lengths in the next. What a user set is left alone.
+    of updates, between whose pieces large blocks fit ever less. Rows have other lengths in the next pass anyhow, so
+    that few are used again. What a user set is left alone.
     """
     for name, kept in _KERNELS.items():
         os.environ.setdefault(name, str(kept))

@@ -68,8 +68,9 @@ class Capture:
         if self.held and not self._pins:
             return
         with self._copying:
-            copied = False
-            for file, name in sorted(self._own):
+            with self._lock:
+                waiting, copied = sorted(self._own), False
+            for file, name in waiting:
                 with self._lock:
                     if (file, name) in self._own:
                         self._tensors[file][name] = self._copied(f"{file}/{name}", self._tensors[file][name])

@@ -113,7 +113,7 @@ class NativeEngine:
         groups = self._optimizer.param_groups
         kept = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
         try:
-            if fresh:
+            if fresh:  # none of it stays, and nothing of it is to lie where passes will want to be
                 with returning() if self.world.device == "cpu" else nullcontext():
                     self._step_in_place()
             yield

