@@ -140,9 +140,7 @@ def _layout(recipe: Recipe, model: ModelFacts, machine: Machine, precision: str,
         return "packed"
     kernel = train.compile or recipe.model.attention != "auto" or precision == "fp16-mixed" or recipe.model.dropout
     apart = machine.kind == "cpu" and model.causal and longest <= ATTENDED and not kernel
-    # What moves weights in the backward pass makes an update one row, for which a model must have positions.
-    fits = model.context is None or (train.batch_tokens is None and train.batch_examples * longest <= model.context)
-    return "packed" if apart and (fits or recipe.optim.in_backward == "off") else "padded"
+    return "packed" if apart else "padded"
 
 
 def keep_choices(made: Plan, before: Plan, changes: Iterable[Change]) -> Plan:
