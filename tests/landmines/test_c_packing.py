@@ -100,6 +100,29 @@ def test_landmine_C2_no_mask_is_made_that_could_be_misread(tmp_path: Path, layou
     assert all(mask is None or mask.dim() == 4 for mask in given_masks)
 
 
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+"""Rotations that stretch as soon as a position lies beyond those that the model was made for."""
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("llama", DYNAMIC), ("gpt2", {})], ids=str)
+def test_landmine_C4_a_row_may_be_wider_than_the_model_has_positions(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    """For they restart: an update in one packed row learns what eight padded rows do."""
+    found = {}
+    for layout in ("padded", "packed"):
+        model = tiny.model(kind, max_position_embeddings=32, **changes)
+        ground = Ground(tmp_path / layout, model, count=8, micro=8, layout=layout)
+        (batch,) = ground.batches()
+        with ground.engine.micro(last=True):
+            share = ground.engine.forward(batch)["next_token"]
+            ground.engine.backward(share)
+        found[layout] = [share.detach(), *(weight.grad for weight in ground.model.parameters())]
+    assert batch.ids.shape == (1, sum(batch.lengths)) and sum(batch.lengths) > 2 * 32 > max(batch.lengths)
+    for one, other in zip(found["padded"], found["packed"], strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_landmine_C3_no_example_predicts_the_first_token_of_the_next(tmp_path: Path) -> None:
     batch = Ground(tmp_path, tiny.model("llama"), count=8, layout="packed").batches()[0]
     ends = np.cumsum(batch.lengths) - 1
