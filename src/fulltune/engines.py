@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fulltune.adding import add_in_place
-from fulltune.base.allocator import LARGEST, keeping
+from fulltune.base.allocator import LARGEST, keeping, returning
 from fulltune.base.errors import RecipeError
 from fulltune.base.groups import GroupPlan
 from fulltune.base.records import EngineName, Plan
@@ -104,14 +104,18 @@ def engine_for(
 def reusing(world: World, by: By, largest: int, *, frugal: bool = False) -> AbstractContextManager[None]:
     """In here freed memory is kept for the next pass, where the model lies on the host, and whole.
 
-    Not if `frugal`: gradients that are freed one by one would leave holes that nothing fits into (docs/memory.md).
+    If `frugal` it goes back to the system at once: gradients that are freed one by one would leave holes that nothing
+    fits into, and take nearly as much as if they stayed (docs/memory.md).
 
     `largest`: bytes of a pass's largest activations. Beyond what glibc keeps anyhow such blocks would leave holes into
     which the next ones do not fit: a model of one layer and micro-batches of 17,000 tokens took 1,500 MiB in place of
     900. So would weights that are gathered and dropped. What a GPU computes with is not the host's.
     """
-    keeps = not frugal and world.device == "cpu" and not DIVIDED[by.name] and largest <= LARGEST
-    return keeping() if keeps else nullcontext()
+    if world.device != "cpu" or DIVIDED[by.name]:
+        return nullcontext()
+    if frugal:
+        return returning()
+    return keeping() if largest <= LARGEST else nullcontext()
 
 
 def _layout(recipe: Recipe, plan: Plan, model: nn.Module, meeting: Meeting, by: By) -> Layout:

@@ -31,8 +31,9 @@ def returning() -> Iterator[None]:
     """In here a block of a MiB goes back to the system when it is freed, and all that is free does at the end.
 
     Weights that are gathered and dropped, layer by layer, otherwise leave holes that the next ones do not fit into:
-    600 MiB of shards then grew to 2,000. It costs the system's work for each block, so it is not for training. What a
-    user set by glibc's variables is left alone, here and afterwards; without glibc nothing changes.
+    600 MiB of shards then grew to 2,000. It costs the system's work for each block: of training it is for what is to
+    take little memory, and may take longer. What a user set by glibc's variables is left alone, here and afterwards;
+    without glibc nothing changes.
     """
     with _tuned(_RETURNING):
         yield

@@ -37,6 +37,8 @@ class PrecisionPlan:
     """Bytes of the numbers to which moments project a side of matrices inside of blocks; 0 if they do not."""
     spares_matrices: bool = False
     """Whether they take that for sure, but for matrices inside of blocks."""
+    parts: bool = False
+    """Whether weights that are rounded may be moved part by part: their optimizer treats each number by itself."""
 
     def __str__(self) -> str:
         told = "; ".join(f"{name} {value}" for name, value in self.rows().items())

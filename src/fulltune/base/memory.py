@@ -12,6 +12,8 @@ ATTENDED = 1024
 """Tokens of a row up to which the weights of attention may be kept (model/attention.py): they grow as its square."""
 AWAY_AT_ONCE = 1 << 24
 """Weights that are moved together at least, where their moments wait on the host (engine/away.py)."""
+MOVED_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 24}
+"""Numbers of a bfloat16 weight that are moved at once, where each is moved by itself (engine/parts.py)."""
 CODED_AT_ONCE = 1 << 22
 """Moments that are brought into 8 bits at once: so it takes no more besides, however large the weight."""
 

@@ -1,4 +1,4 @@
-"""Bfloat16 weights, moved through float32 copies one by one, and rounded stochastically."""
+"""Bfloat16 weights, moved through float32 copies part by part, and rounded stochastically."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.base.formats import MomentFormat, PrecisionPlan
+from fulltune.base.memory import MOVED_AT_ONCE
 from fulltune.engine.away import Away
 from fulltune.engine.contract import MakeOptimizer, Pull, Visitor
 from fulltune.engine.moments import narrow, widen
+from fulltune.engine.parts import in_parts
 from fulltune.engine.rounding import generator_of_this_update, stochastic
 from fulltune.engine.weights import FullWeights, Weights
 
@@ -18,7 +20,8 @@ class RoundedWeights:
 
     Plain bfloat16 loses every step that is smaller than half the distance to a weight's neighbour, about w / 512:
     at a rate of 1e-5 that is nearly all of them. Here the optimizer computes in float32, on a copy of one weight tensor
-    at a time, and only the result is rounded, so that small steps are taken now and then and are right on average.
+    at a time, or of a part of it where that is right (`engine/parts.py`), and only the result is rounded, so that small
+    steps are taken now and then and are right on average.
 
     A micro-batch's gradients are bfloat16. Those of several micro-batches are added up in float32, each as soon as the
     backward pass has it: in bfloat16 the sum of a thousand would stop growing half way.
@@ -29,8 +32,15 @@ class RoundedWeights:
     """
 
     def __init__(
-        self, model: nn.Module, make_optimizer: MakeOptimizer, *, moments: MomentFormat, moments_wait: bool = False
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        moments: MomentFormat,
+        parts: bool = False,
+        moments_wait: bool = False,
     ) -> None:
+        """`parts`: the optimizer treats each number by itself, so that a large weight may be moved part by part."""
         self._weights: dict[nn.Parameter, nn.Parameter] = {}
         self.names: dict[nn.Parameter, str] = {}
         for name, weight in model.named_parameters():
@@ -40,7 +50,7 @@ class RoundedWeights:
             shard = nn.Parameter(_outline(weight), requires_grad=weight.requires_grad)
             self._weights[shard], self.names[shard] = weight, name
         self.optimizer = make_optimizer([(name, shard) for shard, name in self.names.items()])
-        self._moments = moments
+        self._moments, self._parts = moments, parts
         self._away = Away(self.optimizer.state, next(model.parameters()).device) if moments_wait else None
         self._sums: dict[Tensor, Tensor] = {}
         """By weight: gradients of micro-batches, added up in float32."""
@@ -114,15 +124,28 @@ class RoundedWeights:
         each = [[shard] for shard in moved]
         for (shard,) in each if self._away is None else self._away.in_turn(each):
             weight, gradient = self._weights[shard], moved.pop(shard)
-            shard.data, shard.grad = weight.data.float(), gradient.float().mul_(factor)
             self._drop(weight)
-            widen(self.optimizer.state[shard])
-            self.optimizer.step()  # moves this one alone, since no other has a gradient
-            for pull in pulls:
-                pull.after(self.names[shard], shard.data, rates[shard])
-            weight.data.copy_(stochastic(shard.data, generator))
-            narrow(self.optimizer.state[shard], self._moments, generator)
+            for here, slope in self._parts_of(shard, weight.data, gradient, whole=bool(pulls)):
+                shard.data, shard.grad = here.float(), slope.float().mul_(factor)
+                widen(self.optimizer.state[shard])
+                self.optimizer.step()  # moves this one alone, since no other has a gradient
+                for pull in pulls:
+                    pull.after(self.names[shard], shard.data, rates[shard])
+                here.copy_(stochastic(shard.data, generator))
+                narrow(self.optimizer.state[shard], self._moments, generator)
             shard.data, shard.grad = _outline(weight), None
+
+    def _parts_of(
+        self, shard: nn.Parameter, weight: Tensor, gradient: Tensor, *, whole: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of a weight and its gradient what is moved at once; all where pulls remember something of all of it."""
+        numbers = MOVED_AT_ONCE[weight.device.type]
+        if whole or not self._parts or weight.numel() <= numbers:
+            yield weight, gradient
+            return
+        line, slope = weight.view(-1), gradient.reshape(-1)
+        for part in in_parts(self.optimizer.state[shard], weight.shape, numbers):
+            yield line[part], slope[part]
 
     def visit(self, act: Visitor) -> None:
         generator = self._generator()
@@ -160,4 +183,6 @@ def weights_for(
     """
     if precision.weights == "float32":
         return FullWeights(model, make_optimizer, moments_wait=moments_wait)
-    return RoundedWeights(model, make_optimizer, moments=precision.moments, moments_wait=moments_wait)
+    return RoundedWeights(
+        model, make_optimizer, moments=precision.moments, parts=precision.parts, moments_wait=moments_wait
+    )

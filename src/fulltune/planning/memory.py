@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fulltune.base.formats import BYTES
-from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, NARROWED, Forecast, Part
+from fulltune.base.memory import ATTENDED, CHUNK_BYTES, CODED_AT_ONCE, GIB, MOVED_AT_ONCE, NARROWED, Forecast, Part
 from fulltune.base.records import ModelFacts
 from fulltune.planning import standing
 from fulltune.planning.way import Pass, Way
@@ -213,10 +213,9 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     held, passing = sum(part.high for part in state), sum(part.high for part in passes)
     moment = 4 * model.shape.tensor  # gradients of a head in pieces, and of an embedding tied to it, are added up
     if not way.dtypes.bytes["gradients"]:  # of one weight at a time, and what its update is made of
-        moment += 3 * 4 * model.shape.tensor
-    if way.dtypes.weights != "float32":  # one weight tensor is moved in float32 (docs/precision.md), without passes
-        coded = 28 * min(model.shape.tensor, CODED_AT_ONCE) if way.dtypes.moments == "int8" else 0
-        moment = max(0, coded + 30 * model.shape.tensor - sum(part.low for part in passes))
+        moment += 3 * BYTES[way.dtypes.gradients] * model.shape.tensor
+    if way.dtypes.weights != "float32":  # moved in float32, without passes
+        moment = max(moment, _moved(way, model) - sum(part.low for part in passes))
     if way.engine == "ddp":  # after the first update it makes its buckets anew, in the order in which gradients came
         moment += standing.gradients(way, model, load).high
     if way.kind == "cpu":
@@ -230,14 +229,24 @@ def _overhead(way: Way, model: ModelFacts, load: Pass, state: list[Part], passes
     return Part("overhead", int(0.3 * GIB), int(moment + 0.05 * held + 0.15 * passing + context + exchange))
 
 
+def _moved(way: Way, model: ModelFacts) -> int:
+    """What it takes to move a bfloat16 weight, or a part of it, in float32 (docs/precision.md)."""
+    whole, dtypes = model.shape.tensor, way.dtypes
+    in_parts = dtypes.parts and "pulls" not in dtypes.bytes
+    numbers = min(whole, MOVED_AT_ONCE[way.kind]) if in_parts else whole
+    return 30 * numbers + (28 * min(numbers, CODED_AT_ONCE) if dtypes.moments == "int8" else 0)
+
+
 def _scattered(way: Way, model: ModelFacts, load: Pass, passes: list[Part]) -> float:
     """Of small tensors that passes leave and free, what glibc's allocator cannot use again (measured).
 
-    It is up to half of them, and all of them between gradients that stay.
+    It is up to half of them, and all of them between gradients that stay: those of other micro-batches, or of an MLP
+    of which tile after tile is made again.
     """
     sizes: dict[str, float] = {part.name: part.high for part in passes if part.name != GATHERED}
     if load.tokens * model.hidden * way.compute >= _MAPPED:
         sizes["activations"] *= 0.2
     if 4 * _logits_at_once(model, load) >= _MAPPED:
         sizes["logits"] = 0
-    return (1.2 if load.several else 0.5) * sum(sizes.values())
+    between = load.several or (way.checkpointed and way.tile is not None and load.tokens > way.tile)
+    return (1.2 if between else 0.5) * sum(sizes.values())

@@ -128,6 +128,7 @@ def precision_plan(precision: Precision, optim: OptimSection, *, several: bool) 
         beside=float(beside),
         spares_matrices=spares_matrices,
         projected=float(projected),
+        parts=weights != "float32" and takes_parts(optim.name),
     )
 
 

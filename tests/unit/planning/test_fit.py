@@ -129,10 +129,10 @@ def test_ddp_is_told_of_fsdp2_and_fsdp2_of_offload() -> None:
 
 
 def test_where_nothing_helps_on_one_gpu_the_number_that_would_is_named() -> None:
-    given = loaded(case(1, machine=of(GPUS, 10), of=WIDE), 8)
+    given = loaded(case(1, machine=of(GPUS, 8.9), of=WIDE), 8)
     mend = refusal(given, 100).faults[0].mend
     assert re.match(
-        r"engine\.name=fsdp2 train\.micro_examples=1 on 8 such GPUs \(\d\.\d\d to \d\.\d\d GiB on each\), or ", mend
+        r"engine\.name=fsdp2 train\.micro_examples=1 on 16 such GPUs \(\d\.\d\d to \d\.\d\d GiB on each\), or ", mend
     )
     assert "such GPUs" not in refusal(loaded(case(1, of=WIDE), 16), 4).faults[0].mend, "a host is not bought in pieces"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fulltune.base.memory import AWAY_AT_ONCE, CHUNK_BYTES, GIB, Forecast, Part, Shape, between
+from fulltune.base.memory import AWAY_AT_ONCE, CHUNK_BYTES, GIB, MOVED_AT_ONCE, Forecast, Part, Shape, between
 from fulltune.base.records import ModelFacts, Precision
 from fulltune.planning.memory import forecast
 from fulltune.planning.precision import precision_plan
@@ -137,6 +137,22 @@ def test_bf16_sr_holds_two_bytes_and_moves_one_tensor_in_float32() -> None:
     assert coded["moments"] == (2031, 2031), "two codes and their part of two scales, of 1,000 weights"
     assert coded["overhead"][1] == pytest.approx(found["overhead"][1] + 28 * 100 - 0.05 * 1969, abs=1)
     assert parts(way("bf16-sr", several=True), replace(LOAD, several=True))["gradients"] == (4000, 4000)
+
+
+def test_a_large_tensor_is_moved_in_parts_where_each_number_is_moved_by_itself() -> None:
+    """30 bytes for each that is moved at once: less than a head of 100 million numbers takes in the backward pass."""
+    few, of = replace(LOAD, rows=1, width=1, taught=1), replace(model(), shape=replace(model().shape, tensor=10**8))
+    ema = OptimSection(pulls=({"use": "ema", "options": {"decay": 0.9}},))  # type: ignore[arg-type]
+
+    def overhead(section: OptimSection, kind: str) -> int:
+        asked = replace(way("bf16-sr", kind=kind), dtypes=precision_plan("bf16-sr", section, several=False))
+        return parts(asked, few, of)["overhead"][1]
+
+    for kind, numbers in MOVED_AT_ONCE.items():
+        saved = 30 * 10**8 - max(4 * 10**8, 30 * numbers)
+        for section in (OptimSection(name="adafactor"), ema):
+            apart = overhead(section, kind) - overhead(OptimSection(), kind)
+            assert apart == pytest.approx(saved, rel=1e-2), (kind, section.name)
 
 
 def test_fsdp2_divides_the_state_and_gathers_a_block() -> None:
