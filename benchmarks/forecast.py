@@ -221,17 +221,21 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--tiny", action="store_true", help="tiny models alone: to see whether it runs")
     made.add_argument("--only", default="", metavar="WORDS", help="cases alone whose line has these words")
     made.add_argument(
-        "--again", type=Path, help="JSON of an earlier run, whose peaks are taken: only the forecast is new"
+        "--again",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="JSON of earlier runs, whose peaks are taken, the last one's of each case: only the forecast is new",
     )
     made.add_argument("--results", type=Path, default=report.RESULTS, help="folder for the results")
     return made.parse_args(words)
 
 
-def _peaks(again: Path | None) -> Mapping[str, int]:
-    """By row, what an earlier run measured."""
-    if again is None:
-        return {}
-    return {one["row"]: one["peak"] for one in json.loads(again.read_text(encoding="utf-8"))["measured"]}
+def _peaks(again: Sequence[Path]) -> Mapping[str, int]:
+    """By row, what the last of these runs that has it measured."""
+    measured = (json.loads(path.read_text(encoding="utf-8"))["measured"] for path in again)
+    return {one["row"]: one["peak"] for run in measured for one in run}
 
 
 def measure(row: Row) -> int | None:
@@ -256,9 +260,10 @@ def _told(found: Mapping[str, Any]) -> str:
     return f"{report.size(found['peak'])}, {here} of {report.size(found['low'])} to {report.size(found['high'])}"
 
 
-def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]], again: Path | None) -> str:
+def page(when: Occasion, measured: Sequence[tuple[Row, Mapping[str, Any]]], again: Sequence[Path]) -> str:
     """The result as Markdown."""
-    taken = {} if again is None else {"peaks": f"those of {again.name}; the forecast was made anew"}
+    names = ", then ".join(path.name for path in again)
+    taken = {"peaks": f"those of {names}; the forecast was made anew"} if again else {}
     lines = [
         [
             str(row),
