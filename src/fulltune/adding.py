@@ -27,7 +27,8 @@ def add_in_place(model: nn.Module) -> None:
     For a model whose gradients nobody else waits for: neither hooks that autograd calls when one has arrived, nor
     `torch.autograd.grad`, hear of them.
     """
-    _added.update((weight, True) for weight in model.parameters())
+    # Others are left to autograd, which lays a gradient as its weight lies: fused kernels take them number by number.
+    _added.update((weight, True) for weight in model.parameters() if weight.is_contiguous())
     module = cast(Any, model).get_input_embeddings()
     if type(module) is nn.Embedding and not (module.max_norm or module.scale_grad_by_freq or module.sparse):
         cast(Any, module).forward = partial(_embedded, module, module.forward)

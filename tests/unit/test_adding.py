@@ -81,3 +81,14 @@ def test_of_16_bits_the_first_is_kept_as_it_is() -> None:
     drop([weight])
     settle([weight])
     assert weight.grad is None
+
+
+def test_a_weight_that_lies_transposed_is_left_to_autograd_which_lays_its_gradient_so() -> None:
+    """A fused optimizer takes weight and gradient number by number, as they lie in memory."""
+    made = tiny.model("llama")
+    weight = cast(Any, made).model.layers[0].self_attn.o_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+    keep_less(made)
+    add_in_place(made)
+    cast(Any, made)(input_ids=torch.arange(20)[None], use_cache=False).logits.sum().backward()
+    assert weight.grad is not None and weight.grad.stride() == weight.stride()

@@ -1,7 +1,8 @@
 """A weight that is moved part by part, so that what its update takes besides does not grow with it.
 
 For optimizers that treat each number by itself. Of the head of Llama 3 with 8 billion parameters, 525 million numbers,
-float32 copies of weight, gradient and moments with all that is made on the way would be 15 GB.
+float32 copies of weight, gradient and moments with all that is made on the way would be 14.7 GiB by the
+forecast's formula.
 """
 
 from collections.abc import Iterator

@@ -140,7 +140,7 @@ class RoundedWeights:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Of a weight and its gradient what is moved at once; all where pulls remember something of all of it."""
         numbers = MOVED_AT_ONCE[weight.device.type]
-        if whole or not self._parts or weight.numel() <= numbers:
+        if whole or not self._parts or weight.numel() <= numbers or not weight.is_contiguous():
             yield weight, gradient
             return
         line, slope = weight.view(-1), gradient.reshape(-1)

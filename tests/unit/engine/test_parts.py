@@ -41,7 +41,7 @@ def moved(made: RoundedWeights, updates: int, pulls: Any = ()) -> tuple[Tensor, 
     ((shard, weight),) = made._weights.items()
     for seed in range(updates):
         torch.manual_seed(seed)
-        weight.grad = torch.randn(SHAPE).to(weight.dtype)
+        weight.grad = torch.empty_like(weight).copy_(torch.randn(SHAPE))  # laid as the weight is, as autograd does
         made.step(made.norm(), 1.5, pulls)
         made.clear()
     return weight.detach(), made.optimizer.state[shard]
@@ -126,6 +126,16 @@ def test_pulls_are_shown_the_whole_weight() -> None:
 
     moved(weights("float32", parts=True), 1, [Look(alpha=0.1)])
     assert shapes == [SHAPE]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_weight_that_lies_transposed_in_memory_is_moved_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounded, "stochastic", lambda value, generator: value.to(torch.bfloat16))
+    made, plain = weights("float32", parts=True), weights("float32", parts=False)
+    for weight in made._weights.values():
+        weight.data = weight.data.t().contiguous().t()
+    (found, _), (whole, _) = moved(made, 2), moved(plain, 2)
+    assert not found.is_contiguous() and torch.equal(found, whole)
 
 
 @pytest.mark.usefixtures("small")
